@@ -1,0 +1,813 @@
+"""The command line: every command is a few lines that call the four parts."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+import features
+import manifests
+
+if TYPE_CHECKING:
+    from extract import Summary
+    from features import Features, Recipe
+    from train import Prediction, Run
+
+DONE, FAILED, SOME_FAILED = 0, 1, 3  # exit codes; 2, wrong usage, is Typer's own
+EXTRACT_EXTRA = "this needs stage 1, which is not installed: pip install 'avarnet[extract]'"
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Audio-visual anomaly recognition: features are extracted once, models train in seconds.",
+)
+manifest_app = typer.Typer(no_args_is_help=True, help="Say what there is to process.")
+features_app = typer.Typer(no_args_is_help=True, help="Look into a feature store.")
+app.add_typer(manifest_app, name="manifest")
+app.add_typer(features_app, name="features")
+
+out = Console()
+err = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Output = Annotated[Path, typer.Option("-o", "--output", help="The manifest to write.")]
+Root = Annotated[
+    Path | None,
+    typer.Option(help="What the manifest's paths are relative to.", show_default="its folder"),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Manifest = Annotated[Path, typer.Argument(help="The manifest, JSON Lines.")]
+StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the feature store.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one message, never a traceback."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        fail("interrupted; run the same command again to go on")
+    except (manifests.ManifestError, features.FeatureError, OSError) as error:
+        fail(str(error))
+    except Exception as error:
+        # the errors of train and extract, which are imported only by the commands that need them
+        if type(error).__name__ not in ("TrainError", "ClipError", "WeightsError"):
+            raise
+        fail(str(error))
+
+
+def fail(message: str) -> None:
+    """Print an error and exit with 1."""
+    err.print(f"[red]error:[/] {_plain(message)}", highlight=False, soft_wrap=True)
+    sys.exit(FAILED)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if show:
+        out.print(version("avarnet"), highlight=False)
+        raise typer.Exit
+
+
+# manifest ---------------------------------------------------------------------------------------
+
+
+@manifest_app.command(
+    "folders", epilog="Example: `avarnet manifest folders videos -o videos.jsonl`"
+)
+def manifest_folders(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="DIR/CLASS/clip.mp4")],
+    output: Output,
+    groups: Annotated[
+        Path | None, typer.Option(help="CSV with columns clip and source (the recording).")
+    ] = None,
+    root: Root = None,
+    as_json: Json = False,
+) -> None:
+    """One class per sub-folder (VAAR's layout)."""
+    clips = manifests.from_folders(directory, _root(output, root), groups)
+    _write_manifest(output, clips, [], as_json)
+
+
+@manifest_app.command("csv", epilog="Example: `avarnet manifest csv clips.csv -o clips.jsonl`")
+def manifest_csv(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="Columns path, label; optional id, split, group, duration, fps, audio, start, end."
+        ),
+    ],
+    output: Output,
+    root: Root = None,
+    as_json: Json = False,
+) -> None:
+    """From a table; paths are relative to the table's folder."""
+    _write_manifest(output, manifests.from_csv(file, _root(output, root)), [], as_json)
+
+
+@manifest_app.command(
+    "xd-violence", epilog="Example: `avarnet manifest xd-violence --lists lists -o xd.jsonl`"
+)
+def manifest_xd_violence(
+    lists: Annotated[Path, typer.Option(help="Folder of train.txt, test.txt, annotations.txt.")],
+    output: Output,
+    videos: Annotated[Path | None, typer.Option(help="Folder of the videos.")] = None,
+    root: Root = None,
+    as_json: Json = False,
+) -> None:
+    """XD-Violence: official names, splits, classes and frame annotations."""
+    listing = manifests.from_xd_violence(lists, _root(output, root), videos)
+    _write_manifest(output, listing.clips, listing.missing, as_json)
+
+
+@manifest_app.command(
+    "ucf-crime", epilog="Example: `avarnet manifest ucf-crime --lists lists -o ucf.jsonl`"
+)
+def manifest_ucf_crime(
+    lists: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of Anomaly_Train.txt, Anomaly_Test.txt, Temporal_Anomaly_Annotation.txt."
+        ),
+    ],
+    output: Output,
+    videos: Annotated[Path | None, typer.Option(help="Folder of the videos.")] = None,
+    root: Root = None,
+    as_json: Json = False,
+) -> None:
+    """UCF-Crime: official names, splits, classes and frame annotations."""
+    listing = manifests.from_ucf_crime(lists, _root(output, root), videos)
+    _write_manifest(output, listing.clips, listing.missing, as_json)
+
+
+@manifest_app.command(
+    "split", epilog="Example: `avarnet manifest split videos.jsonl --test 0.2 --val 0.1`"
+)
+def manifest_split(
+    manifest: Manifest,
+    test: Annotated[float, typer.Option(help="Share of clips to hold out.")] = 0.2,
+    val: Annotated[float, typer.Option(help="Share of clips that pick the best epoch.")] = 0.1,
+    folds: Annotated[int, typer.Option(help="Folds for cross-validation instead.")] = 0,
+    seed: int = 0,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", show_default="in place", help="Manifest.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Divide the clips, stratified by class, never dividing a group."""
+    clips = manifests.read(manifest)
+    target = output or manifest
+    if target.resolve().parent != manifest.resolve().parent:
+        raise manifests.ManifestError(
+            f"{target}: paths are relative to the manifest's folder; write it beside {manifest}"
+        )
+    if folds:
+        clips = manifests.assign_folds(clips, folds, seed)
+    else:
+        clips = manifests.assign_split(clips, test, val, seed)
+    manifests.write(target, clips)
+    counts = manifests.split_table(clips)
+    if as_json:
+        _print_json({"manifest": str(target), "classes": counts})
+        return
+    total = dict(Counter(clip.split or "none" for clip in clips))
+    sides = sorted(total, key=lambda side: ["train", "val", "test", side].index(side))
+    table = Table("class", *sides)
+    for name, row in {**counts, "all clips": total}.items():
+        whole = sum(row.values())
+        table.add_row(name, *(f"{row.get(s, 0)} ({row.get(s, 0) / whole:.0%})" for s in sides))
+    out.print(table)
+
+
+@manifest_app.command("check", epilog="Example: `avarnet manifest check videos.jsonl`")
+def manifest_check(manifest: Manifest, root: Root = None, as_json: Json = False) -> None:
+    """Find duplicates, missing files, leaks between splits, wrong intervals, missing sound."""
+    probe = None
+    if _has_extract():
+        from extract.decode import footage, sound_beside
+        from extract.decode import probe as read_clock
+
+        def probe(video: Path, audio: Path | None) -> tuple[float, bool]:
+            media = read_clock(video)
+            sound = audio or sound_beside(video) or media.sound_start is not None
+            return media.duration or footage(video), bool(sound)
+
+    findings = manifests.check(manifest, _root(manifest, root), probe)
+    errors = sum(finding.severity == "error" for finding in findings)
+    if as_json:
+        _print_json(
+            {"findings": [finding._asdict() for finding in findings], "opened": probe is not None}
+        )
+    else:
+        if findings:
+            table = Table("line", "clip", "", "problem", "way out")
+            for f in findings:
+                colour = "red" if f.severity == "error" else "yellow"
+                cells = (str(f.line), _plain(f.clip), f"[{colour}]{f.kind}[/]")
+                table.add_row(*cells, _plain(f.problem), _plain(f.way_out))
+            out.print(table)
+        out.print(f"{errors} errors, {len(findings) - errors} warnings")
+        if probe is None:
+            out.print(f"The videos were not opened: {_plain(EXTRACT_EXTRA)}")
+    raise typer.Exit(FAILED if errors else DONE)
+
+
+def _write_manifest(
+    output: Path, clips: Sequence[manifests.Clip], missing: list[str], as_json: bool
+) -> None:
+    manifests.write(output, clips)
+    counts = Counter(clip.label for clip in clips)
+    if as_json:
+        _print_json(
+            {"manifest": str(output), "clips": len(clips), "missing": missing, "classes": counts}
+        )
+        return
+    table = Table("class", "clips")
+    for name, count in sorted(counts.items()):
+        table.add_row(_plain(name), str(count))
+    out.print(table)
+    out.print(f"{len(clips)} clips in {_plain(str(output))}")
+    if missing:
+        some = _plain(", ".join(missing[:3]))
+        out.print(f"[yellow]{len(missing)} listed videos were not found[/] ({some}, ...)")
+
+
+# extract ----------------------------------------------------------------------------------------
+
+
+@app.command(
+    epilog="Example: `avarnet extract videos.jsonl store --weights random "
+    "--video-model mobilevit_xxs`"
+)
+def extract(
+    manifest: Manifest,
+    store: StorePath,
+    video_model: Annotated[
+        str, typer.Option(help="A timm MobileViT, or a folder in the hub's format.")
+    ] = "mobilevit_s",
+    audio_model: Annotated[
+        str, typer.Option(help="A Wav2Vec2 checkpoint: its name on the hub, or a folder.")
+    ] = "facebook/wav2vec2-base",
+    weights: Annotated[
+        Literal["pretrained", "random"],
+        typer.Option(help="random: seeded networks that have learned nothing, to try things out."),
+    ] = "pretrained",
+    video_weights: Annotated[
+        Path | None, typer.Option(help="A weights file for the video model.")
+    ] = None,
+    snippet_seconds: Annotated[float, typer.Option(help="Length of one time step.")] = 0.25,
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option()] = "fp32",
+    device: Device = "auto",
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes; 0: one a core, or a single one on a GPU.")
+    ] = 0,
+    root: Root = None,
+    as_json: Json = False,
+) -> None:
+    """Stage 1: read every video once and write its features to a store.
+
+    Interrupted? Run the same command again: finished clips are not done twice.
+    """
+    clips = manifests.read(manifest)
+    _need_extract()
+    import extract as stage1
+
+    try:
+        recipe = stage1.make_recipe(
+            video_model,
+            audio_model,
+            weights,
+            str(video_weights) if video_weights else None,
+            snippet_seconds,
+            precision,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    _say_random(recipe)
+    summary = _extract(clips, _root(manifest, root), store, recipe, workers, device)
+    if as_json:
+        _print_json({"store": str(store), "fingerprint": recipe.fingerprint, **asdict(summary)})
+    else:
+        _print_summary(summary, store)
+    raise typer.Exit(SOME_FAILED if summary.failed else DONE)
+
+
+def _extract(
+    clips: Sequence[manifests.Clip],
+    root: Path,
+    store: Path,
+    recipe: Recipe,
+    workers: int = 0,
+    device: str = "auto",
+) -> Summary:
+    import extract as stage1
+
+    tasks = [stage1.Task(c.id, c.resolve(root), c.resolve_audio(root)) for c in clips]
+    with _footage_bar() as progress:
+        return stage1.extract(
+            tasks, store, recipe, workers=workers, device=device, progress=progress
+        )
+
+
+@contextmanager
+def _footage_bar() -> Iterator[Callable[[float, float], None]]:
+    """Yield a callback that draws footage done, speed as a multiple of real time, time left."""
+    columns = (
+        TextColumn("extracting"),
+        BarColumn(),
+        TextColumn("{task.fields[done]} of {task.fields[all]} of video"),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, disable=not err.is_terminal) as bar:
+        task = bar.add_task("", total=None, done="0:00:00", all="0:00:00", speed="")
+
+        def show(done: float, total: float) -> None:
+            elapsed = bar.tasks[0].elapsed or 0.0
+            speed = f"{done / elapsed:.1f} x real time" if done and elapsed else ""
+            bar.update(
+                task,
+                completed=done,
+                total=total,
+                done=_clock(done),
+                all=_clock(total),
+                speed=speed,
+            )
+
+        yield show
+
+
+def _print_summary(summary: Summary, store: Path) -> None:
+    if summary.failed:
+        table = Table("failed clip", "reason")
+        for clip_id, reason in sorted(summary.failed.items()):
+            table.add_row(_plain(clip_id), _plain(reason))
+        out.print(table)
+    speed = summary.footage / summary.seconds if summary.seconds else 0.0
+    out.print(
+        f"{len(summary.extracted)} clips extracted, {len(summary.already)} were there, "
+        f"{len(summary.failed)} failed: {_clock(summary.footage)} of video in "
+        f"{_clock(summary.seconds)} ({speed:.1f} x real time) -> {_plain(str(store))}"
+    )
+
+
+# features ---------------------------------------------------------------------------------------
+
+
+@features_app.command("info", epilog="Example: `avarnet features info store`")
+def features_info(store: StorePath, as_json: Json = False) -> None:
+    """What is in a store, and by which recipe."""
+    opened = features.Store(store)
+    hours = sum(float(shard.duration.sum()) for shard in opened.shards) / 3600
+    lacking = {
+        name: sum(not clip.valid[name].any() for clip in opened.values())
+        for name in opened.recipe.streams
+    }
+    flags = Counter(
+        flag.name.lower().replace("_", " ")
+        for clip in opened.values()
+        for flag in clip.flags
+        if flag.name
+    )
+    info = {
+        "store": str(store),
+        "clips": len(opened),
+        "hours": hours,
+        "shards": len(opened.shards),
+        "bytes": sum(shard.path.stat().st_size for shard in opened.shards),
+        "clips_without": lacking,
+        "flags": flags,
+        "unreadable_shards": {str(k): v for k, v in opened.unreadable.items()},
+        "random_weights": opened.recipe.random_streams,
+        "recipe": json.loads(opened.recipe.to_json()),
+    }
+    if as_json:
+        _print_json(info)
+        return
+    table = Table(show_header=False)
+    table.add_row("clips", str(len(opened)))
+    table.add_row("footage", f"{hours:.2f} hours in steps of {opened.snippet_seconds:g} s")
+    table.add_row("shards", f"{len(opened.shards)}, {info['bytes'] / 1e6:.1f} MB")
+    for name, settings in opened.recipe.streams.items():
+        source = opened.recipe.source.get(name, {})
+        origin = f"{source.get('name', settings['model'])}, {source.get('weights', '?')} weights"
+        lack = f"; {lacking[name]} clips have none" if lacking[name] else ""
+        table.add_row(f"stream {name}", _plain(f"{settings['features']} values, {origin}{lack}"))
+    for flag, count in flags.items():
+        table.add_row(flag, f"{count} clips")
+    table.add_row("fingerprint", opened.recipe.fingerprint)
+    out.print(table)
+    for reason in opened.unreadable.values():
+        out.print(f"[red]unreadable:[/] {_plain(reason)}")
+    _say_random(opened.recipe)
+
+
+@features_app.command("list", epilog="Example: `avarnet features list store`")
+def features_list(store: StorePath, as_json: Json = False) -> None:
+    """Every clip of a store."""
+    opened = features.Store(store)
+    rows: list[dict[str, Any]] = [
+        {
+            "clip": clip_id,
+            "snippets": len(clip),
+            "seconds": round(clip.duration, 3),
+            "valid": {name: int(valid.sum()) for name, valid in clip.valid.items()},
+            "flags": [flag.name for flag in clip.flags],
+        }
+        for clip_id, clip in opened.items()
+    ]
+    if as_json:
+        _print_json(rows)
+        return
+    table = Table("clip", "seconds", "snippets", *opened.recipe.streams, "flags")
+    for row in rows:
+        valid = (str(count) for count in row["valid"].values())
+        flags = ", ".join(row["flags"]).lower()
+        table.add_row(
+            _plain(row["clip"]), f"{row['seconds']:.2f}", str(row["snippets"]), *valid, flags
+        )
+    out.print(table)
+
+
+@features_app.command("verify", epilog="Example: `avarnet features verify store`")
+def features_verify(store: StorePath, as_json: Json = False) -> None:
+    """Read every byte and say whether it is as it was written."""
+    intact, damages = features.verify(store)
+    if as_json:
+        rows = [{**d._asdict(), "shard": str(d.shard)} for d in damages]
+        _print_json({"intact_clips": intact, "damaged_shards": rows})
+    else:
+        for damage in damages:
+            hurt = f"; clips hurt: {', '.join(damage.clips)}" if damage.clips else ""
+            out.print(f"[red]damaged[/] {_plain(f'{damage.shard}: {damage.reason}{hurt}')}")
+        if damages:
+            out.print("Delete these shards and run 'avarnet extract' again, or copy them again.")
+        out.print(f"{intact} clips intact, {len(damages)} damaged shards")
+    raise typer.Exit(FAILED if damages else DONE)
+
+
+# train, evaluate, predict -----------------------------------------------------------------------
+
+
+@app.command(epilog="Example: `avarnet train videos.jsonl store run --folds 5`")
+def train(
+    manifest: Manifest,
+    store: StorePath,
+    run: RunPath,
+    streams: Annotated[
+        str | None, typer.Option(help="Comma-separated.", show_default="video,audio")
+    ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(help="Cross-validate; a manifest's own split is then not used."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(show_default="0")] = None,
+    epochs: Annotated[int | None, typer.Option(help="At most this many.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML with any setting; options win over it.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps, auto.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Stage 2: train the MTCN to recognise each clip's class."""
+    import train as stage2
+
+    settings = stage2.Config.load(
+        config,
+        streams=streams.split(",") if streams else None,
+        folds=folds,
+        seed=seed,
+        epochs=epochs,
+    )
+    clips = manifests.read(manifest)
+    opened = features.Store(store)
+    if not as_json:
+        _say_random(opened.recipe)
+    trained = _train(clips, opened, run, settings, device, quiet=as_json)
+    best = [min(rows, key=lambda row: row["val_loss"]) for rows in _by_fold(trained.history())]
+    if as_json:
+        _print_json(
+            {
+                "run": str(run),
+                "classes": trained.classes,
+                "best_epochs": best,
+                "left_out": trained.left_out,
+                "config": asdict(trained.config),
+            }
+        )
+        return
+    if trained.left_out:
+        some = _plain(", ".join(trained.left_out[:3]))
+        out.print(
+            f"[yellow]{len(trained.left_out)} clips of the manifest are not in the store and were "
+            f"left out[/] ({some}, ...)"
+        )
+    out.print(f"run in {_plain(str(run))}; next: avarnet evaluate {_plain(str(run))}")
+
+
+def _train(
+    clips: Sequence[manifests.Clip],
+    store: features.Store,
+    run: Path,
+    settings: Any,
+    device: str = "cpu",
+    quiet: bool = False,
+) -> Run:
+    """Train with a table on the way: a row an epoch, or a row a fold."""
+    import torch
+
+    import train as stage2
+    from train.fit import Epoch
+
+    torch_device = torch.device(
+        "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
+    )
+    header = "  fold  epoch  train loss  val loss  val accuracy"
+
+    def row(fold: int, epoch: Epoch, mark: str) -> str:
+        return (
+            f"{fold:6d} {epoch.epoch:6d} {epoch.train_loss:11.4f} {epoch.val_loss:9.4f} "
+            f"{epoch.val_accuracy:13.3f}{mark}"
+        )
+
+    bests: dict[int, Epoch] = {}
+
+    with Progress(console=err, transient=True, disable=quiet or not err.is_terminal) as bar:
+        task = bar.add_task("training", total=None)
+
+        def show(fold: int, count: int, epoch: Epoch, best: bool) -> None:
+            if quiet:
+                return
+            if fold == 0 and epoch.epoch == 1:
+                out.print(header, highlight=False)
+            if count == 1:
+                out.print(row(fold, epoch, "  best" if best else ""), highlight=False)
+            elif fold not in bests and fold:
+                out.print(row(fold - 1, bests[fold - 1], ""), highlight=False)
+            if best or fold not in bests:
+                bests[fold] = epoch
+            total = count * settings.epochs
+            bar.update(task, total=total, completed=fold * settings.epochs + epoch.epoch)
+
+        trained = stage2.train_run(clips, store, run, settings, device=torch_device, on_epoch=show)
+    if not quiet and len(trained.parts) > 1:
+        out.print(row(len(trained.parts) - 1, bests[len(trained.parts) - 1], ""), highlight=False)
+    return trained
+
+
+def _by_fold(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    folds: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        folds.setdefault(row["fold"], []).append(row)
+    return list(folds.values())
+
+
+@app.command(epilog="Example: `avarnet evaluate run`")
+def evaluate(
+    run: RunPath,
+    store: Annotated[
+        Path | None, typer.Option(help="Its features, if they have moved since.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Judge a run on its held-out clips, beside a linear classifier, and write its report."""
+    import train as stage2
+
+    loaded = stage2.Run.load(run)
+    metrics = _evaluate(loaded, store)
+    if as_json:
+        _print_json(metrics)
+        return
+    _print_metrics(metrics, loaded)
+    out.print(f"report: {_plain(str(run / 'report.html'))}")
+
+
+def _evaluate(run: Run, store: Path | None = None) -> dict[str, Any]:
+    import train as stage2
+    from train.report import write_report
+
+    metrics = stage2.evaluate_run(run, features.Store(store or run.store))
+    with open(run.path / "predictions.csv", newline="", encoding="utf-8") as file:
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    write_report(run, metrics, rows, run.path / "report.html")
+    return metrics
+
+
+def _print_metrics(metrics: dict[str, Any], run: Run) -> None:
+    model, linear = metrics["model"], metrics["linear"]
+    _say_random(run.recipe)
+    where = "held-out" if metrics["held_out"] == "test" else "validation (no test split: too good)"
+    out.print(f"{model['clips']} {where} clips, {metrics['parts']} model(s)")
+    table = Table("", "MTCN", "95 % interval", "linear", "95 % interval")
+    for name in ("accuracy", "precision", "recall", "f1"):
+        cells: list[str] = []
+        for row in (model[name], linear[name]):
+            cells += [f"{row['value']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}"]
+        table.add_row(name if name == "accuracy" else f"macro {name}", *cells)
+    out.print(table)
+    table = Table("class", "clips", "precision", "recall", "F1", title="MTCN, by class")
+    for name, row in model["per_class"].items():
+        scores = (f"{row[key]:.3f}" for key in ("precision", "recall", "f1"))
+        table.add_row(_plain(name), str(row["clips"]), *scores)
+    out.print(table)
+    table = Table("is \\ taken for", *map(_plain, run.classes), title="MTCN, confusion")
+    for name, counts in zip(run.classes, model["confusion"], strict=True):
+        table.add_row(_plain(name), *(str(count) if count else "." for count in counts))
+    out.print(table)
+
+
+@app.command(epilog="Example: `avarnet predict run new.mp4`")
+def predict(
+    run: RunPath,
+    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="Video files.")],
+    video_model: Annotated[
+        str | None, typer.Option(help="The video model's folder, if it has moved.")
+    ] = None,
+    video_weights: Annotated[
+        Path | None, typer.Option(help="The video weights file, if it has moved.")
+    ] = None,
+    audio_model: Annotated[
+        str | None, typer.Option(help="The sound model's folder, if it has moved.")
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Class, confidence and the score of every snippet for new videos."""
+    import train as stage2
+
+    loaded = stage2.Run.load(run)
+    _need_extract()
+    import extract as stage1
+
+    source = {name: dict(settings) for name, settings in loaded.recipe.source.items()}
+    for stream, key, moved in (
+        ("video", "name", video_model),
+        ("video", "file", video_weights),
+        ("audio", "name", audio_model),
+    ):
+        if moved:
+            source[stream][key] = str(moved)
+    recipe = replace(loaded.recipe, source=source)
+    if not as_json:
+        _say_random(recipe)
+    extractor, predictor = stage1.Extractor(recipe, device), stage2.Predictor(loaded)
+    answers: list[dict[str, Any]] = []
+    failed = 0
+    for video in videos:
+        try:
+            clip = extractor(video)
+        except stage1.ClipError as error:
+            failed += 1
+            answers.append({"video": str(video), "error": str(error)})
+            if not as_json:
+                err.print(f"[red]failed:[/] {_plain(f'{video}: {error}')}", soft_wrap=True)
+            continue
+        answer = predictor(clip)
+        answers.append(_answer(video, clip, answer))
+        if not as_json:
+            _print_prediction(video, clip, answer)
+    if as_json:
+        _print_json(answers)
+    if failed:
+        raise typer.Exit(FAILED if failed == len(videos) else SOME_FAILED)
+
+
+def _answer(video: Path, clip: Features, answer: Prediction) -> dict[str, Any]:
+    return {
+        "video": str(video),
+        "label": answer.label,
+        "confidence": answer.confidence,
+        "probabilities": answer.probabilities,
+        "snippet_seconds": clip.snippet_seconds,
+        "streams": {name: int(valid.sum()) for name, valid in clip.valid.items()},
+        "scores": {
+            name: [round(float(score), 4) for score in answer.scores[:, column]]
+            for column, name in enumerate(answer.probabilities)
+        },
+    }
+
+
+def _print_prediction(video: Path, clip: Features, answer: Prediction) -> None:
+    out.print(f"{_plain(str(video))}: [bold]{_plain(answer.label)}[/] ({answer.confidence:.2f})")
+    for name, valid in clip.valid.items():
+        if not valid.any():
+            out.print(f"  no {name} in this clip: answered without it")
+    table = Table("from", "to", "class", "score", *map(_plain, answer.probabilities))
+    for step, scores in enumerate(answer.scores):
+        best = int(scores.argmax())
+        table.add_row(
+            f"{step * clip.snippet_seconds:.2f}",
+            f"{(step + 1) * clip.snippet_seconds:.2f}",
+            _plain(list(answer.probabilities)[best]),
+            f"{scores[best]:.2f}",
+            *(f"{score:.2f}" for score in scores),
+        )
+    out.print(table)
+
+
+# demo -------------------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example: `avarnet demo`")
+def demo(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Where to put everything.")
+    ] = Path("avarnet-demo"),
+) -> None:
+    """The whole way on synthetic clips: no download, about two minutes on two cores."""
+    _need_extract()
+    import extract as stage1
+    import train as stage2
+    from extract.synthetic import make_clip, make_videos
+
+    out.print("1. Making small videos with sound: ten classes, some clips without a sound track")
+    videos = folder / "videos"
+    make_videos(videos)
+    unseen = make_clip(folder / "unseen.mp4", "Police siren", seed=10_000)
+    manifest, store, run = folder / "manifest.jsonl", folder / "store", folder / "run"
+    clips = manifests.from_folders(videos, folder)
+    clips = manifests.assign_split(clips, test=0.3, val=0.15)
+    manifests.write(manifest, clips)
+    out.print(f"2. Extracting the features of {len(clips)} clips, once")
+    recipe = stage1.make_recipe("mobilevit_xxs", weights="random")
+    _say_random(recipe)
+    summary = _extract(clips, folder, store, recipe)
+    _print_summary(summary, store)
+    out.print("3. Training the MTCN from the store alone")
+    if run.exists():
+        shutil.rmtree(run)
+    trained = _train(clips, features.Store(store), run, stage2.Config())
+    out.print("4. Evaluating it on the clips held out")
+    _print_metrics(_evaluate(trained), trained)
+    out.print("5. Scoring a clip it has never seen (a synthetic police siren)")
+    clip = stage1.Extractor(recipe)(unseen)
+    _print_prediction(unseen, clip, stage2.Predictor(trained)(clip))
+    out.print(f"\nEverything is in {_plain(str(folder))}: manifest.jsonl, store, run.")
+    out.print(
+        "These backbones were random. For real work leave out '--weights random': "
+        "'avarnet extract MANIFEST STORE' takes the pretrained networks from the hub, its cache, "
+        "or --video-weights FILE and --audio-model FOLDER."
+    )
+    out.print(f"[bold]Report: {_plain(str(run / 'report.html'))}[/]", soft_wrap=True)
+    raise typer.Exit(SOME_FAILED if summary.failed else DONE)
+
+
+# shared -----------------------------------------------------------------------------------------
+
+
+def _root(manifest: Path, root: Path | None) -> Path:
+    return root if root is not None else manifests.default_root(manifest)
+
+
+def _has_extract() -> bool:
+    needed = ("av", "dask", "decord", "distributed", "soundfile", "timm", "transformers")
+    return all(importlib.util.find_spec(name) for name in needed)
+
+
+def _need_extract() -> None:
+    if not _has_extract():
+        fail(EXTRACT_EXTRA)
+
+
+def _say_random(recipe: Recipe) -> None:
+    if recipe.random_streams:
+        err.print(
+            f"[yellow bold]RANDOM WEIGHTS[/] ({', '.join(recipe.random_streams)}): these networks "
+            "have learned nothing; the figures test the pipeline, not the method.",
+            soft_wrap=True,
+        )
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def _plain(text: str) -> str:
+    """Keep a name that looks like Rich's markup from being taken for it."""
+    return text.replace("[", r"\[")
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The features of one clip: one row per snippet and stream, on one time grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntFlag
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.recipe import FeatureError
+
+
+class Flag(IntFlag):
+    """What went wrong with a clip whose features are usable all the same."""
+
+    NONE = 0
+    PICTURE_DAMAGED = 1  # some frames could not be decoded; their rows are flagged invalid
+    SOUND_DAMAGED = 2  # there is a sound track, but it could not be decoded
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of one clip; T snippets long.
+
+    Attributes:
+        streams: stream name -> (T, D) float16, one row per snippet.
+        valid: stream name -> (T,) bool; False where there was nothing to see or hear. Invalid
+            rows are zeros and mean nothing: read the flag, not the row.
+        snippet_seconds: snippet t covers [t, t+1) x snippet_seconds, from the first frame on.
+        duration: seconds of footage.
+        flags: see `Flag`.
+        source: SHA-256 of the video file, 64 hexadecimal digits; empty if there was no file.
+    """
+
+    streams: dict[str, NDArray[np.float16]]
+    valid: dict[str, NDArray[np.bool_]]
+    snippet_seconds: float
+    duration: float
+    flags: Flag = Flag.NONE
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.streams or self.streams.keys() != self.valid.keys():
+            raise FeatureError("features need one validity per stream, and at least one stream")
+        if len({len(rows) for rows in (*self.streams.values(), *self.valid.values())}) != 1:
+            raise FeatureError("all streams of a clip need the same number of snippets")
+
+    def __len__(self) -> int:
+        """Return T, the number of snippets."""
+        return len(next(iter(self.streams.values())))
+
+    @property
+    def video(self) -> NDArray[np.float16]:
+        """(T, Dv) rows of the frames."""
+        return self.streams["video"]
+
+    @property
+    def audio(self) -> NDArray[np.float16]:
+        """(T, Da) rows of the sound."""
+        return self.streams["audio"]
+
+    @property
+    def video_valid(self) -> NDArray[np.bool_]:
+        """(T,) where there was a frame."""
+        return self.valid["video"]
+
+    @property
+    def audio_valid(self) -> NDArray[np.bool_]:
+        """(T,) where there was sound."""
+        return self.valid["audio"]

@@ -1,0 +1,104 @@
+"""What decides a feature's value, as plain data: features of two recipes are never mixed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+class FeatureError(Exception):
+    """A store, a shard or a recipe that cannot be used; the message says which and the way out."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides the value of a feature.
+
+    Attributes:
+        snippet_seconds: length of one step of the time grid, in seconds.
+        precision: arithmetic of the networks, ``fp32`` or ``bf16``.
+        streams: stream name -> the settings of its network (weights hash, preprocessing, pooling).
+        source: stream name -> where its weights came from (name or path, pretrained or random).
+            It says where to load the network again and is not part of the fingerprint: the same
+            weights from another folder give the same features.
+
+    >>> Recipe(0.25, "fp32", {"video": {"features": 2}}).fingerprint
+    '6dba7fc8d0b46e18'
+    """
+
+    snippet_seconds: float
+    precision: str
+    streams: dict[str, dict[str, Any]]
+    source: dict[str, dict[str, Any]] = field(default_factory=dict, compare=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the SHA-256 of everything that decides a value."""
+        canonical = json.dumps(self._decisive(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    @property
+    def random_streams(self) -> list[str]:
+        """The streams whose network has random weights."""
+        return [name for name, source in self.source.items() if source.get("weights") == "random"]
+
+    def differences(self, other: Recipe) -> list[str]:
+        """Return one line ``field: mine, not theirs`` for each decisive field that differs."""
+        mine, theirs = _flatten(self._decisive()), _flatten(other._decisive())
+        return [
+            f"{key}: {mine.get(key, 'absent')}, not {theirs.get(key, 'absent')}"
+            for key in sorted(mine.keys() | theirs.keys())
+            if mine.get(key) != theirs.get(key)
+        ]
+
+    def to_json(self) -> str:
+        """Return the recipe as indented JSON, with its fingerprint for a human reader."""
+        whole = {"fingerprint": self.fingerprint, **self._decisive(), "source": self.source}
+        return json.dumps(whole, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        """Read what `to_json` wrote.
+
+        Raises:
+            FeatureError: the text is not a recipe, or its fingerprint is not that of its content.
+        """
+        try:
+            whole = json.loads(text)
+            recipe = cls(
+                float(whole["snippet_seconds"]),
+                str(whole["precision"]),
+                {str(name): dict(stream) for name, stream in whole["streams"].items()},
+                dict(whole.get("source", {})),
+            )
+            stated = whole["fingerprint"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FeatureError(f"not a recipe: {error!r}") from error
+        if stated != recipe.fingerprint:
+            raise FeatureError(
+                f"the recipe says fingerprint {stated} but its content has {recipe.fingerprint}: "
+                "it was edited or damaged; take it again from whoever made it"
+            )
+        return recipe
+
+    def save(self, path: Path) -> None:
+        path.write_text(self.to_json() + "\n", encoding="utf-8")
+
+    def _decisive(self) -> dict[str, Any]:
+        return {
+            "snippet_seconds": self.snippet_seconds,
+            "precision": self.precision,
+            "streams": self.streams,
+        }
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat

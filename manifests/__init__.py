@@ -1,0 +1,32 @@
+"""What there is to process: clips, labels, intervals and splits. No torch, no h5py."""
+
+from manifests.check import Finding, check
+from manifests.clip import Clip, Interval, ManifestError
+from manifests.folders import from_folders
+from manifests.io import default_root, parse, read, relative_path, write
+from manifests.official import Listing
+from manifests.split import assign_folds, assign_split, split_table
+from manifests.table import from_csv
+from manifests.ucf_crime import from_ucf_crime
+from manifests.xd_violence import from_xd_violence
+
+__all__ = [
+    "Clip",
+    "Finding",
+    "Interval",
+    "Listing",
+    "ManifestError",
+    "assign_folds",
+    "assign_split",
+    "check",
+    "default_root",
+    "from_csv",
+    "from_folders",
+    "from_ucf_crime",
+    "from_xd_violence",
+    "parse",
+    "read",
+    "relative_path",
+    "split_table",
+    "write",
+]

@@ -1,0 +1,167 @@
+"""One clip of a manifest: where it is, what it shows and when, which side of a split it is on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_ID_BYTES = 200
+FRAME_SLACK = 1e-6  # of a frame: annotations in whole frames survive the way through seconds
+
+
+class ManifestError(ValueError):
+    """A manifest or a list that cannot be used; the message names the place and the way out."""
+
+
+class Interval(NamedTuple):
+    """A stretch of time with an anomaly, in seconds from the first frame; the end is excluded."""
+
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One video file and what is known about it.
+
+    Attributes:
+        id: unique in its manifest.
+        path: of the video, relative to the manifest's root (see `resolve`), or absolute.
+        labels: its classes, the main one first.
+        intervals: when it is anomalous; empty if never, None if nobody has looked.
+        split: ``train``, ``val``, ``test`` or ``fold-K``.
+        group: the recording or camera it comes from; a split never divides a group.
+        duration: seconds.
+        fps: the frame rate in which its annotations were counted.
+        audio: a sound file beside the video, like `path`.
+
+    >>> Clip("crash/001", "crash/001.mp4", ("crash",), (Interval(1.0, 2.0),)).label
+    'crash'
+    """
+
+    id: str
+    path: str
+    labels: tuple[str, ...]
+    intervals: tuple[Interval, ...] | None = None
+    split: str | None = None
+    group: str | None = None
+    duration: float | None = None
+    fps: float | None = None
+    audio: str | None = None
+
+    def __post_init__(self) -> None:
+        if (
+            not self.id
+            or len(self.id.encode()) > MAX_ID_BYTES
+            or not self.id.isprintable()
+            or self.id != self.id.strip()
+            or self.id.startswith("/")
+            or "\\" in self.id
+            or ".." in self.id.split("/")
+        ):
+            raise ManifestError(
+                f"clip id {self.id!r}: expected 1 to {MAX_ID_BYTES} bytes of printable text, no "
+                "absolute path, no backslash, no '..'; rename the file or give the clip an id"
+            )
+        if not self.path:
+            raise ManifestError(f"clip {self.id}: its path is empty")
+        if not self.labels or not all(self.labels):
+            raise ManifestError(f"clip {self.id}: needs a label (a normal clip is 'Normal', say)")
+        for start, end in self.intervals or ():
+            if not (math.isfinite(end) and 0 <= start < end):
+                raise ManifestError(
+                    f"clip {self.id}: interval {start} to {end} s; expected 0 <= start < end"
+                )
+        for name in ("duration", "fps"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ManifestError(f"clip {self.id}: {name} {value}; expected a positive number")
+
+    @property
+    def label(self) -> str:
+        """The main class."""
+        return self.labels[0]
+
+    def resolve(self, root: Path) -> Path:
+        """Return where the video is, given the manifest's root."""
+        return root / self.path
+
+    def resolve_audio(self, root: Path) -> Path | None:
+        """Return where the sound file is, if the manifest names one."""
+        return root / self.audio if self.audio else None
+
+    def frame_labels(self, num_frames: int, fps: float | None = None) -> NDArray[np.uint8]:
+        """Return the truth of every native frame: (num_frames,), 1 where it is anomalous.
+
+        Frame k is shown at k / fps and belongs to an interval if start <= k / fps < end.
+
+        Args:
+            num_frames: frames of the video.
+            fps: their rate; the annotations' own by default.
+
+        Raises:
+            ManifestError: the clip has no annotation in time, or no rate is known.
+
+        >>> Clip("a", "a.mp4", ("B1",), (Interval(0.5, 1.0),), fps=4).frame_labels(6).tolist()
+        [0, 0, 1, 1, 0, 0]
+        """
+        if self.intervals is None:
+            raise ManifestError(f"clip {self.id}: has no annotation in time (intervals)")
+        rate = fps or self.fps
+        truth = np.zeros(num_frames, np.uint8)
+        if self.intervals and rate is None:
+            raise ManifestError(f"clip {self.id}: its frame rate is not known; give fps")
+        for start, end in self.intervals:
+            assert rate is not None
+            first, last = (math.ceil(second * rate - FRAME_SLACK) for second in (start, end))
+            truth[first:last] = 1
+        return truth
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data, without the fields that are None."""
+        whole = {field.name: getattr(self, field.name) for field in fields(self)}
+        whole["labels"] = list(self.labels)
+        if self.intervals is not None:
+            whole["intervals"] = [list(interval) for interval in self.intervals]
+        return {name: value for name, value in whole.items() if value is not None}
+
+    @classmethod
+    def from_json(cls, whole: Any) -> Clip:
+        """Read what `to_json` gives.
+
+        Raises:
+            ManifestError: a field is missing, unknown or of the wrong type.
+        """
+        if not isinstance(whole, dict):
+            raise ManifestError(f"expected a JSON object, found {type(whole).__name__}")
+        known = [field.name for field in fields(cls)]
+        if unknown := sorted(whole.keys() - set(known)):
+            raise ManifestError(f"no such field: {', '.join(unknown)}; there are {known}")
+        texts = {name: whole.get(name) for name in ("id", "path", "split", "group", "audio")}
+        for name, value in texts.items():
+            if not (isinstance(value, str) or (value is None and name not in ("id", "path"))):
+                raise ManifestError(f"field {name}: expected text, found {value!r}")
+        for name in ("duration", "fps"):
+            value = whole.get(name)
+            if isinstance(value, bool) or not isinstance(value, int | float | None):
+                raise ManifestError(f"field {name}: expected a number, found {value!r}")
+        labels = whole.get("labels")
+        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            raise ManifestError(f"field labels: expected a list of texts, found {labels!r}")
+        intervals = whole.get("intervals")
+        try:
+            marked = (
+                None
+                if intervals is None
+                else tuple(Interval(float(start), float(end)) for start, end in intervals)
+            )
+        except (TypeError, ValueError) as error:
+            raise ManifestError(
+                f"field intervals: expected [[start, end], ...], found {intervals!r}"
+            ) from error
+        return cls(**{**whole, "labels": tuple(labels), "intervals": marked})

@@ -1,0 +1,84 @@
+"""Manifests on disk: JSON Lines, one clip a line."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from manifests.clip import Clip, ManifestError
+
+
+def parse(path: Path) -> Iterator[tuple[int, Clip | ManifestError]]:
+    """Yield (line number, clip or what is wrong with the line); blank lines are skipped.
+
+    Raises:
+        ManifestError: the file cannot be read at all.
+    """
+    try:
+        with open(path, "rb") as file:
+            for number, raw in enumerate(file, 1):
+                if not raw.strip():
+                    continue
+                try:
+                    yield number, Clip.from_json(json.loads(raw.decode("utf-8-sig")))
+                except ManifestError as error:
+                    yield number, error
+                except (ValueError, RecursionError):
+                    yield number, ManifestError("not a line of JSON")
+    except OSError as error:
+        raise ManifestError(
+            f"{path}: {error.strerror}; make a manifest with 'avarnet manifest folders DIR -o FILE'"
+        ) from error
+
+
+def read(path: str | Path) -> list[Clip]:
+    """Return all clips of a manifest.
+
+    Raises:
+        ManifestError: naming the file and the line.
+    """
+    path = Path(path)
+    seen: dict[str, int] = {}
+    clips = []
+    for number, clip in parse(path):
+        if isinstance(clip, ManifestError):
+            raise ManifestError(f"{path}, line {number}: {clip}")
+        if clip.id in seen:
+            raise ManifestError(
+                f"{path}, line {number}: clip id {clip.id} is on line {seen[clip.id]} already; "
+                "ids must be unique"
+            )
+        seen[clip.id] = number
+        clips.append(clip)
+    if not clips:
+        raise ManifestError(f"{path}: no clips in it")
+    return clips
+
+
+def write(path: str | Path, clips: Iterable[Clip]) -> None:
+    """Write a manifest; a reader sees the old one or the new one, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            for clip in clips:
+                file.write(json.dumps(clip.to_json(), ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def default_root(manifest: Path) -> Path:
+    """Return what a manifest's paths are relative to unless told otherwise: its own folder."""
+    return manifest.resolve().parent
+
+
+def relative_path(file: Path, root: Path) -> str:
+    """Return `file` as a manifest writes it: relative to `root`, with forward slashes."""
+    return Path(os.path.relpath(file.resolve(), root.resolve())).as_posix()

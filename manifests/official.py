@@ -1,0 +1,72 @@
+"""What the official lists of XD-Violence and UCF-Crime have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from manifests.clip import Clip, Interval, ManifestError
+from manifests.folders import videos_below
+
+
+class Listing(NamedTuple):
+    """The clips of an official list."""
+
+    clips: list[Clip]
+    missing: list[str]  # listed, but not found in the folder of videos
+
+
+def read_lines(file: Path) -> list[str]:
+    """Return the non-empty lines of a list.
+
+    Raises:
+        ManifestError: it cannot be read.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{file}: {error}; give the folder of the official lists") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def bare_name(name: str) -> str:
+    """Return a listed name without a file suffix; some lists carry it, some do not."""
+    return name.removesuffix(".mp4")
+
+
+def frame_intervals(file: Path, name: str, frames: list[str], fps: float) -> tuple[Interval, ...]:
+    """Return pairs of frame numbers (first included, last excluded; -1 for none) as seconds.
+
+    Raises:
+        ManifestError: they are not pairs of whole numbers.
+    """
+    try:
+        numbers = [int(frame) for frame in frames]
+        pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
+    except ValueError as error:
+        raise ManifestError(f"{file}: {name}: expected pairs of frame numbers") from error
+    return tuple(Interval(start / fps, end / fps) for start, end in pairs if start >= 0)
+
+
+def check_annotated(file: Path, annotated: set[str], expected: set[str]) -> None:
+    """Refuse annotations that do not fit the test list one to one."""
+    for names, problem in (
+        (annotated - expected, "annotated, but no clip of the test list that could be"),
+        (expected - annotated, "in the test list, but not annotated"),
+    ):
+        if names:
+            some = ", ".join(sorted(names)[:3])
+            raise ManifestError(f"{file}: {len(names)} clips are {problem} ({some}, ...)")
+
+
+def find_videos(videos: Path, names: list[str]) -> dict[str, Path]:
+    """Return name -> file for the listed names that are somewhere below a folder.
+
+    Raises:
+        ManifestError: none is.
+    """
+    below = {path.stem: path for path in reversed(videos_below(videos))}
+    found = {name: below[name] for name in names if name in below}
+    if not found:
+        raise ManifestError(f"{videos}: none of the {len(names)} listed videos is in it")
+    return found

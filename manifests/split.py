@@ -1,0 +1,88 @@
+"""Splits and folds: stratified by class, never dividing a group."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from manifests.clip import Clip, ManifestError
+
+
+def assign_split(
+    clips: Sequence[Clip], test: float = 0.2, val: float = 0.1, seed: int = 0
+) -> list[Clip]:
+    """Return the clips with ``train``, ``val`` or ``test`` as their split.
+
+    Args:
+        clips: any clips; those without a group are a group of their own.
+        test, val: the shares of clips; 0 leaves a side out.
+        seed: another seed gives another split.
+
+    Raises:
+        ManifestError: the shares leave nothing, or a side would be empty.
+    """
+    if not (test >= 0 and val >= 0 and 0 < test + val < 1):
+        raise ManifestError(f"test {test} and val {val}: expected shares of a sum between 0 and 1")
+    shares = {"train": 1 - test - val, "val": val, "test": test}
+    return _assign(clips, {name: share for name, share in shares.items() if share > 0}, seed)
+
+
+def assign_folds(clips: Sequence[Clip], folds: int, seed: int = 0) -> list[Clip]:
+    """Return the clips with ``fold-0`` ... as their split; see `assign_split`."""
+    if folds < 2:
+        raise ManifestError(f"{folds} folds: expected two or more")
+    return _assign(clips, {f"fold-{number}": 1 / folds for number in range(folds)}, seed)
+
+
+def split_table(clips: Sequence[Clip]) -> dict[str, dict[str, int]]:
+    """Return class -> split -> number of clips; a clip of several classes counts in each."""
+    table: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for clip in clips:
+        for label in clip.labels:
+            table[label][clip.split or "none"] += 1
+    return {label: dict(row) for label, row in sorted(table.items())}
+
+
+def _assign(clips: Sequence[Clip], shares: dict[str, float], seed: int) -> list[Clip]:
+    """Put each group where it brings the counts nearest to the shares, largest groups first.
+
+    The greedy rule of scikit-learn's StratifiedGroupKFold, for sides of unequal size.
+    """
+    labels = sorted({label for clip in clips for label in clip.labels})
+    column = {label: number for number, label in enumerate(labels)}
+    groups: dict[str, list[int]] = defaultdict(list)
+    for number, clip in enumerate(clips):
+        groups[f"group {clip.group}" if clip.group else f"clip {clip.id}"].append(number)
+    if len(groups) < len(shares):
+        raise ManifestError(
+            f"{len(groups)} groups cannot fill {len(shares)} sides ({', '.join(shares)}); a group "
+            "stays whole: ask for fewer sides, or give the clips finer groups"
+        )
+    members = list(groups.values())
+    counts = np.zeros((len(members), len(labels) + 1))  # last column: clips
+    for row, numbers in enumerate(members):
+        for number in numbers:
+            counts[row, -1] += 1
+            for label in clips[number].labels:
+                counts[row, column[label]] += 1
+    total = counts.sum(0)
+    target = np.array(list(shares.values()))[:, None] * total
+    order = np.random.default_rng(seed).permutation(len(members))
+    order = order[np.argsort(-counts[order, -1], kind="stable")]
+    filled = np.zeros_like(target)
+    side_of = np.zeros(len(clips), dtype=int)
+    for place, row in enumerate(order):
+        # how much nearer to its target each side would come, in shares of each class
+        gain = ((target - filled) ** 2 - (target - filled - counts[row]) ** 2) / total**2
+        score = gain.sum(1) / np.array(list(shares.values()))
+        empty = filled[:, -1] == 0
+        if empty.sum() >= len(order) - place:  # every side gets a group
+            score[~empty] = -np.inf
+        side = int(score.argmax())
+        filled[side] += counts[row]
+        side_of[members[row]] = side
+    names = list(shares)
+    return [replace(clip, split=names[side]) for clip, side in zip(clips, side_of, strict=True)]

@@ -1,0 +1,125 @@
+"""Every setting of a training run, with its default; `--config FILE.toml` sets any of them."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+
+class TrainError(Exception):
+    """Something that keeps a run from being trained or read; the message gives the way out."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a run.
+
+    Attributes:
+        streams: the streams to fuse, in this order.
+        stages, channels: of the MTCN; the paper's are 4 and 64.
+        layers: dilated layers per stage; 0 takes the fewest whose receptive field covers most
+            training clips (10 at most): layers beyond that see nothing but padding.
+        dropout: in the MTCN's layers.
+        input_dropout: of single feature values.
+        stream_dropout: how often a whole stream of a clip is hidden in training.
+        smoothing_weight, smoothing_limit: lambda and tau of the smoothing loss.
+        label_smoothing: share of the target spread over all classes.
+        class_weights: weigh classes by the inverse of how often they occur.
+        epochs: at most this many.
+        patience: stop after this many epochs without a better validation loss.
+        batch_size: clips per step.
+        learning_rate, weight_decay: of AdamW; the rate warms up and decays as a cosine.
+        validation: share of the training clips that picks the best epoch, where the manifest gives
+            no validation clips.
+        folds: cross-validate with this many folds; 0 takes the manifest's own split.
+        seed: of everything random.
+    """
+
+    streams: tuple[str, ...] = ("video", "audio")
+    stages: int = 4
+    layers: int = 0
+    channels: int = 64
+    dropout: float = 0.5
+    input_dropout: float = 0.5
+    stream_dropout: float = 0.1
+    smoothing_weight: float = 0.15
+    smoothing_limit: float = 4.0
+    label_smoothing: float = 0.0
+    class_weights: bool = True
+    epochs: int = 60
+    patience: int = 15
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    validation: float = 0.15
+    folds: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks = {
+            "streams": len(self.streams) > 0 and len(set(self.streams)) == len(self.streams),
+            "stages": self.stages >= 1,
+            "layers": 0 <= self.layers <= 20,
+            "channels": self.channels >= 1,
+            "dropout": 0 <= self.dropout < 1,
+            "input_dropout": 0 <= self.input_dropout < 1,
+            "stream_dropout": 0 <= self.stream_dropout < 1,
+            "label_smoothing": 0 <= self.label_smoothing < 1,
+            "epochs": self.epochs >= 1,
+            "patience": self.patience >= 1,
+            "batch_size": self.batch_size >= 1,
+            "learning_rate": self.learning_rate > 0,
+            "weight_decay": self.weight_decay >= 0,
+            "validation": 0 < self.validation < 1,
+            "folds": self.folds == 0 or self.folds >= 2,
+        }
+        wrong = [f"{name} = {getattr(self, name)!r}" for name, good in checks.items() if not good]
+        if wrong:
+            raise TrainError("settings out of range: " + ", ".join(wrong))
+
+    @classmethod
+    def load(cls, file: Path | None, **overrides: Any) -> Config:
+        """Read a TOML file of settings; `overrides` that are not None win, the rest are defaults.
+
+        Raises:
+            TrainError: the file cannot be read, or has a setting that does not exist or fit.
+        """
+        settings: dict[str, Any] = {}
+        if file is not None:
+            try:
+                settings = tomllib.loads(file.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise TrainError(f"{file}: {error}") from error
+        settings |= {name: value for name, value in overrides.items() if value is not None}
+        return cls.from_dict(settings, str(file or "settings"))
+
+    @classmethod
+    def from_dict(cls, settings: dict[str, Any], where: str) -> Config:
+        """Build from plain data, refusing what does not exist or has another type."""
+        defaults = asdict(cls())
+        unknown = sorted(settings.keys() - defaults.keys())
+        if unknown:
+            raise TrainError(f"{where}: no setting {unknown}; there are {sorted(defaults)}")
+        clean: dict[str, Any] = {}
+        for name, value in settings.items():
+            default = defaults[name]
+            if isinstance(default, tuple):
+                good = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
+                value = tuple(value) if good else value
+            elif isinstance(default, float):
+                good = isinstance(value, int | float) and not isinstance(value, bool)
+                value = float(value) if good else value
+            else:
+                good = type(value) is type(default)
+            if not good:
+                raise TrainError(f"{where}: {name} = {value!r}; expected one like {default!r}")
+            clean[name] = value
+        return replace(cls(), **clean)
+
+    def to_toml(self) -> str:
+        """Return all settings as TOML that `load` reads."""
+        # JSON's texts, numbers, booleans and lists are TOML's too
+        return "".join(f"{name} = {json.dumps(value)}\n" for name, value in asdict(self).items())

@@ -1,0 +1,179 @@
+"""Trains one model on one part: the loss, the epochs, early stopping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from train.config import Config
+from train.data import Batch, Clips
+from train.model import AVARNet, mtcn_loss, pool
+
+MOST_LAYERS = 10  # as in the paper
+WARM_UP = 0.1  # share of all steps in which the learning rate rises
+GRADIENT_LIMIT = 1.0  # norm
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One row of the per-epoch table."""
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    val_accuracy: float
+
+
+def layers_to_cover(lengths: NDArray[np.int64]) -> int:
+    """Return how many layers reach across nine clips in ten.
+
+    A stage of L layers sees 2^(L+1) - 1 snippets.
+
+    >>> layers_to_cover(np.array([8, 8, 8]))
+    3
+    """
+    long = float(np.percentile(lengths, 90))
+    return min(MOST_LAYERS, max(1, math.ceil(math.log2((long + 1) / 2))))
+
+
+def build(sizes: dict[str, int], num_classes: int, config: Config) -> AVARNet:
+    """Return an untrained model; ``config.layers`` must be settled (not 0)."""
+    return AVARNet(
+        sizes,
+        num_classes,
+        stages=config.stages,
+        layers=config.layers,
+        channels=config.channels,
+        dropout=config.dropout,
+        input_dropout=config.input_dropout,
+        stream_dropout=config.stream_dropout,
+    )
+
+
+def fit(
+    clips: Clips,
+    targets: NDArray[np.int64],
+    num_classes: int,
+    train: NDArray[np.int64],
+    val: NDArray[np.int64],
+    config: Config,
+    device: torch.device,
+    on_epoch: Callable[[Epoch, bool], None],
+) -> tuple[AVARNet, list[Epoch]]:
+    """Train a model and return it as it was in its best epoch, with the history.
+
+    Args:
+        clips: features of all clips.
+        targets: (clips,) class of each.
+        num_classes: number of classes.
+        train, val: which clips train, and which pick the best epoch.
+        config: settings, ``layers`` settled.
+        device: where to train.
+        on_epoch: called after each epoch with its figures and whether it is the best so far.
+    """
+    torch.manual_seed(config.seed)
+    rng = np.random.default_rng(config.seed)
+    model = build(clips.sizes, num_classes, config)
+    for name in clips.sizes:
+        rows = clips.valid_rows(name, train)
+        if len(rows):
+            model.fusion.standardise(name, torch.from_numpy(rows))
+    model.to(device)
+    weights = None
+    if config.class_weights:
+        counts = np.bincount(targets[train], minlength=num_classes)
+        weights = torch.tensor(len(train) / (num_classes * counts), dtype=torch.float32).to(device)
+    optimiser = torch.optim.AdamW(
+        model.parameters(), config.learning_rate, weight_decay=config.weight_decay
+    )
+    steps = config.epochs * math.ceil(len(train) / config.batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, config.learning_rate, total_steps=steps, pct_start=WARM_UP
+    )
+    history: list[Epoch] = []
+    best_loss, best_state = math.inf, {k: v.clone() for k, v in model.state_dict().items()}
+    stale = 0
+    for number in range(1, config.epochs + 1):
+        model.train()
+        losses = []
+        for chosen, batch in clips.batches(train, config.batch_size, rng):
+            optimiser.zero_grad()
+            logits, mask = _forward(model, batch, device)
+            loss = mtcn_loss(
+                logits,
+                mask,
+                torch.from_numpy(targets[chosen]).to(device),
+                config.smoothing_weight,
+                config.smoothing_limit,
+                weights,
+                config.label_smoothing,
+            )
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_LIMIT)
+            optimiser.step()
+            schedule.step()
+            losses.append(float(loss.detach()))
+        log_p, _ = score(model, clips, val, config.batch_size, device)
+        truth = torch.from_numpy(targets[val])
+        val_loss = float(F.nll_loss(torch.from_numpy(log_p), truth))
+        accuracy = float((log_p.argmax(1) == targets[val]).mean())
+        epoch = Epoch(number, float(np.mean(losses)), val_loss, accuracy)
+        history.append(epoch)
+        better = val_loss < best_loss
+        if better:
+            best_loss, stale = val_loss, 0
+            best_state = {k: v.clone() for k, v in model.state_dict().items()}
+        else:
+            stale += 1
+        on_epoch(epoch, better)
+        if stale >= config.patience:
+            break
+    model.load_state_dict(best_state)
+    return model, history
+
+
+@torch.no_grad()
+def score(
+    model: AVARNet,
+    clips: Clips,
+    indices: NDArray[np.int64],
+    batch_size: int,
+    device: torch.device,
+) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
+    """Return the last stage's answers for some clips, in the order of `indices`.
+
+    Returns:
+        (clips, classes) log-probabilities of the clips, and for each clip (T, classes)
+        probabilities of its snippets.
+    """
+    model.eval()
+    whole = np.zeros((len(indices), model.num_classes), np.float32)
+    snippets: list[NDArray[np.float32]] = [np.zeros((0, 0), np.float32)] * len(indices)
+    place = {int(index): k for k, index in enumerate(indices)}
+    for chosen, batch in clips.batches(indices, batch_size):
+        logits, mask = _forward(model, batch, device)
+        log_p = F.log_softmax(pool(logits[-1], mask), dim=1).cpu().numpy()
+        steps = F.softmax(logits[-1], dim=1).transpose(1, 2).cpu().numpy()
+        for row, index in enumerate(chosen):
+            whole[place[int(index)]] = log_p[row]
+            snippets[place[int(index)]] = steps[row, : clips.lengths[index]]
+    return whole, snippets
+
+
+def _forward(model: AVARNet, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    mask = batch.mask.to(device)
+    streams = {name: rows.to(device) for name, rows in batch.streams.items()}
+    valid = {name: there.to(device) for name, there in batch.valid.items()}
+    return model(streams, valid, mask), mask
+
+
+def history_rows(fold: int, history: list[Epoch]) -> list[dict[str, float]]:
+    """Return a history as rows of plain data."""
+    return [{"fold": fold, **asdict(epoch)} for epoch in history]

@@ -1,0 +1,257 @@
+"""The multi-stage temporal convolutional network (MTCN) and the early fusion in front of it.
+
+Structure of MS-TCN: Abu Farha and Gall, "MS-TCN: Multi-Stage Temporal Convolutional Network for
+Action Segmentation", CVPR 2019 (arXiv 1903.01945). Early fusion as in AVAR-Net, arXiv 2510.13630.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class DilatedResidualLayer(nn.Module):
+    """H + W2 * ReLU(W1 * H), W1 of kernel 3 and dilation `dilation` (MS-TCN, eq. 1 and 2)."""
+
+    def __init__(self, channels: int, dilation: int, dropout: float, causal: bool) -> None:
+        super().__init__()
+        self.reach = 2 * dilation  # snippets that the kernel spans beside its own
+        self.causal = causal
+        self.dilated = nn.Conv1d(channels, channels, 3, dilation=dilation)
+        self.mix = nn.Conv1d(channels, channels, 1)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Map (batch, channels, time) to the same shape; `mask` (batch, 1, time) is 1 in clips."""
+        before = self.reach if self.causal else self.reach // 2
+        # what lies outside the clip must be the zeros that a clip alone would see
+        padded = F.pad(x * mask, (before, self.reach - before))
+        change: Tensor = self.dropout(self.mix(F.relu(self.dilated(padded))))
+        return x + change
+
+
+class Stage(nn.Module):
+    """One stage: 1x1 convolution, dilated residual layers of dilation 2^l, 1x1 to the classes."""
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        layers: int,
+        channels: int,
+        dropout: float,
+        causal: bool,
+    ) -> None:
+        super().__init__()
+        self.enter = nn.Conv1d(in_features, channels, 1)
+        self.layers = nn.ModuleList(
+            DilatedResidualLayer(channels, 2**level, dropout, causal) for level in range(layers)
+        )
+        self.leave = nn.Conv1d(channels, num_classes, 1)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Map (batch, in_features, time) to logits (batch, num_classes, time)."""
+        x = self.enter(x)
+        for layer in self.layers:
+            x = layer(x, mask)
+        logits: Tensor = self.leave(x)
+        return logits
+
+
+class MTCN(nn.Module):
+    """Multi-stage temporal convolutional network.
+
+    The first stage reads the features, each later one the class probabilities of the one before.
+
+    Args:
+        in_features: values per snippet.
+        num_classes: number of classes.
+        stages: number of stages.
+        layers: dilated layers per stage; the last one's dilation is 2^(layers-1).
+        channels: width of every layer.
+        causal: let no output see the future.
+        dropout: in every residual layer.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        stages: int = 4,
+        layers: int = 10,
+        channels: int = 64,
+        causal: bool = False,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(
+            Stage(
+                in_features if number == 0 else num_classes,
+                num_classes,
+                layers,
+                channels,
+                dropout,
+                causal,
+            )
+            for number in range(stages)
+        )
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Return every stage's logits.
+
+        Args:
+            x: (batch, in_features, time).
+            mask: (batch, time), true where the clip is, false in its padding.
+
+        Returns:
+            (stages, batch, num_classes, time); what stands in the padding means nothing, and the
+            padding has no influence on the rest.
+        """
+        inside = mask[:, None].to(x.dtype)
+        logits = self.stages[0](x, inside)
+        outputs = [logits]
+        for stage in self.stages[1:]:
+            logits = stage(F.softmax(logits, dim=1), inside)
+            outputs.append(logits)
+        return torch.stack(outputs)
+
+
+def mtcn_loss(
+    logits: Tensor,
+    mask: Tensor,
+    targets: Tensor,
+    smoothing_weight: float = 0.15,
+    smoothing_limit: float = 4.0,
+    class_weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Return the sum over stages of cross-entropy and truncated smoothing (MS-TCN, eq. 8 to 12).
+
+    The class of the clip is the target of its pooled logits, see `pool`.
+
+    Args:
+        logits: (stages, batch, classes, time).
+        mask: (batch, time).
+        targets: (batch,) class of each clip.
+        smoothing_weight: the paper's lambda.
+        smoothing_limit: the paper's tau, where the change of a log-probability is cut off.
+        class_weights: (classes,) or None.
+        label_smoothing: share of the target spread over all classes.
+    """
+    pairs = (mask[:, 1:] & mask[:, :-1])[:, None]  # neighbours that are both in the clip
+    total = logits.new_zeros(())
+    for stage in logits:
+        total = total + F.cross_entropy(
+            pool(stage, mask), targets, class_weights, label_smoothing=label_smoothing
+        )
+        log_p = F.log_softmax(stage, dim=1)
+        change = (log_p[:, :, 1:] - log_p[:, :, :-1].detach()).abs().clamp(max=smoothing_limit)
+        count = (pairs.sum() * stage.shape[1]).clamp(min=1)
+        total = total + smoothing_weight * (change.square() * pairs).sum() / count
+    return total
+
+
+def pool(logits: Tensor, mask: Tensor) -> Tensor:
+    """Average (batch, classes, time) over each clip's snippets to (batch, classes)."""
+    inside = mask[:, None].to(logits.dtype)
+    return (logits * inside).sum(2) / inside.sum(2)
+
+
+class EarlyFusion(nn.Module):
+    """Standardises each stream and concatenates them, snippet by snippet.
+
+    A snippet for which a stream has nothing valid gets that stream's learned "absent" vector: a
+    missing sound is not silence. In training, whole streams are hidden at random, so that a clip
+    without sound is nothing unusual.
+
+    Args:
+        sizes: stream name -> values per snippet; their order is that of the concatenation.
+        dropout: of single values, in training.
+        stream_dropout: how often a stream of a clip is hidden, in training; never all of them.
+    """
+
+    def __init__(
+        self, sizes: Mapping[str, int], dropout: float = 0.0, stream_dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.sizes = dict(sizes)
+        self.dropout = nn.Dropout(dropout)
+        self.stream_dropout = stream_dropout
+        self.absent = nn.ParameterDict(
+            {name: nn.Parameter(torch.zeros(size)) for name, size in sizes.items()}
+        )
+        for name, size in sizes.items():
+            self.register_buffer(f"mean_{name}", torch.zeros(size))
+            self.register_buffer(f"scale_{name}", torch.ones(size))
+
+    @torch.no_grad()
+    def standardise(self, name: str, rows: Tensor) -> None:
+        """Take mean and scale of a stream from its valid rows (N, D) of the training clips."""
+        rows = rows.double()
+        self.get_buffer(f"mean_{name}").copy_(rows.mean(0))
+        # a value that hardly varies carries noise only: do not blow it up
+        scale = rows.std(0, unbiased=False).clamp(min=1e-3)
+        self.get_buffer(f"scale_{name}").copy_(scale)
+
+    def forward(self, streams: Mapping[str, Tensor], valid: Mapping[str, Tensor]) -> Tensor:
+        """Fuse streams (batch, time, D) with validity (batch, time) to (batch, sum of D, time)."""
+        parts = []
+        hidden = self._hidden(next(iter(valid.values())))
+        for number, name in enumerate(self.sizes):
+            mean, scale = self.get_buffer(f"mean_{name}"), self.get_buffer(f"scale_{name}")
+            rows = self.dropout((streams[name].float() - mean) / scale)
+            there = valid[name]
+            if hidden is not None:
+                there = there & ~hidden[:, number, None]
+            parts.append(torch.where(there[..., None], rows, self.absent[name]))
+        return torch.cat(parts, dim=2).transpose(1, 2)
+
+    def _hidden(self, like: Tensor) -> Tensor | None:
+        """Return (batch, streams), true where a clip's stream is hidden; None outside training."""
+        if not self.training or self.stream_dropout == 0 or len(self.sizes) == 1:
+            return None
+        draw = torch.rand(len(like), len(self.sizes), device=like.device)
+        hidden = draw < self.stream_dropout
+        # hiding everything would teach nothing: the stream with the largest draw stays
+        return hidden & (draw < draw.amax(1, keepdim=True))
+
+
+class AVARNet(nn.Module):
+    """Early fusion in front of an MTCN.
+
+    Args:
+        sizes: stream name -> values per snippet.
+        num_classes: number of classes.
+        stages, layers, channels, dropout, causal: of the `MTCN`.
+        input_dropout, stream_dropout: of the `EarlyFusion`.
+    """
+
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        num_classes: int,
+        *,
+        stages: int,
+        layers: int,
+        channels: int,
+        dropout: float,
+        input_dropout: float,
+        stream_dropout: float,
+        causal: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.fusion = EarlyFusion(sizes, input_dropout, stream_dropout)
+        self.mtcn = MTCN(
+            sum(sizes.values()), num_classes, stages, layers, channels, causal, dropout
+        )
+
+    def forward(
+        self, streams: Mapping[str, Tensor], valid: Mapping[str, Tensor], mask: Tensor
+    ) -> Tensor:
+        """Return (stages, batch, num_classes, time); see `EarlyFusion` and `MTCN`."""
+        logits: Tensor = self.mtcn(self.fusion(streams, valid), mask)
+        return logits

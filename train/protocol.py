@@ -1,0 +1,73 @@
+"""Which clips train, which pick the best epoch and which are held out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from manifests import Clip, assign_folds, assign_split
+from train.config import Config, TrainError
+
+
+@dataclass(frozen=True)
+class Part:
+    """One training: ids of the clips that train, pick the epoch, and are held out."""
+
+    train: list[str]
+    val: list[str]
+    test: list[str]
+
+
+def parts(clips: Sequence[Clip], config: Config) -> list[Part]:
+    """Divide labelled clips into one part, or one per fold.
+
+    With ``config.folds`` the manifest's own split is not used; otherwise its splits are: train, val
+    and test, or fold-0, fold-1, ... (each fold is held out once). Where the manifest has no
+    validation clips a share of the training clips is taken, whole groups at a time.
+
+    Raises:
+        TrainError: there is nothing to divide by, or a side would be empty.
+    """
+    if config.folds:
+        clips = assign_folds(clips, config.folds, config.seed)
+    names = sorted({clip.split for clip in clips if clip.split})
+    folds = [name for name in names if name.startswith("fold-")]
+    if folds and len(folds) == len(names):
+        result = []
+        for fold in folds:
+            rest = [clip for clip in clips if clip.split != fold]
+            train, val = _take_validation(rest, config)
+            result.append(Part(train, val, [clip.id for clip in clips if clip.split == fold]))
+    else:
+        sides = {
+            side: [clip for clip in clips if clip.split == side]
+            for side in ("train", "val", "test")
+        }
+        if not sides["train"]:
+            raise TrainError(
+                "the manifest has no clips to train on that are in the store; divide it with "
+                "'avarnet manifest split MANIFEST', or cross-validate with --folds 5"
+            )
+        train, val = [clip.id for clip in sides["train"]], [clip.id for clip in sides["val"]]
+        if not val:
+            train, val = _take_validation(sides["train"], config)
+        result = [Part(train, val, [clip.id for clip in sides["test"]])]
+    label = {clip.id: clip.label for clip in clips}
+    for part in result:
+        seen = Counter(label[clip_id] for clip_id in part.train)
+        unseen = sorted({label[i] for i in (*part.val, *part.test)} - seen.keys())
+        if unseen:
+            raise TrainError(
+                f"no training clip of {', '.join(unseen)}, but clips to recognise; give the class "
+                "more clips (of more than one group), or divide the manifest differently"
+            )
+        if len(seen) < 2:
+            raise TrainError(f"all training clips are {next(iter(seen))}; two classes are needed")
+    return result
+
+
+def _take_validation(clips: Sequence[Clip], config: Config) -> tuple[list[str], list[str]]:
+    divided = assign_split(clips, test=config.validation, val=0, seed=config.seed)
+    train = [clip.id for clip in divided if clip.split == "train"]
+    return train, [clip.id for clip in divided if clip.split == "test"]
