@@ -502,7 +502,10 @@ def train(
     if not as_json:
         _say_random(opened.recipe)
     trained = _train(clips, opened, run, settings, device, quiet=as_json)
-    best = [min(rows, key=lambda row: row["val_loss"]) for rows in _by_fold(trained.history())]
+    best = [
+        max(rows, key=lambda row: (row["val_accuracy"], row["epoch"]))
+        for rows in _by_fold(trained.history())
+    ]
     if as_json:
         _print_json(
             {

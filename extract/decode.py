@@ -71,10 +71,10 @@ def probe(path: Path) -> Media:
             sound = container.streams.best("audio")
             sound_start = None
             if sound is not None:
-                sound_start = float((sound.start_time or 0) * (sound.time_base or 0)) - shown[0]
+                sound_start = float((sound.start_time or 0) * (sound.time_base or 0) - shown[0])
     except (av.FFmpegError, OSError, ValueError) as error:
         raise ClipError(f"not a readable media file ({_reason(error)})") from error
-    return Media(float(shown[0]), shown - shown[0], last - shown[0], sound_start)
+    return Media(float(shown[0]), shown - shown[0], float(last - shown[0]), sound_start)
 
 
 def footage(path: Path) -> float:
@@ -175,6 +175,8 @@ def read_sound_file(path: Path) -> NDArray[np.float32]:
     Raises:
         ClipError: it cannot be read.
     """
+    if not path.is_file():
+        raise ClipError(f"the sound file is not there: {path}")
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:

@@ -14,7 +14,7 @@ from features.recipe import FeatureError, Recipe
 from features.shard import Shard, write_shard
 
 RECIPE_FILE = "recipe.json"
-SPOOL = ".spool"  # finished clips that wait to be sealed together
+SPOOL = ".spool-"  # folders of finished clips that wait to be sealed together
 SHARD_BYTES = 256 * 2**20
 
 
@@ -127,7 +127,7 @@ class Writer:
         self.path = path
         self.recipe = recipe
         self.shard_bytes = shard_bytes
-        self._spool = path / SPOOL / uuid.uuid4().hex
+        self._spool = path / f"{SPOOL}{uuid.uuid4().hex}"
         self._waiting: dict[str, Features] = {}
         self._bytes = 0
 
@@ -164,18 +164,20 @@ def recover(path: Path) -> list[str]:
     Call it while no writer of the store is at work.
     """
     recovered: list[str] = []
-    if (path / SPOOL).is_dir():
+    left = sorted(path.glob(f"{SPOOL}*"))
+    if left:
         recipe = read_recipe(path)
         with Writer(path, recipe) as writer:
-            for file in sorted((path / SPOOL).glob("*/*.h5")):
+            for file in sorted(file for spool in left for file in spool.glob("*.h5")):
                 try:
                     shard = Shard(file)
                 except FeatureError:
-                    continue  # the kill came while this one was written: its clip is done again
+                    continue  # damaged: its clip is done again
                 if shard.intact() and shard.recipe.fingerprint == recipe.fingerprint:
                     writer.add(shard.ids[0], shard.read(0))
                     recovered.append(shard.ids[0])
-        shutil.rmtree(path / SPOOL, ignore_errors=True)
+        for spool in left:
+            shutil.rmtree(spool, ignore_errors=True)
     for stray in path.glob(".writing-*"):
         stray.unlink(missing_ok=True)
     return recovered

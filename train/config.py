@@ -29,7 +29,7 @@ class Config:
         label_smoothing: share of the target spread over all classes.
         class_weights: weigh classes by the inverse of how often they occur.
         epochs: at most this many.
-        patience: stop after this many epochs without a better validation loss.
+        patience: stop after this many epochs without a better validation accuracy.
         batch_size: clips per step.
         learning_rate, weight_decay: of AdamW; the rate warms up and decays as a cosine.
         validation: share of the training clips that picks the best epoch, where the manifest gives
@@ -47,12 +47,12 @@ class Config:
     stream_dropout: float = 0.1
     smoothing_weight: float = 0.15
     smoothing_limit: float = 4.0
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.1
     class_weights: bool = True
-    epochs: int = 60
-    patience: int = 15
-    batch_size: int = 16
-    learning_rate: float = 1e-3
+    epochs: int = 40
+    patience: int = 20
+    batch_size: int = 32
+    learning_rate: float = 2e-3
     weight_decay: float = 1e-2
     validation: float = 0.15
     folds: int = 0

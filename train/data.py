@@ -100,6 +100,14 @@ class Clips:
             [self.rows[i][name][self.valid[i][name]].astype(np.float32) for i in indices]
         )
 
+    def changes(self, name: str, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return (M, D), how much valid neighbours differ in one stream of some clips."""
+        found = []
+        for i in indices:
+            rows, valid = self.rows[i][name].astype(np.float32), self.valid[i][name]
+            found.append(np.abs(rows[1:] - rows[:-1])[valid[1:] & valid[:-1]])
+        return np.concatenate(found)
+
     def averages(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return (clips, sum of D + streams): each stream's mean over its valid rows.
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from train.config import Config
 from train.data import Batch, Clips
@@ -69,6 +70,9 @@ def fit(
 ) -> tuple[AVARNet, list[Epoch]]:
     """Train a model and return it as it was in its best epoch, with the history.
 
+    What is validated and kept is the running average of the weights. The best epoch is the one of
+    the highest validation accuracy.
+
     Args:
         clips: features of all clips.
         targets: (clips,) class of each.
@@ -82,9 +86,11 @@ def fit(
     rng = np.random.default_rng(config.seed)
     model = build(clips.sizes, num_classes, config)
     for name in clips.sizes:
-        rows = clips.valid_rows(name, train)
-        if len(rows):
-            model.fusion.standardise(name, torch.from_numpy(rows))
+        model.fusion.standardise(
+            name,
+            torch.from_numpy(clips.valid_rows(name, train)),
+            torch.from_numpy(clips.changes(name, train)),
+        )
     model.to(device)
     weights = None
     if config.class_weights:
@@ -97,9 +103,15 @@ def fit(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, config.learning_rate, total_steps=steps, pct_start=WARM_UP
     )
+    # the mean of the weights over the last quarter or so of training: on small data single epochs
+    # differ more from each other than the settings do
+    decay = max(0.0, 1 - 4 / steps)
+    averaging = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    average = AveragedModel(model, multi_avg_fn=averaging)
+    averaged = average.module
+    assert isinstance(averaged, AVARNet)
     history: list[Epoch] = []
-    best_loss, best_state = math.inf, {k: v.clone() for k, v in model.state_dict().items()}
-    stale = 0
+    best_accuracy, best_state, stale = -1.0, averaged.state_dict(), 0
     for number in range(1, config.epochs + 1):
         model.train()
         losses = []
@@ -119,24 +131,26 @@ def fit(
             torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_LIMIT)
             optimiser.step()
             schedule.step()
+            average.update_parameters(model)
             losses.append(float(loss.detach()))
-        log_p, _ = score(model, clips, val, config.batch_size, device)
+        log_p, _ = score(averaged, clips, val, config.batch_size, device)
         truth = torch.from_numpy(targets[val])
         val_loss = float(F.nll_loss(torch.from_numpy(log_p), truth))
         accuracy = float((log_p.argmax(1) == targets[val]).mean())
         epoch = Epoch(number, float(np.mean(losses)), val_loss, accuracy)
         history.append(epoch)
-        better = val_loss < best_loss
+        better = accuracy >= best_accuracy  # of equals the later: its average is the steadier
         if better:
-            best_loss, stale = val_loss, 0
-            best_state = {k: v.clone() for k, v in model.state_dict().items()}
+            stale = stale + 1 if accuracy == best_accuracy else 0
+            best_accuracy = accuracy
+            best_state = {name: value.clone() for name, value in averaged.state_dict().items()}
         else:
             stale += 1
         on_epoch(epoch, better)
         if stale >= config.patience:
             break
-    model.load_state_dict(best_state)
-    return model, history
+    averaged.load_state_dict(best_state)
+    return averaged, history
 
 
 @torch.no_grad()

@@ -161,7 +161,12 @@ def pool(logits: Tensor, mask: Tensor) -> Tensor:
 
 
 class EarlyFusion(nn.Module):
-    """Standardises each stream and concatenates them, snippet by snippet.
+    """Standardises each stream, adds how it changes, and concatenates all of it snippet by snippet.
+
+    What a frozen network says of a scene differs more between two places than between two events
+    in one place; how much it changes from one snippet to the next says more of the event. So every
+    stream x_t is accompanied by its change abs(x_t - x_(t-1)), as speech recognisers do with their
+    delta features.
 
     A snippet for which a stream has nothing valid gets that stream's learned "absent" vector: a
     missing sound is not silence. In training, whole streams are hidden at random, so that a clip
@@ -178,36 +183,61 @@ class EarlyFusion(nn.Module):
     ) -> None:
         super().__init__()
         self.sizes = dict(sizes)
+        self.out_features = 2 * sum(sizes.values())
         self.dropout = nn.Dropout(dropout)
         self.stream_dropout = stream_dropout
         self.absent = nn.ParameterDict(
-            {name: nn.Parameter(torch.zeros(size)) for name, size in sizes.items()}
+            {name: nn.Parameter(torch.zeros(2 * size)) for name, size in sizes.items()}
         )
         for name, size in sizes.items():
-            self.register_buffer(f"mean_{name}", torch.zeros(size))
-            self.register_buffer(f"scale_{name}", torch.ones(size))
+            for part in ("value", "change"):
+                self.register_buffer(f"{name}_{part}_mean", torch.zeros(size))
+                self.register_buffer(f"{name}_{part}_scale", torch.ones(size))
 
     @torch.no_grad()
-    def standardise(self, name: str, rows: Tensor) -> None:
-        """Take mean and scale of a stream from its valid rows (N, D) of the training clips."""
-        rows = rows.double()
-        self.get_buffer(f"mean_{name}").copy_(rows.mean(0))
-        # a value that hardly varies carries noise only: do not blow it up
-        scale = rows.std(0, unbiased=False).clamp(min=1e-3)
-        self.get_buffer(f"scale_{name}").copy_(scale)
+    def standardise(self, name: str, values: Tensor, changes: Tensor) -> None:
+        """Take mean and scale of a stream from the training clips.
+
+        Args:
+            name: the stream.
+            values: (N, D) its valid rows.
+            changes: (M, D) absolute differences of its valid neighbours.
+        """
+        for part, rows in (("value", values), ("change", changes)):
+            if len(rows):
+                scale = rows.double().std(0, unbiased=False)
+                # a value that hardly ever varies carries noise only: do not blow it up
+                floor = 1e-2 * scale.median() + 1e-6
+                self.get_buffer(f"{name}_{part}_mean").copy_(rows.double().mean(0))
+                self.get_buffer(f"{name}_{part}_scale").copy_(scale.clamp(min=floor))
 
     def forward(self, streams: Mapping[str, Tensor], valid: Mapping[str, Tensor]) -> Tensor:
-        """Fuse streams (batch, time, D) with validity (batch, time) to (batch, sum of D, time)."""
+        """Fuse the streams.
+
+        Args:
+            streams: name -> (batch, time, D).
+            valid: name -> (batch, time), true where the stream has something to say.
+
+        Returns:
+            (batch, out_features, time).
+        """
         parts = []
         hidden = self._hidden(next(iter(valid.values())))
         for number, name in enumerate(self.sizes):
-            mean, scale = self.get_buffer(f"mean_{name}"), self.get_buffer(f"scale_{name}")
-            rows = self.dropout((streams[name].float() - mean) / scale)
-            there = valid[name]
+            rows, there = streams[name].float(), valid[name]
+            change = (rows[:, 1:] - rows[:, :-1]).abs()
+            pair = (there[:, 1:] & there[:, :-1])[..., None]
+            # where there is no neighbour before, the change is what it is on average: zero
+            change = F.pad(self._scaled(name, "change", change) * pair, (0, 0, 1, 0))
+            both = torch.cat([self._scaled(name, "value", rows), change], dim=2)
             if hidden is not None:
                 there = there & ~hidden[:, number, None]
-            parts.append(torch.where(there[..., None], rows, self.absent[name]))
+            parts.append(torch.where(there[..., None], self.dropout(both), self.absent[name]))
         return torch.cat(parts, dim=2).transpose(1, 2)
+
+    def _scaled(self, name: str, part: str, rows: Tensor) -> Tensor:
+        mean = self.get_buffer(f"{name}_{part}_mean")
+        return (rows - mean) / self.get_buffer(f"{name}_{part}_scale")
 
     def _hidden(self, like: Tensor) -> Tensor | None:
         """Return (batch, streams), true where a clip's stream is hidden; None outside training."""
@@ -246,7 +276,7 @@ class AVARNet(nn.Module):
         self.num_classes = num_classes
         self.fusion = EarlyFusion(sizes, input_dropout, stream_dropout)
         self.mtcn = MTCN(
-            sum(sizes.values()), num_classes, stages, layers, channels, causal, dropout
+            self.fusion.out_features, num_classes, stages, layers, channels, causal, dropout
         )
 
     def forward(

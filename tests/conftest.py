@@ -1,0 +1,57 @@
+"""Shared parts of the tests: real clips, small real networks, the data beside the repository."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor
+
+from extract import make_recipe
+from extract.synthetic import make_clip
+from features import Recipe
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data; the tests that need it are skipped where it is absent."""
+    default = Path(__file__).parents[2] / "shared"
+    folder = Path(os.environ.get("AVARNET_SHARED", default)) / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data in {folder}; set AVARNET_SHARED to the folder that has data/")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sound_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder in transformers' format with a small Wav2Vec2's architecture, without weights."""
+    folder = tmp_path_factory.mktemp("wav2vec2-small")
+    Wav2Vec2Config(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        conv_dim=(32,) * 7,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+    ).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def recipe(sound_model: str) -> Recipe:
+    return make_recipe("mobilevit_xxs", sound_model, weights="random")
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four classes of three one-second clips; one of them has no sound track."""
+    folder = tmp_path_factory.mktemp("videos")
+    for kind, name in enumerate(("Explosion", "Normal", "Police siren", "Brawling")):
+        for number in range(3):
+            seed = 10 * kind + number
+            path = folder / name / f"{number}.mp4"
+            make_clip(path, name, seed, seconds=1.0, sound=seed != 11)
+    return folder

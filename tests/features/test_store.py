@@ -1,0 +1,260 @@
+"""The feature store: what is written is read, whatever happens on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from features import (
+    FeatureError,
+    Features,
+    Flag,
+    Recipe,
+    Shard,
+    Store,
+    Writer,
+    create,
+    recover,
+    verify,
+)
+
+RECIPE = Recipe(
+    0.25,
+    "fp32",
+    {"video": {"features": 3, "weights_sha256": "a"}, "audio": {"features": 2}},
+    {"video": {"name": "mobilevit_xxs", "weights": "random"}},
+)
+
+
+def clip(length: int, seed: int = 0, flags: Flag = Flag.NONE) -> Features:
+    rng = np.random.default_rng(seed)
+    return Features(
+        {name: rng.normal(size=(length, d)).astype(np.float16) for name, d in SIZES.items()},
+        {name: rng.random(length) < 0.5 for name in SIZES},
+        0.25,
+        length / 4,
+        flags,
+        f"{seed:064x}" if seed else "",
+    )
+
+
+SIZES = {"video": 3, "audio": 2}
+
+
+def same(one: Features, other: Features) -> bool:
+    return (
+        all((one.streams[name] == other.streams[name]).all() for name in SIZES)
+        and all((one.valid[name] == other.valid[name]).all() for name in SIZES)
+        and (one.duration, one.flags, one.source) == (other.duration, other.flags, other.source)
+    )
+
+
+def fill(path: Path, clips: dict[str, Features]) -> None:
+    with Writer(path, RECIPE) as writer:
+        for clip_id, features in clips.items():
+            writer.add(clip_id, features)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 9), st.integers(0, 3), st.booleans()), min_size=1, max_size=6
+    ),
+    st.integers(1, 200),
+)
+@settings(max_examples=30, deadline=None)
+def test_what_is_written_is_read(
+    tmp_path_factory: pytest.TempPathFactory, some: list[tuple[int, int, bool]], shard_bytes: int
+) -> None:
+    path = tmp_path_factory.mktemp("store")
+    clips = {
+        f"класс/{n}": clip(length, seed, Flag.SOUND_DAMAGED if hurt else Flag.NONE)
+        for n, (length, seed, hurt) in enumerate(some)
+    }
+    with Writer(path, RECIPE, shard_bytes) as writer:
+        for clip_id, features in clips.items():
+            writer.add(clip_id, features)
+    store = Store(path)
+    assert set(store) == set(clips)
+    assert all(same(store[clip_id], clips[clip_id]) for clip_id in clips)
+    assert verify(path) == (len(clips), [])
+    assert {file.name for file in path.iterdir()} == {
+        "recipe.json",
+        *(shard.path.name for shard in store.shards),
+    }
+
+
+def test_rows_are_views_of_the_mapped_file(tmp_path: Path) -> None:
+    fill(tmp_path, {"a": clip(4), "b": clip(5, 1)})
+    video = Store(tmp_path)["b"].video
+    assert video.base is not None
+    assert video.dtype == np.float16
+    with pytest.raises(ValueError, match="read-only"):
+        video[0] = 0
+
+
+def test_h5py_alone_reads_a_shard(tmp_path: Path) -> None:
+    fill(tmp_path, {"a": clip(4), "b": clip(5, 1)})
+    (path,) = tmp_path.glob("*.h5")
+    with h5py.File(path) as file:
+        row = list(file["clips/id"].asstr()).index("b")
+        first, count = file["clips/first_row"][row], file["clips/rows"][row]
+        rows = file["streams/video/rows"][first : first + count]
+    assert (rows == clip(5, 1).video).all()
+
+
+def test_shards_can_be_copied_in_and_deleted(tmp_path: Path) -> None:
+    fill(tmp_path / "one", {"a": clip(4)})
+    fill(tmp_path / "two", {"b": clip(5, 1)})
+    (shard,) = (tmp_path / "two").glob("*.h5")
+    moved = tmp_path / "one" / shard.name
+    moved.write_bytes(shard.read_bytes())
+    assert set(Store(tmp_path / "one")) == {"a", "b"}
+    moved.unlink()
+    assert set(Store(tmp_path / "one")) == {"a"}
+
+
+def test_a_clip_written_twice_is_seen_once(tmp_path: Path) -> None:
+    fill(tmp_path, {"a": clip(4)})
+    fill(tmp_path, {"a": clip(4), "b": clip(5, 1)})
+    assert len(Store(tmp_path)) == 2
+
+
+def test_another_recipe_is_refused_with_the_differing_fields(tmp_path: Path) -> None:
+    fill(tmp_path / "one", {"a": clip(4)})
+    other = Recipe(0.5, "fp32", {**RECIPE.streams, "audio": {"features": 4}})
+    with pytest.raises(FeatureError, match=r"snippet_seconds: 0.5, not 0.25.*audio.features: 4"):
+        create(tmp_path / "one", other)
+    create(tmp_path / "two", other)
+    (shard,) = (tmp_path / "one").glob("*.h5")
+    (tmp_path / "two" / shard.name).write_bytes(shard.read_bytes())
+    with pytest.raises(FeatureError, match="another recipe"):
+        Store(tmp_path / "two")
+
+
+def test_fingerprint_depends_on_values_not_on_where_the_weights_lay() -> None:
+    moved = Recipe(0.25, "fp32", RECIPE.streams, {"video": {"name": "/elsewhere"}})
+    assert moved.fingerprint == RECIPE.fingerprint
+    assert Recipe.from_json(RECIPE.to_json()) == RECIPE
+    assert RECIPE.random_streams == ["video"]
+    with pytest.raises(FeatureError, match="edited or damaged"):
+        Recipe.from_json(RECIPE.to_json().replace("0.25", "0.26"))
+
+
+@given(st.integers(0), st.integers(0, 7))
+@settings(max_examples=60, deadline=None)
+def test_any_flipped_bit_is_found(
+    tmp_path_factory: pytest.TempPathFactory, where: int, bit: int
+) -> None:
+    path = tmp_path_factory.mktemp("store")
+    fill(path, {"a": clip(4), "b": clip(5, 1)})
+    (shard,) = path.glob("*.h5")
+    content = bytearray(shard.read_bytes())
+    content[where % len(content)] ^= 1 << bit
+    shard.write_bytes(content)
+    _, (damage,) = verify(path)
+    assert damage.shard == shard
+
+
+def test_verify_names_the_clips_hurt(tmp_path: Path) -> None:
+    fill(tmp_path, {"a": clip(4), "b": clip(5, 1)})
+    (path,) = tmp_path.glob("*.h5")
+    content = path.read_bytes()
+    at = content.index(clip(5, 1).video.tobytes())
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    intact, (damage,) = verify(tmp_path)
+    assert (intact, damage.clips) == (1, ["b"])
+
+
+@pytest.mark.parametrize("keep", [0, 100, 0.5, -1])
+def test_a_cut_shard_never_hides_the_others(tmp_path: Path, keep: float) -> None:
+    fill(tmp_path, {"a": clip(4)})
+    fill(tmp_path, {"b": clip(5, 1)})
+    shard = next(shard for shard in Store(tmp_path).shards if shard.ids == ["b"])
+    content = shard.path.read_bytes()
+    cut = len(content) + int(keep) if keep < 0 else int(keep * (len(content) if keep < 1 else 1))
+    shard.path.write_bytes(content[:cut])
+    _, (damage,) = verify(tmp_path)
+    assert damage.shard == shard.path
+    assert same(Store(tmp_path)["a"], clip(4))
+
+
+def test_a_renamed_shard_is_found(tmp_path: Path) -> None:
+    fill(tmp_path, {"a": clip(4)})
+    (path,) = tmp_path.glob("*.h5")
+    path.rename(path.with_name(f"{RECIPE.fingerprint}-0000000000000000.h5"))
+    assert len(verify(tmp_path)[1]) == 1
+
+
+def test_a_table_that_points_outside_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path, {"a": clip(4)})
+    (path,) = tmp_path.glob("*.h5")
+    with h5py.File(path, "r+") as file:
+        file["clips/rows"][0] = 10**12
+    with pytest.raises(FeatureError, match="points outside"):
+        Shard(path)
+    assert list(Store(tmp_path)) == []
+    assert path in Store(tmp_path).unreadable
+
+
+@pytest.mark.parametrize("bad", ["../x", "/x", "a/../../x", "", "x\n", "x" * 201])
+def test_ids_that_could_harm_are_refused(tmp_path: Path, bad: str) -> None:
+    with pytest.raises(FeatureError, match="clip id"):
+        fill(tmp_path, {bad: clip(4)})
+    assert not list(tmp_path.glob("*.h5"))
+
+
+def test_folders_that_are_no_store(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(FeatureError, match=r"no feature store.*avarnet extract"):
+            Store(path)
+    (tmp_path / "file").touch()
+    with pytest.raises(FeatureError, match="is a file"):
+        create(tmp_path / "file", RECIPE)
+
+
+WRITING = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+from test_store import RECIPE, clip
+from features import Writer
+writer = Writer(Path(sys.argv[1]), RECIPE, shard_bytes=300)
+for number in range(int(sys.argv[3]), 10_000):
+    writer.add(f"clip-{number}", clip(5, number))
+    print(number, flush=True)
+"""
+
+
+def test_killed_at_any_moment_no_finished_clip_is_lost(tmp_path: Path) -> None:
+    """Kill a writer again and again; the next one goes on after the last clip it finished."""
+    rng = np.random.default_rng(0)
+    next_clip = 0
+    for _ in range(8):
+        command = [sys.executable, "-c", WRITING, str(tmp_path), str(Path(__file__).parent)]
+        process = subprocess.Popen([*command, str(next_clip)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        process.stdout.readline()  # it is writing now
+        time.sleep(rng.uniform(0, 0.15))
+        os.kill(process.pid, signal.SIGKILL)
+        finished = process.stdout.read().split()
+        process.wait()
+        recover(tmp_path)
+        store = Store(tmp_path)
+        next_clip = max([next_clip + 1, *(int(number) + 1 for number in finished)])
+        assert {f"clip-{number}" for number in range(next_clip)} <= set(store)
+        next_clip = len(store)  # one more may have been finished but not announced
+        assert set(store) == {f"clip-{number}" for number in range(next_clip)}
+    assert next_clip > 8
+    assert verify(tmp_path) == (next_clip, [])
+    assert all(same(store[f"clip-{n}"], clip(5, n)) for n in range(next_clip))
+    assert {file.suffix for file in tmp_path.iterdir()} == {".h5", ".json"}

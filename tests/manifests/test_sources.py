@@ -1,0 +1,172 @@
+"""Manifests from folders, tables and the official lists."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from manifests import (
+    ManifestError,
+    from_csv,
+    from_folders,
+    from_ucf_crime,
+    from_xd_violence,
+)
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    return folder
+
+
+def test_surv_fight_with_its_recordings(shared: Path, tmp_path: Path) -> None:
+    folder = shared / "surv-fight"
+    clips = from_folders(folder, tmp_path, folder / "sources.csv")
+    assert len(clips) == 236
+    assert {clip.label for clip in clips} == {"fight", "noFight"}
+    named = {clip.id: clip for clip in clips}
+    assert named["fight/fi001"].group == "yt-7q6KJoSgxmY"
+    assert all(clip.resolve(tmp_path).is_file() for clip in clips)
+
+
+def test_folders_ids_and_hidden_files(tmp_path: Path) -> None:
+    touch(tmp_path, "a/x.mp4", "a/x.avi", "a/deep/y.MKV", "b/x.mp4", "b/.hidden.mp4", "b/n.txt")
+    clips = from_folders(tmp_path, tmp_path)
+    assert [clip.id for clip in clips] == ["a/deep/y", "a/x.avi", "a/x.mp4", "b/x"]
+    assert [clip.label for clip in clips] == ["a", "a", "a", "b"]
+    assert clips[0].path == "a/deep/y.MKV"
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(["a/n.txt"], "no videos"), (["x.mp4", "a/y.mp4"], "no class folder"), ([], "no videos")],
+)
+def test_folders_of_the_wrong_shape(tmp_path: Path, names: list[str], message: str) -> None:
+    with pytest.raises(ManifestError, match=message):
+        from_folders(touch(tmp_path, *names), tmp_path)
+
+
+def test_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="no such folder"):
+        from_folders(tmp_path / "nowhere", tmp_path)
+
+
+def test_groups_must_name_every_clip(tmp_path: Path) -> None:
+    touch(tmp_path, "a/x.mp4", "a/y.mp4")
+    groups = tmp_path / "g.csv"
+    groups.write_text("clip,source\nx,one\n")
+    with pytest.raises(ManifestError, match="no source for 1 clips \\(a/y"):
+        from_folders(tmp_path, tmp_path, groups)
+    groups.write_text("name,source\nx,one\n")
+    with pytest.raises(ManifestError, match="columns clip and source"):
+        from_folders(tmp_path, tmp_path, groups)
+    groups.write_text("clip,source\nx,one\na/y.mp4,two\n")
+    assert [clip.group for clip in from_folders(tmp_path, tmp_path, groups)] == ["one", "two"]
+
+
+def test_csv_with_everything(tmp_path: Path) -> None:
+    table = tmp_path / "sub" / "t.csv"
+    table.parent.mkdir()
+    table.write_bytes(
+        b"\xef\xbb\xbfpath,label,group,start,end,audio\r\n"
+        b"v/a.mp4,crash|fire,cam1,1.5,2,v/a.wav\r\nv/a.mp4,crash|fire,cam1,4,5,v/a.wav\r\n"
+        b"v/b.mp4,normal,cam2,,,\r\n"
+    )
+    a, b = from_csv(table, tmp_path)
+    assert (a.id, a.path, a.audio) == ("v/a", "sub/v/a.mp4", "sub/v/a.wav")
+    assert a.labels == ("crash", "fire")
+    assert a.intervals == ((1.5, 2.0), (4.0, 5.0))
+    assert b.intervals == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path\na.mp4\n", "columns path and label"),
+        ("path,label,colour\na.mp4,x,red\n", "it has path, label, colour"),
+        ("path,label\n", "no clips"),
+        ("path,label\n,x\n", "line 2: the path is empty"),
+        ("path,label\na.mp4,\n", "line 2: clip a: needs a label"),
+        ("path,label,start,end\na.mp4,x,1,\n", "line 2: an anomaly needs both"),
+        ("path,label,start,end\na.mp4,x,one,2\n", "start: expected a number, found 'one'"),
+        ("path,label,start,end\na.mp4,x,3,2\n", "expected 0 <= start < end"),
+        ("path,label\na.mp4,x\na.mp4,y\n", "line 3: clip a is there already with another labels"),
+        ("path,label\na.mp4,x\na.mp4,x\n", "line 3: clip a is there already"),
+        ("path,label\na.mp4,x,more\n", "more cells than columns"),
+    ],
+)
+def test_csv_mistakes(tmp_path: Path, text: str, message: str) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text(text)
+    with pytest.raises(ManifestError, match=message):
+        from_csv(table, tmp_path)
+
+
+def test_xd_violence(shared: Path, tmp_path: Path) -> None:
+    lists = shared / "xd-violence"
+    clips, missing = from_xd_violence(lists, tmp_path)
+    assert not missing
+    assert sum(clip.split == "train" for clip in clips) == 3954
+    test = {clip.id: clip for clip in clips if clip.split == "test"}
+    assert len(test) == 800
+    assert sum(clip.label != "A" for clip in test.values()) == 500
+    assert test["Bad.Boys.1995__#01-11-55_01-12-40_label_G-B2-B6"].labels == ("G", "B2", "B6")
+    # the truth by an independent path: straight from the annotated frame numbers
+    marked = 0
+    for line in (lists / "annotations.txt").read_text().splitlines():
+        name, *numbers = line.split()
+        name = name[:-4] if name.endswith(".mp4") else name
+        frames = list(map(int, numbers))
+        truth = np.zeros(max(frames) + 50, np.uint8)
+        for k in range(0, len(frames), 2):
+            truth[frames[k] : frames[k + 1]] = 1
+        assert (test[name].frame_labels(len(truth)) == truth).all(), name
+        marked += 1
+    assert marked == 500
+    assert sum(len(clip.intervals or ()) > 0 for clip in test.values()) == 500
+    normal = next(clip for clip in test.values() if clip.label == "A")
+    assert not normal.frame_labels(100).any()
+
+
+def test_xd_violence_refuses_annotations_without_a_clip(shared: Path, tmp_path: Path) -> None:
+    for name in ("train.txt", "test.txt", "annotations.txt"):
+        (tmp_path / name).write_bytes((shared / "xd-violence" / name).read_bytes())
+    with open(tmp_path / "annotations.txt", "a") as file:
+        file.write("\nnobody__#1_label_B1-0-0 3 4\n")
+    with pytest.raises(ManifestError, match="nobody"):
+        from_xd_violence(tmp_path, tmp_path)
+
+
+def test_xd_violence_with_some_of_its_videos(shared: Path, tmp_path: Path) -> None:
+    name = "Bad.Boys.1995__#01-11-55_01-12-40_label_G-B2-B6"
+    touch(tmp_path, f"videos/test/{name}.mp4")
+    clips, missing = from_xd_violence(shared / "xd-violence", tmp_path, tmp_path / "videos")
+    assert [clip.path for clip in clips] == [f"videos/test/{name}.mp4"]
+    assert len(missing) == 4753
+    with pytest.raises(ManifestError, match="none of the 4754"):
+        from_xd_violence(shared / "xd-violence", tmp_path, touch(tmp_path / "none", "x.mp4"))
+
+
+def test_ucf_crime(shared: Path, tmp_path: Path) -> None:
+    lists = shared / "ucf-crime"
+    clips, missing = from_ucf_crime(lists, tmp_path)
+    assert not missing
+    assert len(clips) == 1900
+    assert sum(clip.label == "Normal" for clip in clips) == 950
+    test = {clip.id: clip for clip in clips if clip.split == "test"}
+    assert len(test) == 290
+    checked = 0
+    for line in (lists / "Temporal_Anomaly_Annotation.txt").read_text().splitlines():
+        name, _, *numbers = line.split()
+        truth = np.zeros(20_000, np.uint8)
+        for first, last in (numbers[:2], numbers[2:]):
+            if first != "-1":
+                truth[int(first) : int(last)] = 1
+        assert (test[name].frame_labels(len(truth)) == truth).all(), name
+        checked += 1
+    assert checked == 290
+    assert test["Abuse028_x264"].path == "Abuse/Abuse028_x264.mp4"

@@ -1,0 +1,143 @@
+"""Splits keep groups whole; `check` finds what is wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from manifests import (
+    Clip,
+    Interval,
+    ManifestError,
+    assign_folds,
+    assign_split,
+    check,
+    from_folders,
+    split_table,
+    write,
+)
+
+
+def make(groups: list[tuple[int, str]]) -> list[Clip]:
+    """One clip for each (group, label)."""
+    return [
+        Clip(f"c{n}", f"c{n}.mp4", (label,), group=f"g{group}")
+        for n, (group, label) in enumerate(groups)
+    ]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.sampled_from("abc")), min_size=20, max_size=80),
+    st.integers(0, 5),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_group_is_divided_and_no_clip_lost(groups: list[tuple[int, str]], seed: int) -> None:
+    clips = make(groups)
+    if len({clip.group for clip in clips}) < 5:
+        return
+    for divided in (assign_split(clips, 0.2, 0.2, seed), assign_folds(clips, 5, seed)):
+        assert [replace(clip, split=None) for clip in divided] == clips
+        sides: dict[str, set[str]] = {}
+        for clip in divided:
+            sides.setdefault(str(clip.group), set()).add(str(clip.split))
+        assert all(len(side) == 1 for side in sides.values())
+        assert len({clip.split for clip in divided}) in (3, 5)
+    assert assign_split(clips, 0.2, 0.2, seed) == assign_split(clips, 0.2, 0.2, seed)
+
+
+def test_shares_are_met_and_stratified() -> None:
+    clips = [Clip(f"{label}{n}", "x", (label,)) for label in "ab" for n in range(100)]
+    table = split_table(assign_split(clips, 0.2, 0.1))
+    assert table == {label: {"train": 70, "val": 10, "test": 20} for label in "ab"}
+    table = split_table(assign_folds(clips, 5))
+    assert table == {label: {f"fold-{k}": 20 for k in range(5)} for label in "ab"}
+
+
+def test_seeds_differ() -> None:
+    clips = [Clip(f"{n}", "x", ("a",)) for n in range(100)]
+    assert assign_split(clips, seed=0) != assign_split(clips, seed=1)
+
+
+def test_surv_fight_splits_by_recording(shared: Path, tmp_path: Path) -> None:
+    folder = shared / "surv-fight"
+    clips = assign_folds(from_folders(folder, tmp_path, folder / "sources.csv"), 5)
+    for split, count in Counter(clip.split for clip in clips).items():
+        fights = sum(clip.label == "fight" for clip in clips if clip.split == split)
+        assert 40 <= count <= 55
+        assert 0.35 < fights / count < 0.65
+
+
+@pytest.mark.parametrize(("test", "val"), [(0.6, 0.5), (-0.1, 0.2), (0, 0), (1.0, 0.0)])
+def test_shares_out_of_range(test: float, val: float) -> None:
+    with pytest.raises(ManifestError, match="expected shares"):
+        assign_split(make([(n, "a") for n in range(9)]), test, val)
+
+
+def test_too_few_groups() -> None:
+    with pytest.raises(ManifestError, match="2 groups cannot fill 3 sides"):
+        assign_split(make([(n % 2, "a") for n in range(9)]))
+    with pytest.raises(ManifestError, match="two or more"):
+        assign_folds(make([(n, "a") for n in range(9)]), 1)
+
+
+def findings(tmp_path: Path, clips: list[Clip], **options: object) -> dict[str, tuple[str, int]]:
+    write(tmp_path / "m.jsonl", clips)
+    found = check(tmp_path / "m.jsonl", tmp_path, **options)  # type: ignore[arg-type]
+    assert all(finding.problem and finding.way_out for finding in found)
+    return {finding.kind: (finding.severity, finding.line) for finding in found}
+
+
+def test_check_is_quiet_when_all_is_well(tmp_path: Path) -> None:
+    clips = [Clip(name, f"{name}.mp4", ("x",), (), "train", name) for name in "ab"]
+    for clip in clips:
+        clip.resolve(tmp_path).write_text(clip.id)
+    assert findings(tmp_path, clips, probe=lambda *_: (3.0, True)) == {}
+
+
+def test_check_finds_each_fault(tmp_path: Path) -> None:
+    for name, content in {"a": "same", "b": "same", "c": "other", "e": ""}.items():
+        (tmp_path / f"{name}.mp4").write_text(content)
+    (tmp_path / "dir.mp4").mkdir()
+    clips = [
+        Clip("a", "a.mp4", ("x",), split="train", group="g"),
+        Clip("b", "b.mp4", ("x",), split="test", group="g"),
+        Clip("c", "c.mp4", ("x",), (Interval(1, 9),), split="holdout"),
+        Clip("c2", "c.mp4", ("x",), split="holdout"),
+        Clip("d", "dir.mp4", ("x",)),
+        Clip("e", "e.mp4", ("x",)),
+        Clip("e", "e.mp4", ("x",)),
+    ]
+    found = findings(tmp_path, clips, probe=lambda *_: (5.0, False))
+    assert found["duplicate-content"] == ("error", 2)  # it leaks from train to test
+    assert found["group-across-splits"] == ("warning", 2)
+    assert found["interval-outside"] == ("error", 3)
+    assert found["no-sound"][0] == "warning"
+    assert found["unknown-split"][0] == "error"
+    assert found["missing-file"] == ("error", 5)
+    assert found["empty-file"][0] == "error"
+    assert found["duplicate-id"] == ("error", 7)
+    assert "duplicate-path" in found
+
+
+def test_check_says_what_the_decoder_said(tmp_path: Path) -> None:
+    def broken(*_: object) -> tuple[float, bool]:
+        raise RuntimeError("no moov")
+
+    (tmp_path / "a.mp4").write_text("a")
+    assert findings(tmp_path, [Clip("a", "a.mp4", ("x",))], probe=broken) == {
+        "unreadable": ("error", 1)
+    }
+
+
+def test_check_reads_on_after_a_bad_line(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text('nonsense\n{"id": "a", "path": "a.mp4", "labels": ["x"]}\n')
+    found = check(tmp_path / "m.jsonl", tmp_path)
+    assert [(finding.line, finding.kind) for finding in found] == [
+        (1, "bad-line"),
+        (2, "missing-file"),
+    ]
