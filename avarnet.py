@@ -503,7 +503,7 @@ def train(
         _say_random(opened.recipe)
     trained = _train(clips, opened, run, settings, device, quiet=as_json)
     best = [
-        max(rows, key=lambda row: (row["val_accuracy"], row["epoch"]))
+        max(rows, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
         for rows in _by_fold(trained.history())
     ]
     if as_json:
@@ -631,9 +631,11 @@ def _print_metrics(metrics: dict[str, Any], run: Run) -> None:
         scores = (f"{row[key]:.3f}" for key in ("precision", "recall", "f1"))
         table.add_row(_plain(name), str(row["clips"]), *scores)
     out.print(table)
-    table = Table("is \\ taken for", *map(_plain, run.classes), title="MTCN, confusion")
-    for name, counts in zip(run.classes, model["confusion"], strict=True):
-        table.add_row(_plain(name), *(str(count) if count else "." for count in counts))
+    columns = map(str, range(1, len(run.classes) + 1))
+    table = Table("is / taken for", *columns, title="MTCN, confusion", padding=(0, 0, 0, 1))
+    for number, (name, counts) in enumerate(zip(run.classes, model["confusion"], strict=True), 1):
+        marks = [str(count) if count else "." for count in counts]
+        table.add_row(f"{number} {_plain(name)}", *marks)
     out.print(table)
 
 
@@ -713,7 +715,7 @@ def _print_prediction(video: Path, clip: Features, answer: Prediction) -> None:
     for name, valid in clip.valid.items():
         if not valid.any():
             out.print(f"  no {name} in this clip: answered without it")
-    table = Table("from", "to", "class", "score", *map(_plain, answer.probabilities))
+    table = Table("from", "to", "class", "score")
     for step, scores in enumerate(answer.scores):
         best = int(scores.argmax())
         table.add_row(
@@ -721,7 +723,6 @@ def _print_prediction(video: Path, clip: Features, answer: Prediction) -> None:
             f"{(step + 1) * clip.snippet_seconds:.2f}",
             _plain(list(answer.probabilities)[best]),
             f"{scores[best]:.2f}",
-            *(f"{score:.2f}" for score in scores),
         )
     out.print(table)
 

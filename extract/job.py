@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -107,7 +108,6 @@ def _run(
         "distributed.scheduler.worker-saturation": 1.0,
         "distributed.scheduler.allowed-failures": 1,
         "distributed.worker.memory.terminate": False,
-        "logging.distributed": "critical",
     }
     try:
         with (
@@ -115,7 +115,8 @@ def _run(
             LocalCluster(
                 n_workers=min(workers, len(tasks)),
                 threads_per_worker=1,
-                dashboard_address=None,
+                dashboard_address=":0",
+                silence_logs=logging.CRITICAL,
                 memory_limit=0,
             ) as cluster,
             Client(cluster) as client,

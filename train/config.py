@@ -30,7 +30,7 @@ class Config:
         class_weights: weigh classes by the inverse of how often they occur.
         epochs: at most this many.
         patience: stop after this many epochs without a better validation accuracy.
-        batch_size: clips per step.
+        batch_size: clips per step; 0 takes up to 32, fewer for small sets.
         learning_rate, weight_decay: of AdamW; the rate warms up and decays as a cosine.
         validation: share of the training clips that picks the best epoch, where the manifest gives
             no validation clips.
@@ -51,7 +51,7 @@ class Config:
     class_weights: bool = True
     epochs: int = 40
     patience: int = 20
-    batch_size: int = 32
+    batch_size: int = 0
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
     validation: float = 0.15
@@ -70,7 +70,7 @@ class Config:
             "label_smoothing": 0 <= self.label_smoothing < 1,
             "epochs": self.epochs >= 1,
             "patience": self.patience >= 1,
-            "batch_size": self.batch_size >= 1,
+            "batch_size": self.batch_size >= 0,
             "learning_rate": self.learning_rate > 0,
             "weight_decay": self.weight_decay >= 0,
             "validation": 0 < self.validation < 1,

@@ -18,6 +18,8 @@ from train.data import Batch, Clips
 from train.model import AVARNet, mtcn_loss, pool
 
 MOST_LAYERS = 10  # as in the paper
+SMALLEST_BATCH, LARGEST_BATCH = 4, 32
+STEPS_PER_EPOCH = 12  # at least, where there are clips enough: refinement stages learn late
 WARM_UP = 0.1  # share of all steps in which the learning rate rises
 GRADIENT_LIMIT = 1.0  # norm
 
@@ -42,6 +44,15 @@ def layers_to_cover(lengths: NDArray[np.int64]) -> int:
     """
     long = float(np.percentile(lengths, 90))
     return min(MOST_LAYERS, max(1, math.ceil(math.log2((long + 1) / 2))))
+
+
+def batch_to_learn(clips: int) -> int:
+    """Return how many clips a step takes, so that small sets still give a dozen steps an epoch.
+
+    >>> batch_to_learn(50), batch_to_learn(3000)
+    (4, 32)
+    """
+    return min(LARGEST_BATCH, max(SMALLEST_BATCH, clips // STEPS_PER_EPOCH))
 
 
 def build(sizes: dict[str, int], num_classes: int, config: Config) -> AVARNet:
@@ -71,7 +82,7 @@ def fit(
     """Train a model and return it as it was in its best epoch, with the history.
 
     What is validated and kept is the running average of the weights. The best epoch is the one of
-    the highest validation accuracy.
+    the highest validation accuracy, and of equals the one of the lowest loss.
 
     Args:
         clips: features of all clips.
@@ -96,10 +107,11 @@ def fit(
     if config.class_weights:
         counts = np.bincount(targets[train], minlength=num_classes)
         weights = torch.tensor(len(train) / (num_classes * counts), dtype=torch.float32).to(device)
+    batch_size = config.batch_size or batch_to_learn(len(train))
     optimiser = torch.optim.AdamW(
         model.parameters(), config.learning_rate, weight_decay=config.weight_decay
     )
-    steps = config.epochs * math.ceil(len(train) / config.batch_size)
+    steps = config.epochs * math.ceil(len(train) / batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, config.learning_rate, total_steps=steps, pct_start=WARM_UP
     )
@@ -111,11 +123,11 @@ def fit(
     averaged = average.module
     assert isinstance(averaged, AVARNet)
     history: list[Epoch] = []
-    best_accuracy, best_state, stale = -1.0, averaged.state_dict(), 0
+    best, best_state, stale = (-1.0, -math.inf), averaged.state_dict(), 0
     for number in range(1, config.epochs + 1):
         model.train()
         losses = []
-        for chosen, batch in clips.batches(train, config.batch_size, rng):
+        for chosen, batch in clips.batches(train, batch_size, rng):
             optimiser.zero_grad()
             logits, mask = _forward(model, batch, device)
             loss = mtcn_loss(
@@ -133,19 +145,17 @@ def fit(
             schedule.step()
             average.update_parameters(model)
             losses.append(float(loss.detach()))
-        log_p, _ = score(averaged, clips, val, config.batch_size, device)
+        log_p, _ = score(averaged, clips, val, device)
         truth = torch.from_numpy(targets[val])
         val_loss = float(F.nll_loss(torch.from_numpy(log_p), truth))
         accuracy = float((log_p.argmax(1) == targets[val]).mean())
         epoch = Epoch(number, float(np.mean(losses)), val_loss, accuracy)
         history.append(epoch)
-        better = accuracy >= best_accuracy  # of equals the later: its average is the steadier
+        better = (accuracy, -val_loss) > best
+        stale = 0 if better else stale + 1
         if better:
-            stale = stale + 1 if accuracy == best_accuracy else 0
-            best_accuracy = accuracy
+            best = (accuracy, -val_loss)
             best_state = {name: value.clone() for name, value in averaged.state_dict().items()}
-        else:
-            stale += 1
         on_epoch(epoch, better)
         if stale >= config.patience:
             break
@@ -158,7 +168,6 @@ def score(
     model: AVARNet,
     clips: Clips,
     indices: NDArray[np.int64],
-    batch_size: int,
     device: torch.device,
 ) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
     """Return the last stage's answers for some clips, in the order of `indices`.
@@ -171,7 +180,7 @@ def score(
     whole = np.zeros((len(indices), model.num_classes), np.float32)
     snippets: list[NDArray[np.float32]] = [np.zeros((0, 0), np.float32)] * len(indices)
     place = {int(index): k for k, index in enumerate(indices)}
-    for chosen, batch in clips.batches(indices, batch_size):
+    for chosen, batch in clips.batches(indices, LARGEST_BATCH):
         logits, mask = _forward(model, batch, device)
         log_p = F.log_softmax(pool(logits[-1], mask), dim=1).cpu().numpy()
         steps = F.softmax(logits[-1], dim=1).transpose(1, 2).cpu().numpy()

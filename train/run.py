@@ -232,9 +232,7 @@ def evaluate_run(run: Run, store: Store) -> dict[str, Any]:
     for number, part in enumerate(run.parts):
         held = np.array([where[i] for i in (part.test if tested else part.val)], dtype=np.int64)
         known = [*part.train, *part.val] if tested else part.train
-        answers, _ = score(
-            run.model(number), data, held, run.config.batch_size, torch.device("cpu")
-        )
+        answers, _ = score(run.model(number), data, held, torch.device("cpu"))
         chosen.append(held)
         log_p.append(answers)
         linear.append(
@@ -306,7 +304,7 @@ class Predictor:
         """Return what the run says of a clip; a clip that lacks a stream gets an answer too."""
         clips = Clips({"clip": features}, ["clip"], self.run.config.streams)
         answers = [
-            score(model, clips, np.array([0]), 1, torch.device("cpu")) for model in self._models
+            score(model, clips, np.array([0]), torch.device("cpu")) for model in self._models
         ]
         whole = np.mean([np.exp(log_p[0]) for log_p, _ in answers], axis=0)
         scores = np.mean([snippets[0] for _, snippets in answers], axis=0)
