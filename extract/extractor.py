@@ -110,12 +110,20 @@ class Extractor:
             ClipError: nothing of the picture can be read; the message says why.
         """
         path = Path(video_path)
+        try:
+            return self._features(path, Path(audio_path) if audio_path else sound_beside(path))
+        except ClipError:
+            raise
+        except Exception as error:  # whatever decoders make of a file from anywhere
+            raise ClipError(f"reading it failed ({type(error).__name__}: {error})") from error
+
+    def _features(self, path: Path, beside: Path | None) -> Features:
         media = probe(path)
         snippets = max(1, math.ceil(media.duration / self.recipe.snippet_seconds - 1e-3))
         video, seen = self._pictures(path, media, snippets)
         if not seen.any():
             raise ClipError("none of its frames can be decoded")
-        audio, heard, damaged = self._sound(path, audio_path, media, snippets)
+        audio, heard, damaged = self._sound(path, beside, media, snippets)
         flags = Flag.NONE if seen.all() else Flag.PICTURE_DAMAGED
         if damaged:
             flags |= Flag.SOUND_DAMAGED
@@ -151,10 +159,9 @@ class Extractor:
         return rows, seen
 
     def _sound(
-        self, path: Path, audio_path: str | Path | None, media: Media, snippets: int
+        self, path: Path, beside: Path | None, media: Media, snippets: int
     ) -> tuple[NDArray[np.float16], NDArray[np.bool_], bool]:
         """Return the rows of the sound, where there is any, and whether it cannot be decoded."""
-        beside = Path(audio_path) if audio_path else sound_beside(path)
         silent = np.zeros((snippets, self._audio.features), np.float16), np.zeros(snippets, bool)
         try:
             if beside is not None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import uuid
 from collections.abc import Mapping
 from functools import cached_property
@@ -36,6 +37,7 @@ from features.recipe import FeatureError, Recipe
 FORMAT = "avarnet-features"
 VERSION = 1
 MAX_ID_BYTES = 200
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def write_shard(folder: Path, recipe: Recipe, clips: Mapping[str, Features]) -> Path:
@@ -242,14 +244,14 @@ def _check_id(clip_id: str) -> None:
     if (
         not clip_id
         or len(clip_id.encode()) > MAX_ID_BYTES
-        or not clip_id.isprintable()
+        or CONTROL.search(clip_id)
         or clip_id.startswith("/")
         or "\\" in clip_id
         or ".." in clip_id.split("/")
     ):
         raise FeatureError(
-            f"clip id {clip_id!r}: expected 1 to {MAX_ID_BYTES} bytes of printable text that is no "
-            "absolute path and has no '..'; rename it in the manifest"
+            f"clip id {clip_id!r}: expected 1 to {MAX_ID_BYTES} bytes of text that is no absolute "
+            "path, without control characters and '..'; rename it in the manifest"
         )
 
 

@@ -8,9 +8,10 @@ from manifests.official import Listing
 from manifests.split import assign_folds, assign_split, split_table
 from manifests.table import from_csv
 from manifests.ucf_crime import from_ucf_crime
-from manifests.xd_violence import from_xd_violence
+from manifests.xd_violence import CODES, from_xd_violence
 
 __all__ = [
+    "CODES",
     "Clip",
     "Finding",
     "Interval",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -12,7 +13,8 @@ from typing import NamedTuple
 from manifests.clip import Clip, ManifestError
 from manifests.io import parse
 
-SPLITS = re.compile(r"train|val|test|fold-\d+")
+SIDE = re.compile(r"train|val|test")
+FOLD = re.compile(r"fold-\d+")
 
 
 class Finding(NamedTuple):
@@ -47,16 +49,21 @@ def check(manifest: Path, root: Path, probe: Probe | None = None) -> list[Findin
 
     Raises:
         ManifestError: the file cannot be read at all.
+
+    Example::
+
+        errors = [f for f in check(Path("m.jsonl"), Path(".")) if f.severity == "error"]
     """
     findings: list[Finding] = []
     clips: list[Numbered] = []
     for line, clip in parse(manifest):
         if isinstance(clip, ManifestError):
-            findings.append(Finding("error", line, "", "bad-line", str(clip), "mend the line"))
+            findings.append(Finding("error", line, "", "bad-line", str(clip), "correct the line"))
         else:
             clips.append(Numbered(line, clip))
     findings += _duplicates(clips, root)
     findings += _splits(clips)
+    findings += _groups(clips)
     for numbered in clips:
         findings += _file(numbered, root, probe)
     return sorted(findings, key=lambda finding: finding.line)
@@ -64,7 +71,7 @@ def check(manifest: Path, root: Path, probe: Probe | None = None) -> list[Findin
 
 def _duplicates(clips: list[Numbered], root: Path) -> Iterator[Finding]:
     by_id: dict[str, Numbered] = {}
-    by_path: dict[Path, Numbered] = {}
+    by_path: dict[str, Numbered] = {}
     by_size: dict[int, list[Numbered]] = defaultdict(list)
     for numbered in clips:
         line, clip = numbered
@@ -78,11 +85,12 @@ def _duplicates(clips: list[Numbered], root: Path) -> Iterator[Finding]:
                 f"the id is on line {first.line} already",
                 "give one of the two another id, or remove it",
             )
-        path = clip.resolve(root).resolve()
+        # os.path, not pathlib: no path that a manifest may hold makes it raise
+        path = os.path.realpath(clip.resolve(root))
         first = by_path.setdefault(path, numbered)
         if first is not numbered:
             yield _twin(numbered, first, "duplicate-path", "is the same file")
-        elif path.is_file() and (size := path.stat().st_size):
+        elif os.path.isfile(path) and (size := os.path.getsize(path)):
             by_size[size].append(numbered)
     for same_size in by_size.values():
         if len(same_size) == 1:
@@ -100,7 +108,7 @@ def _duplicates(clips: list[Numbered], root: Path) -> Iterator[Finding]:
 
 
 def _twin(numbered: Numbered, first: Numbered, kind: str, what: str) -> Finding:
-    leak = numbered.clip.split != first.clip.split
+    leak = len({numbered.clip.split, first.clip.split} - {None}) == 2
     return Finding(
         "error" if leak else "warning",
         numbered.line,
@@ -112,9 +120,16 @@ def _twin(numbered: Numbered, first: Numbered, kind: str, what: str) -> Finding:
 
 
 def _splits(clips: list[Numbered]) -> Iterator[Finding]:
-    splits: dict[str, dict[str, int]] = defaultdict(dict)
-    for line, clip in clips:
-        if clip.split is not None and not SPLITS.fullmatch(clip.split):
+    first: dict[str, Numbered] = {}  # of each way to split, in the order of the lines
+    for numbered in clips:
+        line, clip = numbered
+        if clip.split is None:
+            first.setdefault("no split", numbered)
+        elif SIDE.fullmatch(clip.split):
+            first.setdefault("train, val or test", numbered)
+        elif FOLD.fullmatch(clip.split):
+            first.setdefault("folds", numbered)
+        else:
             yield Finding(
                 "error",
                 line,
@@ -123,43 +138,63 @@ def _splits(clips: list[Numbered]) -> Iterator[Finding]:
                 f"split {clip.split!r}",
                 "use train, val, test or fold-K, or run 'avarnet manifest split'",
             )
-        if clip.group is not None and clip.split is not None:
-            seen = splits[clip.group]
-            if clip.split not in seen and seen:
-                other, at = next(iter(seen.items()))
-                yield Finding(
-                    "warning",
-                    line,
-                    clip.id,
-                    "group-across-splits",
-                    f"group {clip.group} is in {clip.split} and, on line {at}, in {other}: what is "
-                    "learned from one leaks to the other",
-                    "run 'avarnet manifest split', unless the split is the official one",
-                )
-            seen.setdefault(clip.split, line)
+    if len(first) > 1:
+        line, clip = list(first.values())[1]
+        ways = " and ".join(f"{way} (line {at.line})" for way, at in first.items())
+        yield Finding(
+            "warning",
+            line,
+            clip.id,
+            "mixed-splits",
+            f"some clips have {ways}",
+            "split all clips with 'avarnet manifest split'",
+        )
+
+
+def _groups(clips: list[Numbered]) -> Iterator[Finding]:
+    groups: dict[str, dict[str, list[Numbered]]] = defaultdict(lambda: defaultdict(list))
+    for numbered in clips:
+        if numbered.clip.group is not None and numbered.clip.split is not None:
+            groups[numbered.clip.group][numbered.clip.split].append(numbered)
+    for group, sides in groups.items():
+        if len(sides) == 1:
+            continue
+        line, clip = list(sides.values())[1][0]
+        counts = ", ".join(f"{split} ({len(members)} clips)" for split, members in sides.items())
+        yield Finding(
+            "warning",
+            line,
+            clip.id,
+            "group-across-splits",
+            f"group {group} is in {counts}: what is learned from one leaks to the other",
+            "run 'avarnet manifest split', unless the split is the official one",
+        )
 
 
 def _file(numbered: Numbered, root: Path, probe: Probe | None) -> Iterator[Finding]:
     line, clip = numbered
     path, audio = clip.resolve(root), clip.resolve_audio(root)
     duration = clip.duration
-    for file in (path, audio):
-        if file is not None and not file.is_file():
-            what = "is not a regular file" if file.exists() else "does not exist"
-            yield Finding(
-                "error",
-                line,
-                clip.id,
-                "missing-file",
-                f"{file} {what}",
-                "give the folder it is in with --root, or remove the line",
-            )
-            return
-    if path.stat().st_size == 0:
+    missing = [file for file in (path, audio) if file is not None and not os.path.isfile(file)]
+    for file in missing:
+        what = "is not a regular file" if os.path.exists(file) else "does not exist"
+        yield Finding(
+            "error",
+            line,
+            clip.id,
+            "missing-file",
+            f"{file} {what}",
+            "give the folder it is in with --root, or remove the line",
+        )
+    if not missing and not os.access(path, os.R_OK):
+        yield Finding(
+            "error", line, clip.id, "unreadable", f"no permission to read {path}", "ask its owner"
+        )
+    elif not missing and os.path.getsize(path) == 0:
         yield Finding(
             "error", line, clip.id, "empty-file", f"{path} is empty", "copy the file again"
         )
-    elif probe is not None:
+    elif not missing and probe is not None:
         try:
             duration, sound = probe(path, audio)
         except Exception as error:  # whatever a decoder says of a file from anywhere

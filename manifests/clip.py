@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 
 MAX_ID_BYTES = 200
 FRAME_SLACK = 1e-6  # of a frame: annotations in whole frames survive the way through seconds
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+UNWRITABLE = re.compile(r"[\x00\ud800-\udfff]")  # names no file, or is not Unicode text
 
 
 class ManifestError(ValueError):
@@ -57,21 +60,33 @@ class Clip:
     def __post_init__(self) -> None:
         if (
             not self.id
+            or CONTROL.search(self.id)
+            or UNWRITABLE.search(self.id)
             or len(self.id.encode()) > MAX_ID_BYTES
-            or not self.id.isprintable()
             or self.id != self.id.strip()
             or self.id.startswith("/")
             or "\\" in self.id
             or ".." in self.id.split("/")
         ):
             raise ManifestError(
-                f"clip id {self.id!r}: expected 1 to {MAX_ID_BYTES} bytes of printable text, no "
-                "absolute path, no backslash, no '..'; rename the file or give the clip an id"
+                f"clip id {self.id!r}: expected 1 to {MAX_ID_BYTES} bytes of Unicode text, no "
+                "control character, no space around it, no leading '/', no backslash, no '..'; "
+                "rename the file or give the clip an id"
             )
         if not self.path:
             raise ManifestError(f"clip {self.id}: its path is empty")
+        if not isinstance(self.labels, tuple):
+            raise ManifestError(
+                f"clip {self.id}: labels {self.labels!r}; expected a tuple of texts"
+            )
         if not self.labels or not all(self.labels):
             raise ManifestError(f"clip {self.id}: needs a label (a normal clip is 'Normal', say)")
+        for text in (self.path, self.split, self.group, self.audio, *self.labels):
+            if text is not None and UNWRITABLE.search(text):
+                raise ManifestError(
+                    f"clip {self.id}: {text!r} is not Unicode text without NUL; rename the file or "
+                    "correct the text"
+                )
         for start, end in self.intervals or ():
             if not (math.isfinite(end) and 0 <= start < end):
                 raise ManifestError(
@@ -105,19 +120,23 @@ class Clip:
             fps: their rate; the annotations' own by default.
 
         Raises:
-            ManifestError: the clip has no annotation in time, or no rate is known.
+            ManifestError: the clip has no annotation in time, or no rate is known, or it is not a
+                positive number.
 
         >>> Clip("a", "a.mp4", ("B1",), (Interval(0.5, 1.0),), fps=4).frame_labels(6).tolist()
         [0, 0, 1, 1, 0, 0]
         """
         if self.intervals is None:
             raise ManifestError(f"clip {self.id}: has no annotation in time (intervals)")
-        rate = fps or self.fps
         truth = np.zeros(num_frames, np.uint8)
-        if self.intervals and rate is None:
+        if not self.intervals:
+            return truth
+        rate = self.fps if fps is None else fps
+        if rate is None:
             raise ManifestError(f"clip {self.id}: its frame rate is not known; give fps")
+        if not (math.isfinite(rate) and rate > 0):
+            raise ManifestError(f"clip {self.id}: fps {rate}; expected a positive number")
         for start, end in self.intervals:
-            assert rate is not None
             first, last = (math.ceil(second * rate - FRAME_SLACK) for second in (start, end))
             truth[first:last] = 1
         return truth
@@ -146,22 +165,33 @@ class Clip:
         for name, value in texts.items():
             if not (isinstance(value, str) or (value is None and name not in ("id", "path"))):
                 raise ManifestError(f"field {name}: expected text, found {value!r}")
-        for name in ("duration", "fps"):
-            value = whole.get(name)
-            if isinstance(value, bool) or not isinstance(value, int | float | None):
-                raise ManifestError(f"field {name}: expected a number, found {value!r}")
+        numbers = {
+            name: _number(name, whole[name])
+            for name in ("duration", "fps")
+            if whole.get(name) is not None
+        }
         labels = whole.get("labels")
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
             raise ManifestError(f"field labels: expected a list of texts, found {labels!r}")
-        intervals = whole.get("intervals")
-        try:
-            marked = (
-                None
-                if intervals is None
-                else tuple(Interval(float(start), float(end)) for start, end in intervals)
-            )
-        except (TypeError, ValueError) as error:
-            raise ManifestError(
-                f"field intervals: expected [[start, end], ...], found {intervals!r}"
-            ) from error
-        return cls(**{**whole, "labels": tuple(labels), "intervals": marked})
+        pairs = whole.get("intervals")
+        if pairs is not None and not (
+            isinstance(pairs, list)
+            and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
+        ):
+            raise ManifestError(f"field intervals: expected [[start, end], ...], found {pairs!r}")
+        intervals = (
+            None
+            if pairs is None
+            else tuple(Interval(*(_number("intervals", second) for second in p)) for p in pairs)
+        )
+        return cls(**{**whole, **numbers, "labels": tuple(labels), "intervals": intervals})
+
+
+def _number(field: str, value: object) -> float:
+    """Return a JSON number; true, false and text are none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ManifestError(f"field {field}: expected a number, found {value!r}")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ManifestError(f"field {field}: expected a number, found one too large") from error

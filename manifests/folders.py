@@ -27,6 +27,7 @@ def videos_below(directory: Path) -> list[Path]:
         path
         for path in directory.rglob("*")
         if path.suffix.lower() in VIDEO_SUFFIXES
+        and not path.is_dir()  # a dangling link stays: the check of the manifest reports it
         and not any(part.startswith(".") for part in path.relative_to(directory).parts)
     )
 
@@ -44,7 +45,12 @@ def from_folders(directory: Path, root: Path, groups: Path | None = None) -> lis
             the recording that the clip was cut from.
 
     Raises:
-        ManifestError: there are no videos, or `groups` does not name every clip.
+        ManifestError: there are no videos, some are in no class folder, or `groups` does not name
+            every clip or names one twice with different sources.
+
+    Example::
+
+        clips = from_folders(Path("videos"), root=Path("."), groups=Path("sources.csv"))
     """
     files = videos_below(directory)
     if not files:
@@ -59,9 +65,10 @@ def from_folders(directory: Path, root: Path, groups: Path | None = None) -> lis
             "expected DIR/CLASS/clip.mp4"
         )
     bare = [path.with_suffix("").as_posix() for path in below]
-    count = Counter(bare)
+    # a whole name may be another's bare one: x.mp4 and x.mp4.avi
+    taken = Counter([*bare, *(path.as_posix() for path in below)])
     ids = [
-        name if count[name] == 1 else path.as_posix()
+        name if taken[name] == 1 else path.as_posix()
         for name, path in zip(bare, below, strict=True)
     ]
     sources = _sources(groups, ids, below) if groups else dict[str, str]()
@@ -79,9 +86,16 @@ def _sources(file: Path, ids: list[str], below: list[Path]) -> dict[str, str]:
             found = table.fieldnames or []
             if not {"clip", "source"} <= set(found):
                 raise ManifestError(f"{file}: needs the columns clip and source, has {found}")
-            named = {row["clip"]: row["source"] for row in table}
+            named: dict[str, str] = {}
+            for row in table:
+                clip, source = (row["clip"] or "").strip(), (row["source"] or "").strip()
+                if named.setdefault(clip, source) != source:
+                    raise ManifestError(
+                        f"{file}, line {table.line_num}: clip {clip} has source {named[clip]} "
+                        f"already, now {source}; keep one"
+                    )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ManifestError(f"{file}: {error}") from error
+        raise ManifestError(f"{file}: {error}; give a CSV file in UTF-8") from error
     stems = Counter(path.stem for path in below)
     sources, missing = {}, []
     for clip_id, path in zip(ids, below, strict=True):

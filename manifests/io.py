@@ -27,7 +27,13 @@ def parse(path: Path) -> Iterator[tuple[int, Clip | ManifestError]]:
                 except ManifestError as error:
                     yield number, error
                 except (ValueError, RecursionError):
-                    yield number, ManifestError("not a line of JSON")
+                    yield (
+                        number,
+                        ManifestError(
+                            "not a line of JSON; correct it, or make the manifest again with "
+                            "'avarnet manifest'"
+                        ),
+                    )
     except OSError as error:
         raise ManifestError(
             f"{path}: {error.strerror}; make a manifest with 'avarnet manifest folders DIR -o FILE'"
@@ -35,10 +41,11 @@ def parse(path: Path) -> Iterator[tuple[int, Clip | ManifestError]]:
 
 
 def read(path: str | Path) -> list[Clip]:
-    """Return all clips of a manifest.
+    """Return all clips of a manifest, in the order of its lines.
 
     Raises:
-        ManifestError: naming the file and the line.
+        ManifestError: the file cannot be read or is empty, a line is wrong (it is named), or two
+            lines have one id (both are named).
     """
     path = Path(path)
     seen: dict[str, int] = {}
@@ -59,7 +66,17 @@ def read(path: str | Path) -> list[Clip]:
 
 
 def write(path: str | Path, clips: Iterable[Clip]) -> None:
-    """Write a manifest; a reader sees the old one or the new one, never a part."""
+    """Write a manifest; a reader sees the old one or the new one, never a part.
+
+    Raises:
+        OSError: the folder cannot be made or written to.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write(f"{folder}/m.jsonl", [Clip("a", "a.mp4", ("Normal",))])
+    ...     [clip.id for clip in read(f"{folder}/m.jsonl")]
+    ['a']
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
@@ -80,5 +97,15 @@ def default_root(manifest: Path) -> Path:
 
 
 def relative_path(file: Path, root: Path) -> str:
-    """Return `file` as a manifest writes it: relative to `root`, with forward slashes."""
-    return Path(os.path.relpath(file.resolve(), root.resolve())).as_posix()
+    """Return `file` as a manifest writes it: relative to `root`, with forward slashes.
+
+    Symbolic links keep their own name: data sets are often links to blobs named by their hash.
+
+    >>> relative_path(Path("/data/videos/a.mp4"), Path("/data"))
+    'videos/a.mp4'
+    """
+    file, root = file.absolute(), root.absolute()
+    if file.is_relative_to(root) and ".." not in file.parts:
+        return file.relative_to(root).as_posix()
+    # '..' climbs from where a linked folder really is, so both folders must be the real ones
+    return Path(os.path.relpath(file.parent.resolve() / file.name, root.resolve())).as_posix()

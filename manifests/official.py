@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ def read_lines(file: Path) -> list[str]:
         ManifestError: it cannot be read.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"{file}: {error}; give the folder of the official lists") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
@@ -44,29 +45,53 @@ def frame_intervals(file: Path, name: str, frames: list[str], fps: float) -> tup
         numbers = [int(frame) for frame in frames]
         pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
     except ValueError as error:
-        raise ManifestError(f"{file}: {name}: expected pairs of frame numbers") from error
+        raise ManifestError(
+            f"{file}: {name}: expected pairs of frame numbers, found {' '.join(frames)!r}; "
+            "take the official file"
+        ) from error
+    if not pairs:
+        raise ManifestError(f"{file}: {name}: no frame numbers; take the official file")
     return tuple(Interval(start / fps, end / fps) for start, end in pairs if start >= 0)
 
 
 def check_annotated(file: Path, annotated: set[str], expected: set[str]) -> None:
-    """Refuse annotations that do not fit the test list one to one."""
+    """Refuse annotations that do not fit the test list one to one.
+
+    Raises:
+        ManifestError: naming some of the clips that have no counterpart.
+    """
     for names, problem in (
         (annotated - expected, "annotated, but no clip of the test list that could be"),
         (expected - annotated, "in the test list, but not annotated"),
     ):
         if names:
             some = ", ".join(sorted(names)[:3])
-            raise ManifestError(f"{file}: {len(names)} clips are {problem} ({some}, ...)")
+            raise ManifestError(
+                f"{file}: {len(names)} clips are {problem} (first: {some}); take all lists from "
+                "one release"
+            )
 
 
-def find_videos(videos: Path, names: list[str]) -> dict[str, Path]:
-    """Return name -> file for the listed names that are somewhere below a folder.
+def find_videos(videos: Path, listed: Mapping[str, str]) -> dict[str, Path]:
+    """Return name -> file for the listed videos that are in a folder.
+
+    Args:
+        videos: the folder.
+        listed: name -> official path; a file elsewhere below the folder serves if its name fits.
 
     Raises:
-        ManifestError: none is.
+        ManifestError: none is there.
     """
     below = {path.stem: path for path in reversed(videos_below(videos))}
-    found = {name: below[name] for name in names if name in below}
+    found = {}
+    for name, path in listed.items():
+        if (videos / path).is_file():
+            found[name] = videos / path
+        elif name in below:
+            found[name] = below[name]
     if not found:
-        raise ManifestError(f"{videos}: none of the {len(names)} listed videos is in it")
+        raise ManifestError(
+            f"{videos}: none of the {len(listed)} listed videos is in it; give the folder that "
+            "holds them"
+        )
     return found

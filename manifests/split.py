@@ -22,7 +22,11 @@ def assign_split(
         seed: another seed gives another split.
 
     Raises:
-        ManifestError: the shares leave nothing, or a side would be empty.
+        ManifestError: the shares leave nothing, or there are too few groups to fill each side.
+
+    >>> clips = [Clip(str(number), f"{number}.mp4", ("Normal",)) for number in range(10)]
+    >>> split_table(assign_split(clips, test=0.3, val=0))
+    {'Normal': {'train': 7, 'test': 3}}
     """
     if not (test >= 0 and val >= 0 and 0 < test + val < 1):
         raise ManifestError(f"test {test} and val {val}: expected shares of a sum between 0 and 1")
@@ -31,7 +35,11 @@ def assign_split(
 
 
 def assign_folds(clips: Sequence[Clip], folds: int, seed: int = 0) -> list[Clip]:
-    """Return the clips with ``fold-0`` ... as their split; see `assign_split`."""
+    """Return the clips with ``fold-0`` ... as their split; see `assign_split`.
+
+    Raises:
+        ManifestError: fewer than two folds, or more folds than groups.
+    """
     if folds < 2:
         raise ManifestError(f"{folds} folds: expected two or more")
     return _assign(clips, {f"fold-{number}": 1 / folds for number in range(folds)}, seed)

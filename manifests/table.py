@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from manifests.clip import Clip, Interval, ManifestError
@@ -19,7 +20,13 @@ def from_csv(file: Path, root: Path) -> list[Clip]:
     anomalies has several rows.
 
     Raises:
-        ManifestError: naming the line.
+        ManifestError: the file or its columns cannot be used, or a line is wrong (it is named).
+
+    Example::
+
+        path,label,start,end
+        crash/1.mp4,Crash,2.5,4
+        calm/1.mp4,Normal,,
     """
     try:
         with open(file, newline="", encoding="utf-8-sig") as lines:
@@ -27,7 +34,7 @@ def from_csv(file: Path, root: Path) -> list[Clip]:
             found = list(table.fieldnames or [])
             rows = [(table.line_num, row) for row in table]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ManifestError(f"{file}: {error}") from error
+        raise ManifestError(f"{file}: {error}; give a CSV file in UTF-8") from error
     if not {"path", "label"} <= set(found) or not set(found) <= set(COLUMNS):
         raise ManifestError(
             f"{file}: needs the columns path and label and may have {', '.join(COLUMNS[2:])}; "
@@ -90,11 +97,6 @@ def _merged(one: Clip, other: Clip) -> Clip:
                 f"clip {one.id} is there already with another {name} "
                 f"({getattr(one, name)}, now {getattr(other, name)}); give it an id of its own"
             )
-    if not other.intervals:
+    if other.intervals is None:
         raise ManifestError(f"clip {one.id} is there already; remove the row or give it an id")
-    return Clip(
-        **{
-            **{name: getattr(one, name) for name in one.__dataclass_fields__},
-            "intervals": tuple(sorted({*(one.intervals or ()), *other.intervals})),
-        }
-    )
+    return replace(one, intervals=tuple(sorted({*(one.intervals or ()), *other.intervals})))

@@ -29,13 +29,18 @@ def from_ucf_crime(lists: Path, root: Path, videos: Path | None = None) -> Listi
         videos: folder with the videos; without it the paths are those of the lists.
 
     Raises:
-        ManifestError: annotations and test list do not fit.
+        ManifestError: a list cannot be read, annotations and test list do not fit, or `videos` has
+            none of the clips.
+
+    Example::
+
+        clips, missing = from_ucf_crime(Path("lists"), root=Path("."), videos=Path("videos"))
     """
     annotations = lists / "Temporal_Anomaly_Annotation.txt"
     rows = [line.split() for line in read_lines(annotations)]
     marked = {
-        bare_name(name): frame_intervals(annotations, name, frames, FPS)
-        for name, _, *frames in rows
+        bare_name(row[0]): frame_intervals(annotations, row[0], row[2:], FPS)  # row[1]: class
+        for row in rows
     }
     listed = {
         bare_name(PurePosixPath(line).name): (PurePosixPath(line), split)
@@ -43,7 +48,8 @@ def from_ucf_crime(lists: Path, root: Path, videos: Path | None = None) -> Listi
         for line in read_lines(lists / f"Anomaly_{split.capitalize()}.txt")
     }
     check_annotated(annotations, set(marked), {n for n, (_, s) in listed.items() if s == "test"})
-    files = find_videos(videos, list(listed)) if videos else None
+    paths = {name: path.as_posix() for name, (path, _) in listed.items()}
+    files = find_videos(videos, paths) if videos else None
     clips = []
     for name, (path, split) in listed.items():
         if files is not None and name not in files:
@@ -53,7 +59,7 @@ def from_ucf_crime(lists: Path, root: Path, videos: Path | None = None) -> Listi
         clips.append(
             Clip(
                 name,
-                relative_path(files[name], root) if files else path.as_posix(),
+                relative_path(files[name], root) if files else paths[name],
                 (NORMAL if "Normal" in folder else folder,),
                 intervals,
                 split,

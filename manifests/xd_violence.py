@@ -18,13 +18,13 @@ from manifests.official import (
 FPS = 24.0
 NORMAL = "A"
 CODES = {
-    "A": "normal",
-    "B1": "fighting",
-    "B2": "shooting",
-    "B4": "riot",
-    "B5": "abuse",
-    "B6": "car accident",
-    "G": "explosion",
+    "A": "Normal",
+    "B1": "Fighting",
+    "B2": "Shooting",
+    "B4": "Riot",
+    "B5": "Abuse",
+    "B6": "Car accident",
+    "G": "Explosion",
 }
 
 
@@ -40,7 +40,12 @@ def from_xd_violence(lists: Path, root: Path, videos: Path | None = None) -> Lis
         videos: folder with the videos; without it the paths are the official names.
 
     Raises:
-        ManifestError: a name has no known class, or annotations and test list do not fit.
+        ManifestError: a list cannot be read, a name has no known class, annotations and test list
+            do not fit, or `videos` has none of the clips.
+
+    Example::
+
+        clips, missing = from_xd_violence(Path("lists"), root=Path("."), videos=Path("videos"))
     """
     annotations = lists / "annotations.txt"
     rows = [line.split() for line in read_lines(annotations)]
@@ -55,7 +60,7 @@ def from_xd_violence(lists: Path, root: Path, videos: Path | None = None) -> Lis
     labels = {name: _codes(name) for name in splits}
     violent = {n for n, split in splits.items() if split == "test" and labels[n] != (NORMAL,)}
     check_annotated(annotations, set(marked), violent)
-    files = find_videos(videos, list(splits)) if videos else None
+    files = find_videos(videos, {name: f"{name}.mp4" for name in splits}) if videos else None
     clips = []
     for name, split in splits.items():
         if files is not None and name not in files:

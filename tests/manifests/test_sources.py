@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from manifests import (
+    CODES,
     ManifestError,
     from_csv,
     from_folders,
@@ -41,6 +44,23 @@ def test_folders_ids_and_hidden_files(tmp_path: Path) -> None:
     assert clips[0].path == "a/deep/y.MKV"
 
 
+def test_folders_named_like_videos_and_names_within_names(tmp_path: Path) -> None:
+    touch(tmp_path, "a/x.mp4", "a/x.avi", "a/x.mp4.avi", "a/dir.mp4/n.txt")
+    (tmp_path / "a" / "gone.mp4").symlink_to(tmp_path / "nowhere")
+    ids = [clip.id for clip in from_folders(tmp_path, tmp_path)]
+    assert ids == ["a/gone", "a/x.avi", "a/x.mp4", "a/x.mp4.avi"]
+
+
+def test_folders_refuse_a_file_name_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    try:
+        os.close(os.open(os.fsencode(tmp_path / "a") + b"/\xff.mp4", os.O_CREAT | os.O_WRONLY))
+    except OSError:
+        pytest.skip("this file system takes only names in UTF-8")
+    with pytest.raises(ManifestError, match="rename the file"):
+        from_folders(tmp_path, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [(["a/n.txt"], "no videos"), (["x.mp4", "a/y.mp4"], "no class folder"), ([], "no videos")],
@@ -64,6 +84,12 @@ def test_groups_must_name_every_clip(tmp_path: Path) -> None:
     groups.write_text("name,source\nx,one\n")
     with pytest.raises(ManifestError, match="columns clip and source"):
         from_folders(tmp_path, tmp_path, groups)
+    groups.write_text("clip,source\nx,one\na/y,two\nx,three\n")
+    with pytest.raises(ManifestError, match="line 4: clip x has source one already, now three"):
+        from_folders(tmp_path, tmp_path, groups)
+    groups.write_bytes(b"clip,source\n\xff,one\n")
+    with pytest.raises(ManifestError, match="UTF-8"):
+        from_folders(tmp_path, tmp_path, groups)
     groups.write_text("clip,source\nx,one\na/y.mp4,two\n")
     assert [clip.group for clip in from_folders(tmp_path, tmp_path, groups)] == ["one", "two"]
 
@@ -81,6 +107,26 @@ def test_csv_with_everything(tmp_path: Path) -> None:
     assert a.labels == ("crash", "fire")
     assert a.intervals == ((1.5, 2.0), (4.0, 5.0))
     assert b.intervals == ()
+
+
+def test_csv_repeated_rows_and_default_ids(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text(
+        "path,label,start,end\na.mp4,x,,\na.mp4,x,3,4\na.mp4,x,1,2\na.mp4,x,,\n../b.mp4,x,,\n"
+        "/videos/c.mp4,x,,\n"
+    )
+    a, b, c = from_csv(table, tmp_path)
+    assert a.intervals == ((1.0, 2.0), (3.0, 4.0))
+    assert [b.id, b.path, b.intervals] == ["b", "../b.mp4", ()]
+    assert c.id == "c"
+    assert c.resolve(tmp_path).resolve() == Path("/videos/c.mp4").resolve()
+    table.write_text("path,label\na.mp4,x\n")
+    assert from_csv(table, tmp_path)[0].intervals is None
+
+
+def test_csv_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"none\.csv.*give a CSV file"):
+        from_csv(tmp_path / "none.csv", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -141,6 +187,30 @@ def test_xd_violence_refuses_annotations_without_a_clip(shared: Path, tmp_path: 
         from_xd_violence(tmp_path, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("train.txt", None, "train.txt.*give the folder of the official lists"),
+        ("train.txt", "film__#1_label_B9-0-0", "film__#1_label_B9-0-0: expected"),
+        ("test.txt", "film__#1_label_B1-0-0", "in the test list, but not annotated .*film__#1"),
+        ("annotations.txt", "film__#1_label_B1-0-0 3", "expected pairs of frame numbers"),
+        ("annotations.txt", "film__#1_label_B1-0-0 3 x", "expected pairs of frame numbers"),
+        ("annotations.txt", "film__#1_label_B1-0-0", "no frame numbers"),
+    ],
+)
+def test_xd_violence_refuses_damaged_lists(
+    shared: Path, tmp_path: Path, file: str, text: str | None, message: str
+) -> None:
+    lists = Path(shutil.copytree(shared / "xd-violence", tmp_path / "lists"))
+    if text is None:
+        (lists / file).unlink()
+    else:
+        with open(lists / file, "a") as opened:
+            opened.write(f"\n{text}\n")
+    with pytest.raises(ManifestError, match=message):
+        from_xd_violence(lists, tmp_path)
+
+
 def test_xd_violence_with_some_of_its_videos(shared: Path, tmp_path: Path) -> None:
     name = "Bad.Boys.1995__#01-11-55_01-12-40_label_G-B2-B6"
     touch(tmp_path, f"videos/test/{name}.mp4")
@@ -170,3 +240,50 @@ def test_ucf_crime(shared: Path, tmp_path: Path) -> None:
         checked += 1
     assert checked == 290
     assert test["Abuse028_x264"].path == "Abuse/Abuse028_x264.mp4"
+
+
+def test_every_xd_violence_code_has_a_name(shared: Path, tmp_path: Path) -> None:
+    clips, _ = from_xd_violence(shared / "xd-violence", tmp_path)
+    assert {label for clip in clips for label in clip.labels} == CODES.keys()
+    assert CODES["A"] == "Normal"
+    assert all(clip.intervals is None for clip in clips if clip.split == "train")
+
+
+def test_ucf_crime_takes_the_listed_file_before_another_of_its_name(
+    shared: Path, tmp_path: Path
+) -> None:
+    touch(tmp_path, "v/Abuse/Abuse028_x264.mp4", "v/A/Abuse028_x264.mp4", "v/A/Abuse030_x264.mp4")
+    clips, missing = from_ucf_crime(shared / "ucf-crime", tmp_path, tmp_path / "v")
+    assert {clip.id: clip.path for clip in clips} == {
+        "Abuse028_x264": "v/Abuse/Abuse028_x264.mp4",
+        "Abuse030_x264": "v/A/Abuse030_x264.mp4",
+    }
+    assert len(missing) == 1898
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("Nobody_x264  Abuse  1  2  -1  -1", "1 clips are annotated, but .*Nobody_x264"),
+        ("Nobody_x264", "Nobody_x264: no frame numbers"),
+        ("Nobody_x264  Abuse  1  2  -1", "expected pairs of frame numbers"),
+    ],
+)
+def test_ucf_crime_refuses_damaged_annotations(
+    shared: Path, tmp_path: Path, line: str, message: str
+) -> None:
+    lists = Path(shutil.copytree(shared / "ucf-crime", tmp_path / "lists"))
+    with open(lists / "Temporal_Anomaly_Annotation.txt", "a") as file:
+        file.write(f"\n{line}\n")
+    with pytest.raises(ManifestError, match=message):
+        from_ucf_crime(lists, tmp_path)
+
+
+def test_annotated_frames_become_seconds_of_each_data_set(shared: Path, tmp_path: Path) -> None:
+    clips = from_xd_violence(shared / "xd-violence", tmp_path).clips
+    riot = next(clip for clip in clips if clip.id == "v=S-7rRLrxnVQ__#1_label_B4-0-0")
+    assert riot.intervals == ((0.0, 1517 / 24), (1970 / 24, 3038 / 24))
+    assert np.flatnonzero(riot.frame_labels(1970)).tolist() == list(range(1517))
+    clips = from_ucf_crime(shared / "ucf-crime", tmp_path).clips
+    abuse = next(clip for clip in clips if clip.id == "Abuse028_x264")
+    assert abuse.intervals == ((5.5, 8.0),)  # frames 165 to 240 at 30 a second

@@ -58,6 +58,22 @@ def test_shares_are_met_and_stratified() -> None:
     assert table == {label: {f"fold-{k}": 20 for k in range(5)} for label in "ab"}
 
 
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.sampled_from("ab")), min_size=120, max_size=160),
+    st.integers(0, 99),
+)
+@settings(max_examples=30, deadline=None)
+def test_sizes_are_near_their_shares_when_groups_are_small(
+    groups: list[tuple[int, str]], seed: int
+) -> None:
+    clips = make([(g, label) for g, (size, label) in enumerate(groups) for _ in range(size)])
+    sizes = Counter(clip.split for clip in assign_split(clips, 0.2, 0.1, seed))
+    for split, share in {"train": 0.7, "val": 0.1, "test": 0.2}.items():
+        assert abs(sizes[split] - share * len(clips)) <= 3  # the largest group
+    sizes = Counter(clip.split for clip in assign_folds(clips, 5, seed))
+    assert max(sizes.values()) - min(sizes.values()) <= 3
+
+
 def test_seeds_differ() -> None:
     clips = [Clip(f"{n}", "x", ("a",)) for n in range(100)]
     assert assign_split(clips, seed=0) != assign_split(clips, seed=1)
@@ -141,3 +157,66 @@ def test_check_reads_on_after_a_bad_line(tmp_path: Path) -> None:
         (1, "bad-line"),
         (2, "missing-file"),
     ]
+
+
+def test_check_counts_a_group_on_both_sides(tmp_path: Path) -> None:
+    splits = ["train", "train", "test", "train"]
+    clips = [Clip(f"{n}", f"{n}.mp4", ("x",), split=s, group="g") for n, s in enumerate(splits)]
+    write(tmp_path / "m.jsonl", clips)
+    found = [f for f in check(tmp_path / "m.jsonl", tmp_path) if f.kind == "group-across-splits"]
+    assert [(f.severity, f.line) for f in found] == [("warning", 3)]  # once a group, not a clip
+    assert "train (3 clips), test (1 clips)" in found[0].problem
+
+
+@pytest.mark.parametrize(
+    ("splits", "line"),
+    [
+        (["train", None], 2),
+        (["fold-0", "fold-1", "test"], 3),
+        ([None, "fold-0"], 2),
+        (["train", "val", "test"], None),
+        ([None, None], None),
+        (["fold-0", "fold-11"], None),
+    ],
+)
+def test_check_finds_mixed_splits(
+    tmp_path: Path, splits: list[str | None], line: int | None
+) -> None:
+    clips = [Clip(f"{n}", f"{n}.mp4", ("x",), split=split) for n, split in enumerate(splits)]
+    found = findings(tmp_path, clips).get("mixed-splits")
+    assert found == (None if line is None else ("warning", line))
+
+
+@pytest.mark.parametrize(
+    ("splits", "severity"),
+    [(("train", "test"), "error"), (("train", "train"), "warning"), (("train", None), "warning")],
+)
+def test_check_calls_a_copy_in_another_split_an_error(
+    tmp_path: Path, splits: tuple[str, str | None], severity: str
+) -> None:
+    clips = [Clip(f"{n}", f"{n}.mp4", ("x",), split=split) for n, split in enumerate(splits)]
+    for clip in clips:
+        clip.resolve(tmp_path).write_text("same")
+    assert findings(tmp_path, clips)["duplicate-content"] == (severity, 2)
+
+
+def test_check_compares_intervals_with_the_stated_duration(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_text("a")
+    inside = Clip("a", "a.mp4", ("x",), (Interval(1, 5),), duration=5)
+    assert findings(tmp_path, [inside]) == {}
+    outside = replace(inside, path="gone.mp4", duration=4)  # the file is not needed for that
+    assert findings(tmp_path, [outside]).keys() == {"interval-outside", "missing-file"}
+
+
+def test_check_reports_paths_that_no_file_can_have(tmp_path: Path) -> None:
+    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
+    clips = [Clip("long", "a" * 5000, ("x",)), Clip("loop", "loop.mp4", ("x",))]
+    write(tmp_path / "m.jsonl", clips)
+    found = check(tmp_path / "m.jsonl", tmp_path)
+    assert [(f.clip, f.kind) for f in found] == [("long", "missing-file"), ("loop", "missing-file")]
+
+
+def test_check_misses_a_named_sound_file(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_text("a")
+    clip = Clip("a", "a.mp4", ("x",), audio="a.wav")
+    assert findings(tmp_path, [clip]) == {"missing-file": ("error", 1)}
