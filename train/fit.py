@@ -21,6 +21,7 @@ MOST_LAYERS = 10  # as in the paper
 SMALLEST_BATCH, LARGEST_BATCH = 4, 32
 STEPS_PER_EPOCH = 12  # at least, where there are clips enough: refinement stages learn late
 WARM_UP = 0.1  # share of all steps in which the learning rate rises
+MIN_STEPS = 4  # what the schedule needs for a rise and a fall
 GRADIENT_LIMIT = 1.0  # norm
 
 
@@ -111,9 +112,9 @@ def fit(
     optimiser = torch.optim.AdamW(
         model.parameters(), config.learning_rate, weight_decay=config.weight_decay
     )
-    steps = config.epochs * math.ceil(len(train) / batch_size)
+    steps = max(MIN_STEPS, config.epochs * math.ceil(len(train) / batch_size))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, config.learning_rate, total_steps=steps, pct_start=WARM_UP
+        optimiser, config.learning_rate, total_steps=steps, pct_start=max(WARM_UP, 2 / steps)
     )
     # the mean of the weights over the last quarter or so of training: on small data single epochs
     # differ more from each other than the settings do
