@@ -503,7 +503,7 @@ def train(
         _say_random(opened.recipe)
     trained = _train(clips, opened, run, settings, device, quiet=as_json)
     best = [
-        max(rows, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+        max(rows, key=lambda row: (row["val_recall"], -row["val_loss"]))
         for rows in _by_fold(trained.history())
     ]
     if as_json:
@@ -543,12 +543,12 @@ def _train(
     torch_device = torch.device(
         "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
     )
-    header = "  fold  epoch  train loss  val loss  val accuracy"
+    header = "  fold  epoch  train loss  val loss  val accuracy  val recall"
 
     def row(fold: int, epoch: Epoch, mark: str) -> str:
         return (
             f"{fold:6d} {epoch.epoch:6d} {epoch.train_loss:11.4f} {epoch.val_loss:9.4f} "
-            f"{epoch.val_accuracy:13.3f}{mark}"
+            f"{epoch.val_accuracy:13.3f} {epoch.val_recall:11.3f}{mark}"
         )
 
     bests: dict[int, Epoch] = {}
