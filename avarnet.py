@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -61,8 +61,6 @@ def main() -> None:
     """Run the command line; a user's mistake is one message, never a traceback."""
     try:
         app()
-    except KeyboardInterrupt:
-        fail("interrupted; run the same command again to go on")
     except (manifests.ManifestError, features.FeatureError, OSError) as error:
         fail(str(error))
     except Exception as error:
@@ -72,7 +70,7 @@ def main() -> None:
         fail(str(error))
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """Print an error and exit with 1."""
     err.print(f"[red]error:[/] {_plain(message)}", highlight=False, soft_wrap=True)
     sys.exit(FAILED)
@@ -321,10 +319,13 @@ def _extract(
     import extract as stage1
 
     tasks = [stage1.Task(c.id, c.resolve(root), c.resolve_audio(root)) for c in clips]
-    with _footage_bar() as progress:
-        return stage1.extract(
-            tasks, store, recipe, workers=workers, device=device, progress=progress
-        )
+    try:
+        with _footage_bar() as progress:
+            return stage1.extract(
+                tasks, store, recipe, workers=workers, device=device, progress=progress
+            )
+    except KeyboardInterrupt:
+        fail(f"interrupted; what is finished is in {store}: run the same command again to go on")
 
 
 @contextmanager
