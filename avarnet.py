@@ -357,6 +357,11 @@ def _footage_bar() -> Iterator[Callable[[float, float], None]]:
 
 
 def _print_summary(summary: Summary, store: Path) -> None:
+    if summary.damaged:
+        out.print(
+            f"[yellow]{len(summary.damaged)} damaged shards were taken out[/] (renamed to "
+            "*.damaged, to be deleted); their clips that were hurt were extracted again"
+        )
     if summary.failed:
         table = Table("failed clip", "reason")
         for clip_id, reason in sorted(summary.failed.items()):

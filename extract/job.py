@@ -18,7 +18,17 @@ from dask.distributed import Client, KilledWorker, LocalCluster, as_completed
 
 from extract.decode import ClipError, footage
 from extract.extractor import Extractor, pick_device
-from features import FeatureError, Recipe, Store, Writer, create, recover
+from features import (
+    FeatureError,
+    Recipe,
+    Store,
+    WriteError,
+    Writer,
+    create,
+    recover,
+    repair,
+    verify,
+)
 
 
 class Task(NamedTuple):
@@ -43,6 +53,7 @@ class Summary:
 
     extracted: list[str] = field(default_factory=list)
     already: list[str] = field(default_factory=list)  # in the store before
+    damaged: list[str] = field(default_factory=list)  # shards that were taken out as damaged
     failed: dict[str, str] = field(default_factory=dict)  # clip id -> reason
     footage: float = 0.0  # seconds of video extracted
     seconds: float = 0.0  # wall time
@@ -57,9 +68,9 @@ def extract(
     device: str = "auto",
     progress: Callable[[float, float], None] | None = None,
 ) -> Summary:
-    """Extract every clip that the store does not hold yet.
+    """Extract every clip that the store does not hold yet, or holds damaged.
 
-    Interrupted or killed at any moment, the same call goes on where it stopped: a finished clip is
+    What the store holds is verified first, every byte of it. Interrupted or killed at any moment, the same call goes on where it stopped: a finished clip is
     never done twice, and nothing half-written is ever read.
 
     Args:
@@ -72,13 +83,19 @@ def extract(
 
     Raises:
         FeatureError: the store has another recipe, or cannot be used.
+        WriteError: it cannot be written; what is finished stays.
     """
     started = time.monotonic()
     create(store, recipe)
     recover(store)
+    _, damages = verify(store)
+    repair(store, damages)
     held = set(Store(store))
     todo = [task for task in tasks if task.clip_id not in held]
-    summary = Summary(already=[task.clip_id for task in tasks if task.clip_id in held])
+    summary = Summary(
+        already=[task.clip_id for task in tasks if task.clip_id in held],
+        damaged=[damage.shard.name for damage in damages],
+    )
     if todo:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             lengths = dict(zip(todo, pool.map(lambda task: footage(task.video), todo), strict=True))
@@ -164,6 +181,8 @@ def _extract_clip(task: Task, job: tuple[str, Path, str, int]) -> Outcome:
     try:
         features = extractor(task.video, task.audio)
         writer.add(task.clip_id, features)
+    except WriteError:
+        raise  # no other clip could be written either
     except (ClipError, FeatureError) as error:
         return Outcome(task.clip_id, 0, str(error))
     return Outcome(task.clip_id, features.duration, None)

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 
+STREAM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # part of paths, also of exports
+
+
 class FeatureError(Exception):
     """A store, a shard or a recipe that cannot be used; the message says which and the way out."""
+
+
+class VersionError(FeatureError):
+    """A shard of another version of the format."""
+
+
+class WriteError(FeatureError):
+    """A store that cannot be written: a full disk, a read-only or vanished folder."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +33,8 @@ class Recipe:
     Attributes:
         snippet_seconds: length of one step of the time grid, in seconds.
         precision: arithmetic of the networks, ``fp32`` or ``bf16``.
-        streams: stream name -> the settings of its network (weights hash, preprocessing, pooling).
+        streams: stream name -> the settings of its network (weights hash, preprocessing, pooling);
+            ``features`` is the number of values in a row.
         source: stream name -> where its weights came from (name or path, pretrained or random).
             It says where to load the network again and is not part of the fingerprint: the same
             weights from another folder give the same features.
@@ -75,14 +89,29 @@ class Recipe:
                 dict(whole.get("source", {})),
             )
             stated = whole["fingerprint"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise FeatureError(f"not a recipe: {error!r}") from error
+        recipe._check()
         if stated != recipe.fingerprint:
             raise FeatureError(
                 f"the recipe says fingerprint {stated} but its content has {recipe.fingerprint}: "
                 "it was edited or damaged; take it again from whoever made it"
             )
         return recipe
+
+    def _check(self) -> None:
+        """Refuse what no recipe can say, before a reader relies on it."""
+        if not (math.isfinite(self.snippet_seconds) and self.snippet_seconds > 0):
+            raise FeatureError(f"not a recipe: snippet_seconds {self.snippet_seconds}")
+        if not self.streams:
+            raise FeatureError("not a recipe: it has no streams")
+        for name, settings in self.streams.items():
+            width = settings.get("features")
+            if not STREAM_NAME.fullmatch(name) or type(width) is not int or width < 1:
+                raise FeatureError(
+                    f"not a recipe: stream {name!r} with {width!r} values a row; expected a name "
+                    "of letters, digits, - and _ (64 at most) and a whole number"
+                )
 
     def save(self, path: Path) -> None:
         path.write_text(self.to_json() + "\n", encoding="utf-8")

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
 import uuid
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
 
 from features.clip import Features
 from features.recipe import FeatureError, Recipe
-from features.shard import Shard, write_shard
+from features.shard import Shard
 
 RECIPE_FILE = "recipe.json"
-SPOOL = ".spool-"  # folders of finished clips that wait to be sealed together
-SHARD_BYTES = 256 * 2**20
 
 
 class Store(Mapping[str, Features]):
     """A feature store, open for reading.
 
     Opening reads every shard's own table: there is no index to go stale. Shards that cannot be
-    read are left out and listed in `unreadable`; the clips of the others stay readable.
+    read are left out and listed in `unreadable`; the clips of the others stay readable. A clip that
+    is in several shards is seen once.
 
     >>> store = Store("surv-fight.store")       # doctest: +SKIP
     >>> store["fight/fi001"].video.shape        # doctest: +SKIP
@@ -37,8 +34,11 @@ class Store(Mapping[str, Features]):
         self.recipe = read_recipe(self.path)
         self.shards: list[Shard] = []
         self.unreadable: dict[Path, str] = {}
-        self._index: dict[str, tuple[Shard, int]] = {}
-        for file in sorted(self.path.glob("*.h5")):
+        self._starts: list[int] = []  # the number of clips before each shard
+        self._index: dict[bytes, int] = {}  # clip id -> number, counted over all shards
+        count = 0
+        # in reverse, so that of a clip in two shards the first one, by name, has the last word
+        for file in sorted(self.path.glob("*.h5"), reverse=True):
             try:
                 shard = Shard(file)
             except FeatureError as error:
@@ -50,8 +50,17 @@ class Store(Mapping[str, Features]):
                     "its own. " + "; ".join(shard.recipe.differences(self.recipe))
                 )
             self.shards.append(shard)
-            for index, clip_id in enumerate(shard.ids):
-                self._index.setdefault(clip_id, (shard, index))
+            self._starts.append(count)
+            self._index.update(zip(shard.table.ids, range(count, count + len(shard)), strict=True))
+            count += len(shard)
+
+    def __reduce__(self) -> tuple[type[Store], tuple[Path]]:
+        return Store, (self.path,)  # another process opens it anew
+
+    @property
+    def paths(self) -> list[Path]:
+        """The folder, as a list: what was opened."""
+        return [self.path]
 
     @property
     def snippet_seconds(self) -> float:
@@ -59,17 +68,30 @@ class Store(Mapping[str, Features]):
         return self.recipe.snippet_seconds
 
     def __getitem__(self, clip_id: str) -> Features:
-        shard, index = self._index[clip_id]
+        shard, index = self.locate(clip_id)
         return shard.read(index)
 
+    def locate(self, clip_id: str) -> tuple[Shard, int]:
+        """Return the shard that holds a clip, and the clip's number in it."""
+        try:
+            number = self._index[_key(clip_id)]
+        except KeyError:
+            raise KeyError(clip_id) from None
+        place = bisect_right(self._starts, number) - 1
+        return self.shards[place], number - self._starts[place]
+
     def __iter__(self) -> Iterator[str]:
-        return iter(self._index)
+        return (clip_id.decode() for clip_id in self._index)
 
     def __len__(self) -> int:
         return len(self._index)
 
     def __contains__(self, clip_id: object) -> bool:
-        return clip_id in self._index
+        return isinstance(clip_id, str) and _key(clip_id) in self._index
+
+
+def _key(clip_id: str) -> bytes:
+    return clip_id.encode("utf-8", "surrogatepass")
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -107,98 +129,3 @@ def create(path: Path, recipe: Recipe) -> None:
     temporary = path / f".{RECIPE_FILE}-{uuid.uuid4().hex}"
     recipe.save(temporary)
     temporary.replace(path / RECIPE_FILE)
-
-
-class Writer:
-    """Adds clips to a store; use it as a context manager.
-
-    Each clip is put at once into a spool as a sealed file of its own, so that a killed process
-    loses no finished clip, and the clips of the spool are sealed together when they fill a shard.
-    What a killed writer left in the spool is sealed by `recover`.
-
-    Args:
-        path: the store's folder; see `create`.
-        recipe: the recipe of every clip that will be added.
-        shard_bytes: how much to gather before sealing a shard.
-    """
-
-    def __init__(self, path: Path, recipe: Recipe, shard_bytes: int = SHARD_BYTES) -> None:
-        create(path, recipe)
-        self.path = path
-        self.recipe = recipe
-        self.shard_bytes = shard_bytes
-        self._spool = path / f"{SPOOL}{uuid.uuid4().hex}"
-        self._waiting: dict[str, Features] = {}
-        self._bytes = 0
-
-    def add(self, clip_id: str, features: Features) -> None:
-        """Add one clip; when this returns, a kill of the process cannot lose it."""
-        write_shard(self._spool, self.recipe, {clip_id: features})
-        self._waiting[clip_id] = features
-        self._bytes += sum(rows.nbytes for rows in features.streams.values())
-        if self._bytes >= self.shard_bytes:
-            self.seal()
-
-    def seal(self) -> None:
-        """Seal what has been added so far."""
-        if self._waiting:
-            write_shard(self.path, self.recipe, self._waiting)
-        shutil.rmtree(self._spool, ignore_errors=True)
-        self._waiting, self._bytes = {}, 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.seal()
-
-
-def recover(path: Path) -> list[str]:
-    """Seal the finished clips that killed writers left in the spool, and return their ids.
-
-    Call it while no writer of the store is at work.
-    """
-    recovered: list[str] = []
-    left = sorted(path.glob(f"{SPOOL}*"))
-    if left:
-        recipe = read_recipe(path)
-        with Writer(path, recipe) as writer:
-            for file in sorted(file for spool in left for file in spool.glob("*.h5")):
-                try:
-                    shard = Shard(file)
-                except FeatureError:
-                    continue  # damaged: its clip is done again
-                if shard.intact() and shard.recipe.fingerprint == recipe.fingerprint:
-                    writer.add(shard.ids[0], shard.read(0))
-                    recovered.append(shard.ids[0])
-        for spool in left:
-            shutil.rmtree(spool, ignore_errors=True)
-    for stray in path.glob(".writing-*"):
-        stray.unlink(missing_ok=True)
-    return recovered
-
-
-class Damage(NamedTuple):
-    """A shard that is not as it was sealed."""
-
-    shard: Path
-    reason: str
-    clips: list[str]  # the clips hurt; empty if only the file's own bookkeeping is, or all are lost
-
-
-def verify(path: Path) -> tuple[int, list[Damage]]:
-    """Read every byte of a store; return the number of intact clips and the damaged shards."""
-    store = Store(path)
-    damages = [Damage(file, reason, []) for file, reason in store.unreadable.items()]
-    for shard in store.shards:
-        if not shard.intact():
-            hurt = shard.damaged_clips()
-            reason = "its content is not that of its name: bytes were changed or it was renamed"
-            damages.append(Damage(shard.path, reason, hurt))
-    hurt_ids = {clip_id for damage in damages for clip_id in damage.clips}
-    return len(store.keys() - hurt_ids), damages

@@ -1,0 +1,254 @@
+"""What a shard says of itself: its recipe, its clips and where their rows lie.
+
+Read with suspicion, since a shard may come from a stranger: nothing is allocated or followed before
+it is known to lie inside the file. The layout is written down in FORMAT.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import h5py
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from features.recipe import FeatureError, Recipe, VersionError
+
+FORMAT = "avarnet-features"
+VERSION = 2
+MAX_ID_BYTES = 200
+MAX_ATTRIBUTE_BYTES = 60_000
+DIGEST_BYTES = 16
+COLUMNS = {"first_row": "<i8", "rows": "<i8", "duration": "<f8", "flags": "|u1"}
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# what no harmless id has, in UTF-8: a screen over all ids at once, before `check_id` looks closely
+SUSPICIOUS = re.compile(rb"[\x01-\x1f\x7f\\]|\.\.|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]")
+
+
+class Extent(NamedTuple):
+    """Where one stream's arrays lie in the file."""
+
+    rows_at: int  # byte offset of (total, features) float16
+    valid_at: int  # byte offset of (total,) uint8
+    total: int
+    features: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """The tables of one shard, n clips.
+
+    Attributes:
+        recipe: of all its features.
+        ids: n clip ids, UTF-8.
+        first_row, rows: (n,) int64, where a clip's rows begin in every stream, and how many.
+        duration: (n,) float64, seconds of footage.
+        flags: (n,) uint8, see `Flag`.
+        source: (n, 32) uint8, SHA-256 of the video file; zeros if unknown.
+        digests: stream -> (n, 16) uint8, see `clip_digest`.
+        extents: stream -> where its rows lie.
+        intact: whether the tables are as they were written.
+    """
+
+    recipe: Recipe
+    ids: list[bytes]
+    first_row: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    duration: NDArray[np.float64]
+    flags: NDArray[np.uint8]
+    source: NDArray[np.uint8]
+    digests: dict[str, NDArray[np.uint8]]
+    extents: dict[str, Extent]
+    intact: bool
+
+    def check(self) -> None:
+        """Refuse tables that were changed, or that would lead a reader astray.
+
+        Raises:
+            FeatureError: the first thing that is wrong.
+        """
+        if not self.intact:
+            raise FeatureError("its tables were changed")
+        _check_ids(self.ids)
+        if not self.placed(slice(None)).all():
+            raise FeatureError("its table points outside its rows")
+        if not (np.isfinite(self.duration) & (self.duration >= 0)).all():
+            raise FeatureError("its table has durations that are none")
+
+    def placed(self, index: slice) -> NDArray[np.bool_]:
+        """Tell which clips' rows lie inside the streams' arrays."""
+        first, rows = self.first_row[index], self.rows[index]
+        total = min(extent.total for extent in self.extents.values())
+        return (rows >= 1) & (rows <= total) & (first >= 0) & (first <= total - rows)
+
+    def header(self, index: int) -> bytes:
+        """Return what the digest of a clip covers beside its rows."""
+        return clip_header(
+            self.ids[index],
+            float(self.duration[index]),
+            int(self.flags[index]),
+            bytes(self.source[index]),
+        )
+
+
+def read_table(file: Path | BinaryIO, size: int) -> Table:
+    """Read the tables of a shard.
+
+    Args:
+        file: its path, or an open file that can seek.
+        size: bytes of the file; no array may reach beyond it.
+
+    Raises:
+        VersionError: it is a shard of another version.
+        FeatureError: it is no shard, or an array is not as the format says. The
+            message does not name the file.
+    """
+    try:
+        with h5py.File(file, "r", locking=False) as shard:
+            return _read(shard, size)
+    except FeatureError:
+        raise
+    except Exception as error:  # whatever HDF5 finds in a damaged or hostile file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FeatureError(f"damaged, or not a feature shard ({reason})") from error
+
+
+def _read(shard: h5py.File, size: int) -> Table:
+    if "format" not in shard.attrs or _text(shard, "format") != FORMAT:
+        raise FeatureError("not a feature shard")
+    version = _text(shard, "version")
+    if version != str(VERSION):
+        raise VersionError(
+            f"format version {version}, this program reads {VERSION}; use the avarnet that fits it"
+        )
+    recipe_json = _text(shard, "recipe")
+    recipe = Recipe.from_json(recipe_json)
+    ids = _array(shard, "clips/id", None, 1, size)
+    columns = {name: _array(shard, f"clips/{name}", t, 1, size) for name, t in COLUMNS.items()}
+    source = _array(shard, "clips/source", "|u1", 2, size)
+    digests, extents = {}, {}
+    for name, settings in recipe.streams.items():
+        where = f"streams/{name}"
+        digests[name] = _array(shard, f"{where}/digest", "|u1", 2, size)
+        rows = _dataset(shard, f"{where}/rows", "<f2", 2)
+        valid = _dataset(shard, f"{where}/valid", "|u1", 1)
+        if rows.shape[1] != settings["features"] or valid.shape != rows.shape[:1]:
+            raise FeatureError(f"stream {name} is not as its recipe says")
+        extents[name] = Extent(rows.id.get_offset(), valid.id.get_offset(), *rows.shape)
+    arrays = [ids, *columns.values(), source, *digests.values()]
+    count = len(ids)
+    if any(len(array) != count for array in arrays):
+        raise FeatureError("its tables differ in length")
+    if source.shape[1] != 32 or any(d.shape[1] != DIGEST_BYTES for d in digests.values()):
+        raise FeatureError("its tables are not as the format says")
+    return Table(
+        recipe,
+        ids.tolist(),
+        **columns,
+        source=source,
+        digests=digests,
+        extents=extents,
+        intact=_text(shard, "tables") == tables_checksum(recipe_json, arrays),
+    )
+
+
+def tables_checksum(recipe_json: str, arrays: Iterable[NDArray[Any]]) -> str:
+    """Return 32 hexadecimal digits over the recipe and the bytes of every table, in their order."""
+    digest = xxhash.xxh3_128(recipe_json.encode())
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).view(np.uint8))
+    return digest.hexdigest()
+
+
+def clip_header(clip_id: bytes, duration: float, flags: int, source: bytes) -> bytes:
+    """Return the part of a clip's digests that is the same for every stream."""
+    return b"\0".join((clip_id, np.float64(duration).tobytes(), bytes([flags]), source))
+
+
+def clip_digest(header: bytes, rows: NDArray[np.float16], valid: NDArray[Any]) -> bytes:
+    """Return the XXH3-128 of one clip's header, rows and validity in one stream."""
+    digest = xxhash.xxh3_128(header)
+    digest.update(np.ascontiguousarray(rows, dtype="<f2").view(np.uint8))
+    digest.update(np.ascontiguousarray(valid).view(np.uint8))
+    return digest.digest()
+
+
+def check_id(clip_id: str) -> None:
+    """Refuse a clip id that could be a way out of a folder or garble a list."""
+    if (
+        not clip_id
+        or len(clip_id.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES
+        or CONTROL.search(clip_id)
+        or clip_id.startswith("/")
+        or "\\" in clip_id
+        or ".." in clip_id.split("/")
+    ):
+        raise FeatureError(
+            f"clip id {clip_id[:MAX_ID_BYTES]!r}: expected 1 to {MAX_ID_BYTES} bytes of text that "
+            "is no absolute path, without control characters and '..'; rename it in the manifest"
+        )
+
+
+def _check_ids(ids: list[bytes]) -> None:
+    listing = b"\0".join(ids)
+    listing.decode()  # raises on what is not UTF-8
+    absolute = listing.startswith(b"/") or b"\0/" in listing
+    empty_or_nul = listing.count(b"\0") != len(ids) - 1 or not all(ids)
+    if absolute or empty_or_nul or SUSPICIOUS.search(listing):
+        for clip_id in ids:
+            check_id(clip_id.decode())
+
+
+def _text(shard: h5py.File, name: str) -> str:
+    """Return a root attribute, which must be a short text of fixed length."""
+    attribute = shard.attrs.get_id(name)
+    if (
+        attribute.dtype.kind != "S"
+        or attribute.shape != ()
+        or attribute.get_storage_size() > MAX_ATTRIBUTE_BYTES
+    ):
+        raise FeatureError(f"its attribute {name} is no text of at most {MAX_ATTRIBUTE_BYTES}")
+    value = np.empty((), attribute.dtype)
+    attribute.read(value)
+    return bytes(value[()]).decode()
+
+
+def _dataset(shard: h5py.File, name: str, dtype: str | None, dimensions: int) -> h5py.Dataset:
+    """Return a dataset that is one plain stretch of this very file."""
+    group, *_ = parts = name.split("/")
+    for depth in range(1, len(parts) + 1):
+        link = shard.get("/".join(parts[:depth]), getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            raise FeatureError(f"{name} is a link to elsewhere")
+    dataset = shard[name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise FeatureError(f"{name} is no array")
+    plain = dataset.dtype.kind == "S" if dtype is None else dataset.dtype == np.dtype(dtype)
+    if (
+        not plain
+        or len(dataset.shape) != dimensions
+        or dataset.dtype.itemsize > MAX_ID_BYTES
+        or dataset.external
+        or dataset.is_virtual
+        or dataset.chunks
+        or dataset.id.get_offset() is None
+        or dataset.id.get_storage_size() != dataset.nbytes
+    ):
+        raise FeatureError(f"{name} is no plain array of {dtype or 'fixed-length text'}")
+    return dataset
+
+
+def _array(
+    shard: h5py.File, name: str, dtype: str | None, dimensions: int, size: int
+) -> NDArray[Any]:
+    """Return a table, which must lie inside the file: its size bounds what is allocated."""
+    dataset = _dataset(shard, name, dtype, dimensions)
+    if dataset.id.get_offset() + dataset.nbytes > size:
+        raise FeatureError("cut short")
+    array: NDArray[Any] = dataset[...]
+    return array
