@@ -11,13 +11,22 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 import features
@@ -38,7 +47,9 @@ app = typer.Typer(
     help="Audio-visual anomaly recognition: features are extracted once, models train in seconds.",
 )
 manifest_app = typer.Typer(no_args_is_help=True, help="Say what there is to process.")
-features_app = typer.Typer(no_args_is_help=True, help="Look into a feature store.")
+features_app = typer.Typer(
+    no_args_is_help=True, help="Look into feature stores; share and reshape them."
+)
 app.add_typer(manifest_app, name="manifest")
 app.add_typer(features_app, name="features")
 
@@ -54,6 +65,11 @@ Root = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Manifest = Annotated[Path, typer.Argument(help="The manifest, JSON Lines.")]
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the feature store.")]
+Url = Annotated[
+    str,
+    typer.Argument(metavar="URL", help="A folder, s3://, sftp://, hf:// or, to pull, http(s)://."),
+]
+Ids = Annotated[Path | None, typer.Option(help="A file of clip ids, one a line.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
 
 
@@ -321,9 +337,11 @@ def _extract(
     tasks = [stage1.Task(c.id, c.resolve(root), c.resolve_audio(root)) for c in clips]
     try:
         with _footage_bar() as progress:
-            return stage1.extract(
+            summary = stage1.extract(
                 tasks, store, recipe, workers=workers, device=device, progress=progress
             )
+        features.write_card(store, {clip.id: clip.label for clip in clips})
+        return summary
     except KeyboardInterrupt:
         fail(f"interrupted; what is finished is in {store}: run the same command again to go on")
 
@@ -382,25 +400,10 @@ def _print_summary(summary: Summary, store: Path) -> None:
 def features_info(store: StorePath, as_json: Json = False) -> None:
     """What is in a store, and by which recipe."""
     opened = features.Store(store)
-    hours = sum(float(shard.duration.sum()) for shard in opened.shards) / 3600
-    lacking = {
-        name: sum(not clip.valid[name].any() for clip in opened.values())
-        for name in opened.recipe.streams
-    }
-    flags = Counter(
-        flag.name.lower().replace("_", " ")
-        for clip in opened.values()
-        for flag in clip.flags
-        if flag.name
-    )
+    about = features.overview(opened)
     info = {
         "store": str(store),
-        "clips": len(opened),
-        "hours": hours,
-        "shards": len(opened.shards),
-        "bytes": sum(shard.path.stat().st_size for shard in opened.shards),
-        "clips_without": lacking,
-        "flags": flags,
+        **about._asdict(),
         "unreadable_shards": {str(k): v for k, v in opened.unreadable.items()},
         "random_weights": opened.recipe.random_streams,
         "recipe": json.loads(opened.recipe.to_json()),
@@ -409,15 +412,16 @@ def features_info(store: StorePath, as_json: Json = False) -> None:
         _print_json(info)
         return
     table = Table(show_header=False)
-    table.add_row("clips", str(len(opened)))
-    table.add_row("footage", f"{hours:.2f} hours in steps of {opened.snippet_seconds:g} s")
-    table.add_row("shards", f"{len(opened.shards)}, {info['bytes'] / 1e6:.1f} MB")
+    table.add_row("clips", str(about.clips))
+    table.add_row("footage", f"{about.hours:.2f} hours in steps of {opened.snippet_seconds:g} s")
+    table.add_row("shards", f"{about.shards}, {about.nbytes / 1e6:.1f} MB")
     for name, settings in opened.recipe.streams.items():
         source = opened.recipe.source.get(name, {})
-        origin = f"{source.get('name', settings['model'])}, {source.get('weights', '?')} weights"
-        lack = f"; {lacking[name]} clips have none" if lacking[name] else ""
+        model = source.get("name", settings.get("model", "?"))
+        origin = f"{model}, {source.get('weights', '?')} weights"
+        lack = f"; {about.lacking[name]} clips have none" if about.lacking[name] else ""
         table.add_row(f"stream {name}", _plain(f"{settings['features']} values, {origin}{lack}"))
-    for flag, count in flags.items():
+    for flag, count in about.flags.items():
         table.add_row(flag, f"{count} clips")
     table.add_row("fingerprint", opened.recipe.fingerprint)
     out.print(table)
@@ -426,48 +430,283 @@ def features_info(store: StorePath, as_json: Json = False) -> None:
     _say_random(opened.recipe)
 
 
-@features_app.command("list", epilog="Example: `avarnet features list store`")
-def features_list(store: StorePath, as_json: Json = False) -> None:
-    """Every clip of a store."""
-    opened = features.Store(store)
-    rows: list[dict[str, Any]] = [
-        {
-            "clip": clip_id,
-            "snippets": len(clip),
-            "seconds": round(clip.duration, 3),
-            "valid": {name: int(valid.sum()) for name, valid in clip.valid.items()},
-            "flags": [flag.name for flag in clip.flags],
-        }
-        for clip_id, clip in opened.items()
-    ]
+@features_app.command("list", epilog="Example: `avarnet features list s3://team/surv-fight`")
+def features_list(
+    store: Annotated[str, typer.Argument(metavar="STORE|URL", help="A folder or a URL.")],
+    as_json: Json = False,
+) -> None:
+    """Every clip of a store, here or anywhere: of a distant one, only the tables are read."""
+    rows = [row._asdict() for row in _entries(store)]
     if as_json:
+        for row in rows:
+            row["flags"] = [flag.name for flag in features.Flag(row["flags"])]
         _print_json(rows)
         return
-    table = Table("clip", "seconds", "snippets", *opened.recipe.streams, "flags")
+    table = Table("clip", "seconds", "snippets", "flags")
     for row in rows:
-        valid = (str(count) for count in row["valid"].values())
-        flags = ", ".join(row["flags"]).lower()
-        table.add_row(
-            _plain(row["clip"]), f"{row['seconds']:.2f}", str(row["snippets"]), *valid, flags
-        )
+        flags = ", ".join(str(flag.name) for flag in features.Flag(row["flags"])).lower()
+        cells = (f"{row['duration']:.2f}", str(row["snippets"]), flags)
+        table.add_row(_plain(row["clip"]), *cells)
     out.print(table)
+
+
+def _entries(store: str) -> list[features.Entry]:
+    if "://" in store:
+        return list(features.Remote(store).entries())
+    return features.entries(features.Store(store))
 
 
 @features_app.command("verify", epilog="Example: `avarnet features verify store`")
 def features_verify(store: StorePath, as_json: Json = False) -> None:
     """Read every byte and say whether it is as it was written."""
-    intact, damages = features.verify(store)
+    with _bytes_bar("verifying", as_json) as progress:
+        intact, damages = features.verify(store, progress)
     if as_json:
         rows = [{**d._asdict(), "shard": str(d.shard)} for d in damages]
         _print_json({"intact_clips": intact, "damaged_shards": rows})
     else:
         for damage in damages:
-            hurt = f"; clips hurt: {', '.join(damage.clips)}" if damage.clips else ""
-            out.print(f"[red]damaged[/] {_plain(f'{damage.shard}: {damage.reason}{hurt}')}")
+            if not damage.readable:
+                hurt = "all its clips are lost; which ones it had cannot be told"
+            elif damage.clips:
+                hurt = f"clips hurt: {', '.join(damage.clips)}"
+            else:
+                hurt = "no clip of it is hurt"
+            out.print(f"[red]damaged[/] {_plain(f'{damage.reason}; {hurt}')}", soft_wrap=True)
         if damages:
-            out.print("Delete these shards and run 'avarnet extract' again, or copy them again.")
+            out.print("Run 'avarnet extract' again: it does just these clips again. Or copy them.")
         out.print(f"{intact} clips intact, {len(damages)} damaged shards")
     raise typer.Exit(FAILED if damages else DONE)
+
+
+@features_app.command("push", epilog="Example: `avarnet features push store s3://team/store`")
+def features_push(store: StorePath, url: Url, as_json: Json = False) -> None:
+    """Send a store to a team: only the shards that are missing there travel.
+
+    Cut off? Run the same command again: it goes on where it stopped.
+    """
+    with _bytes_bar("pushing", as_json) as progress:
+        transfer = features.push(store, url, progress)
+    _print_transfer(transfer, url, as_json)
+
+
+@features_app.command("pull", epilog="Example: `avarnet features pull s3://team/store store`")
+def features_pull(
+    url: Url,
+    store: StorePath,
+    manifest: Annotated[
+        Path | None, typer.Option(help="The manifest, for --split and --labels.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Only train, val or test clips.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Only these classes, comma-separated.")] = None,
+    ids: Ids = None,
+    trim: Annotated[
+        bool, typer.Option("--trim", help="Fetch the clips alone, not their whole shards.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Fetch a store, or the shards of some clips: only what is missing here travels.
+
+    Cut off? Run the same command again: it goes on where it stopped.
+    """
+    wanted = _chosen_clips(manifest, split, labels, ids)
+    if trim and wanted is None:
+        raise typer.BadParameter("--trim needs a choice of clips: --ids, --split or --labels")
+    with _bytes_bar("pulling", as_json) as progress:
+        transfer = features.pull(url, store, wanted, trim, progress)
+    if wanted is not None:
+        clips = manifests.read(manifest) if manifest else []
+        features.write_card(store, {clip.id: clip.label for clip in clips})
+    _print_transfer(transfer, str(store), as_json)
+
+
+def _chosen_clips(
+    manifest: Path | None, split: str | None, labels: str | None, ids: Path | None
+) -> set[str] | None:
+    """Return the clips that the options choose, or None for all."""
+    if (split or labels) and manifest is None:
+        raise typer.BadParameter("a store knows no labels or splits: give their --manifest")
+    chosen = _read_ids(ids) if ids else None
+    if manifest:
+        clips = manifests.read(manifest)
+        classes = set(labels.split(",")) if labels else {clip.label for clip in clips}
+        unknown = classes - {clip.label for clip in clips}
+        if unknown:
+            raise typer.BadParameter(f"no clip of {manifest} is {', '.join(sorted(unknown))}")
+        listed = {c.id for c in clips if c.label in classes and split in (None, c.split)}
+        if not listed:
+            raise typer.BadParameter(f"no clip of {manifest} is in split {split}")
+        chosen = listed if chosen is None else chosen & listed
+    return chosen
+
+
+def _read_ids(file: Path) -> set[str]:
+    ids = {line.strip() for line in file.read_text(encoding="utf-8").splitlines()} - {""}
+    if not ids:
+        raise typer.BadParameter(f"{file} has no clip ids; write one a line")
+    return ids
+
+
+def _print_transfer(transfer: features.Transfer, target: str, as_json: bool) -> None:
+    if as_json:
+        _print_json({"to": target, **asdict(transfer)})
+        return
+    if transfer.missing:
+        some = _plain(", ".join(transfer.missing[:3]))
+        out.print(f"[yellow]{len(transfer.missing)} clips are not in that store[/] ({some}, ...)")
+    what = f"{len(transfer.clips)} clips" if transfer.clips else f"{len(transfer.shards)} shards"
+    rate = transfer.nbytes / 1e6 / transfer.seconds if transfer.seconds else 0.0
+    out.print(
+        f"{what} travelled, {transfer.already} were there: {transfer.nbytes / 1e6:.1f} MB in "
+        f"{transfer.seconds:.1f} s ({rate:.1f} MB/s) -> {_plain(target)}"
+    )
+
+
+@contextmanager
+def _bytes_bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Yield a callback that draws bytes done, their rate and the time left."""
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, disable=quiet or not err.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        try:
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        except KeyboardInterrupt:
+            fail("interrupted; run the same command again to go on")
+
+
+@features_app.command("merge", epilog="Example: `avarnet features merge ours theirs -o both`")
+def features_merge(
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Of one recipe.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The store to make or add to.")],
+) -> None:
+    """Put the shards of several stores of one recipe into one."""
+    copied = features.merge(stores, output)
+    features.write_card(output)
+    out.print(f"{copied} shards copied: {len(features.Store(output))} clips in {output}")
+
+
+@features_app.command("compact", epilog="Example: `avarnet features compact store`")
+def features_compact(
+    store: StorePath,
+    shard_size: Annotated[int, typer.Option(min=1, help="Of a shard, in MB (2^20 bytes).")] = 256,
+) -> None:
+    """Make few large shards of many small ones and drop duplicates; nothing is lost by a kill."""
+    before, after = features.compact(store, shard_size * 2**20)
+    out.print(f"{before} shards before, {after} now")
+
+
+@features_app.command("diff", epilog="Example: `avarnet features diff ours theirs`")
+def features_diff(a: StorePath, b: StorePath, as_json: Json = False) -> None:
+    """Compare two stores: recipe, clips, content. Exit code 1 if they differ."""
+    found = features.diff(a, b)
+    if as_json:
+        _print_json(found._asdict())
+    else:
+        kinds = ("recipe differs", f"only in {a}", f"only in {b}", "features differ")
+        for kind, rows in zip(kinds, found, strict=True):
+            for row in rows:
+                out.print(_plain(f"{kind}: {row}"), soft_wrap=True, highlight=False)
+        if not any(found):
+            out.print("the same clips with the same features")
+    raise typer.Exit(FAILED if any(found) else DONE)
+
+
+@features_app.command("drop", epilog="Example: `avarnet features drop store --ids unwanted.txt`")
+def features_drop(
+    store: StorePath,
+    ids: Annotated[Path, typer.Option(help="A file of clip ids, one a line.")],
+) -> None:
+    """Take clips out of a store for good."""
+    wanted = _read_ids(ids)
+    dropped = features.drop(store, wanted)
+    out.print(f"{len(dropped)} clips dropped, {len(wanted) - len(dropped)} were not there")
+
+
+@features_app.command(
+    "card", epilog="Example: `avarnet features card store --manifest clips.jsonl`"
+)
+def features_card(
+    store: StorePath,
+    manifest: Annotated[Path | None, typer.Option(help="For the number of clips by class.")] = None,
+) -> None:
+    """Write CARD.md: what the store holds, how it was made, how to load it."""
+    clips = manifests.read(manifest) if manifest else []
+    card = features.write_card(store, {clip.id: clip.label for clip in clips})
+    out.print(f"{_plain(str(card))}", soft_wrap=True)
+
+
+@features_app.command("export", epilog="Example: `avarnet features export store folder --as npy`")
+def features_export(
+    store: StorePath,
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    kind: Annotated[
+        Literal["npy", "webdataset", "safetensors"],
+        typer.Option("--as", help="npy: one file a clip and stream, NaN where nothing was."),
+    ] = "npy",
+) -> None:
+    """Write features for other tools."""
+    opened = features.Store(store)
+    count = getattr(features, f"export_{kind}")(opened, folder)
+    out.print(f"{count} clips written to {_plain(str(folder))}")
+
+
+@features_app.command(
+    "import",
+    epilog="Example: `avarnet features import store --stream 'rgb=i3d/{clip}__{crop}.npy' "
+    "--stream 'audio=vggish/{clip}__vggish.npy' --snippet-seconds 16/24 "
+    "--about 'I3D and VGGish of XD-Violence'`",
+)
+def features_import(
+    store: StorePath,
+    stream: Annotated[
+        list[str],
+        typer.Option(help="NAME=PATTERN of .npy files; {clip} is the id, {crop} a crop's number."),
+    ],
+    snippet_seconds: Annotated[str, typer.Option(help="Length of a row: 0.25, or 16/24.")],
+    about: Annotated[str, typer.Option(help="One line on what these features are.")],
+    as_json: Json = False,
+) -> None:
+    """Make a store of features that others extracted, from .npy files (rows, values)."""
+    patterns = dict(_pair(text) for text in stream)
+    try:
+        seconds = float(Fraction(snippet_seconds))
+    except (ValueError, ZeroDivisionError) as error:
+        raise typer.BadParameter(f"--snippet-seconds {snippet_seconds}: {error}") from error
+    with _clips_bar("importing", as_json) as progress:
+        summary = features.import_npy(store, patterns, seconds, about, progress)
+    features.write_card(store)
+    if as_json:
+        _print_json({"store": str(store), **summary._asdict()})
+    else:
+        for clip_id, reason in sorted(summary.failed.items()):
+            out.print(f"[red]failed[/] {_plain(f'{clip_id}: {reason}')}", soft_wrap=True)
+        out.print(
+            f"{len(summary.imported)} clips imported, {len(summary.already)} were there, "
+            f"{len(summary.failed)} failed -> {_plain(str(store))}"
+        )
+    raise typer.Exit(SOME_FAILED if summary.failed else DONE)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, found, pattern = text.partition("=")
+    if not (name and found and pattern):
+        raise typer.BadParameter(f"--stream {text}: expected NAME=PATTERN")
+    return name, pattern
+
+
+@contextmanager
+def _clips_bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Yield a callback that draws clips done and the time left."""
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, disable=quiet or not err.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 # train, evaluate, predict -----------------------------------------------------------------------
@@ -479,7 +718,7 @@ def train(
     store: StorePath,
     run: RunPath,
     streams: Annotated[
-        str | None, typer.Option(help="Comma-separated.", show_default="video,audio")
+        str | None, typer.Option(help="Comma-separated.", show_default="all in the store")
     ] = None,
     folds: Annotated[
         int | None,
@@ -491,6 +730,9 @@ def train(
         Path | None, typer.Option(help="TOML with any setting; options win over it.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps, auto.")] = "cpu",
+    join: Annotated[
+        list[Path] | None, typer.Option(help="A store with more streams of the same clips.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Stage 2: train the MTCN to recognise each clip's class."""
@@ -504,7 +746,7 @@ def train(
         epochs=epochs,
     )
     clips = manifests.read(manifest)
-    opened = features.Store(store)
+    opened = _open([store, *(join or [])])
     if not as_json:
         _say_random(opened.recipe)
     trained = _train(clips, opened, run, settings, device, quiet=as_json)
@@ -534,7 +776,7 @@ def train(
 
 def _train(
     clips: Sequence[manifests.Clip],
-    store: features.Store,
+    store: features.Store | features.Joined,
     run: Path,
     settings: Any,
     device: str = "cpu",
@@ -593,7 +835,8 @@ def _by_fold(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 def evaluate(
     run: RunPath,
     store: Annotated[
-        Path | None, typer.Option(help="Its features, if they have moved since.")
+        list[Path] | None,
+        typer.Option(help="Its features, if they have moved since; again for each joined store."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -609,11 +852,11 @@ def evaluate(
     out.print(f"report: {_plain(str(run / 'report.html'))}")
 
 
-def _evaluate(run: Run, store: Path | None = None) -> dict[str, Any]:
+def _evaluate(run: Run, stores: list[Path] | None = None) -> dict[str, Any]:
     import train as stage2
     from train.report import write_report
 
-    metrics = stage2.evaluate_run(run, features.Store(store or run.store))
+    metrics = stage2.evaluate_run(run, _open(stores or run.stores))
     with open(run.path / "predictions.csv", newline="", encoding="utf-8") as file:
         rows: list[dict[str, Any]] = list(csv.DictReader(file))
     write_report(run, metrics, rows, run.path / "report.html")
@@ -785,6 +1028,11 @@ def demo(
 
 def _root(manifest: Path, root: Path | None) -> Path:
     return root if root is not None else manifests.default_root(manifest)
+
+
+def _open(stores: list[Path]) -> features.Store | features.Joined:
+    opened = [features.Store(path) for path in stores]
+    return opened[0] if len(opened) == 1 else features.join(*opened)
 
 
 def _has_extract() -> bool:

@@ -70,8 +70,9 @@ def extract(
 ) -> Summary:
     """Extract every clip that the store does not hold yet, or holds damaged.
 
-    What the store holds is verified first, every byte of it. Interrupted or killed at any moment, the same call goes on where it stopped: a finished clip is
-    never done twice, and nothing half-written is ever read.
+    What the store holds is verified first, every byte of it. Interrupted or killed at any moment,
+    the same call goes on where it stopped: a finished clip is never done twice, and nothing
+    half-written is ever read.
 
     Args:
         tasks: the clips.

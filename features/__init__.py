@@ -1,30 +1,59 @@
 """The contract between the two stages: sharded HDF5 feature stores. numpy and h5py, never torch."""
 
+from features.card import Entry, Overview, entries, overview, write_card
 from features.check import Damage, repair, verify
 from features.clip import Features, Flag
+from features.convert import (
+    ImportSummary,
+    export_npy,
+    export_safetensors,
+    export_webdataset,
+    import_npy,
+)
+from features.edit import Difference, compact, diff, drop, merge
 from features.join import Joined, join
 from features.recipe import FeatureError, Recipe, VersionError, WriteError
 from features.shard import Shard
+from features.share import Remote, Transfer, pull, push
 from features.store import Store, create, read_recipe
 from features.writer import Writer, pack, recover
 
 __all__ = [
     "Damage",
+    "Difference",
+    "Entry",
     "FeatureError",
     "Features",
     "Flag",
+    "ImportSummary",
     "Joined",
+    "Overview",
     "Recipe",
+    "Remote",
     "Shard",
     "Store",
+    "Transfer",
     "VersionError",
     "WriteError",
     "Writer",
+    "compact",
     "create",
+    "diff",
+    "drop",
+    "entries",
+    "export_npy",
+    "export_safetensors",
+    "export_webdataset",
+    "import_npy",
     "join",
+    "merge",
+    "overview",
     "pack",
+    "pull",
+    "push",
     "read_recipe",
     "recover",
     "repair",
     "verify",
+    "write_card",
 ]

@@ -43,7 +43,8 @@ class Features:
     def __post_init__(self) -> None:
         if not self.streams or self.streams.keys() != self.valid.keys():
             raise FeatureError("features need one validity per stream, and at least one stream")
-        if len({len(rows) for rows in (*self.streams.values(), *self.valid.values())}) != 1:
+        lengths = [*map(len, self.streams.values()), *map(len, self.valid.values())]
+        if lengths.count(lengths[0]) != len(lengths):
             raise FeatureError("all streams of a clip need the same number of snippets")
 
     def __len__(self) -> int:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-
 STREAM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # part of paths, also of exports
 
 
@@ -59,6 +58,11 @@ class Recipe:
         """The streams whose network has random weights."""
         return [name for name, source in self.source.items() if source.get("weights") == "random"]
 
+    @property
+    def crops(self) -> dict[str, int]:
+        """Stream name -> crops of each frame that lie side by side in a row, where it has some."""
+        return {name: s["crops"] for name, s in self.streams.items() if "crops" in s}
+
     def differences(self, other: Recipe) -> list[str]:
         """Return one line ``field: mine, not theirs`` for each decisive field that differs."""
         mine, theirs = _flatten(self._decisive()), _flatten(other._decisive())
@@ -106,11 +110,12 @@ class Recipe:
         if not self.streams:
             raise FeatureError("not a recipe: it has no streams")
         for name, settings in self.streams.items():
-            width = settings.get("features")
-            if not STREAM_NAME.fullmatch(name) or type(width) is not int or width < 1:
+            width, crops = settings.get("features"), settings.get("crops", 1)
+            whole = type(width) is int and type(crops) is int and width > 0 and crops > 0
+            if not STREAM_NAME.fullmatch(name) or not whole or width % crops:
                 raise FeatureError(
-                    f"not a recipe: stream {name!r} with {width!r} values a row; expected a name "
-                    "of letters, digits, - and _ (64 at most) and a whole number"
+                    f"not a recipe: stream {name!r} of {width!r} values a row in {crops!r} crops; "
+                    "expected a name of letters, digits, - and _ (64 at most) and whole numbers"
                 )
 
     def save(self, path: Path) -> None:

@@ -7,13 +7,14 @@ start of the SHA-256 of the whole file, so the name alone tells whether a byte h
 from __future__ import annotations
 
 import hashlib
+import io
 import mmap
 import os
 import re
 import sys
 import uuid
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from features.table import (
 )
 
 SHARD_NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}\.h5")
+BLOCK_BYTES = 2**20
 ALIGNMENT = 64  # bytes; of every array, so that mapped rows suit any processor
 # Python 3.13 maps files without holding a descriptor for each of them
 MAP_OPTIONS: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
@@ -64,26 +66,64 @@ def write_shard(
         _check_fits(clip_id, clip, recipe)
     temporary = (scratch or folder) / f".writing-{uuid.uuid4().hex}"
     try:
-        with h5py.File(
-            temporary,
-            "w",
-            locking=False,
-            libver=("v108", "v110"),  # from 1.8 on HDF5 guards its own headers by checksums
-            alignment_threshold=1,
-            alignment_interval=ALIGNMENT,
-        ) as file:
-            _fill(file, recipe, clips)
+        with open(temporary, "w+b", buffering=0) as disk:
+            sink = _Sink(disk)
+            # from 1.8 on HDF5 guards its own headers by checksums
+            with h5py.File(
+                sink,
+                "w",
+                libver=("v108", "v110"),
+                alignment_threshold=1,
+                alignment_interval=ALIGNMENT,
+            ) as file:
+                _fill(file, recipe, clips)
+            if sink.error:
+                raise sink.error
+            os.fsync(disk.fileno())
         sealed = folder / f"{recipe.fingerprint}-{file_hash(temporary)}.h5"
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
         os.replace(temporary, sealed)
         sync_folder(folder)
-    except (OSError, RuntimeError) as error:  # HDF5 may fail with either when the disk is full
+    except OSError as error:
         raise write_error(folder, error) from error
     finally:
         if temporary.parent.is_dir():
             temporary.unlink(missing_ok=True)
     return sealed
+
+
+class _Sink(io.RawIOBase):
+    """A file that keeps its first error for later: HDF5 crashes the process when a write fails."""
+
+    def __init__(self, disk: io.FileIO) -> None:
+        self._disk = disk
+        self.error: OSError | None = None
+
+    def _try(self, action: Callable[[], int], otherwise: int) -> int:
+        if self.error is None:
+            try:
+                return action()
+            except OSError as error:
+                self.error = error
+        return otherwise
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        done = 0
+        while done < len(view) and self.error is None:
+            done += self._try(partial(self._disk.write, view[done:]), 0)
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        return self._try(partial(self._disk.truncate, size), size or 0)
+
+    def readinto(self, buffer: Any) -> int:
+        return self._try(partial(self._disk.readinto, buffer), len(buffer))
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._disk.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._disk.tell()
 
 
 def write_error(folder: Path, error: Exception | None) -> WriteError:
@@ -136,8 +176,10 @@ def _fill(file: h5py.File, recipe: Recipe, clips: Mapping[str, Features]) -> Non
         # distant shard can be read from its first bytes
         shape = (int(lengths.sum()), int(settings["features"]))
         rows = file.create_dataset(f"streams/{name}/rows", shape, dtype="<f2")
-        for first, clip in zip(first_row, clips.values(), strict=True):
-            rows[first : first + len(clip)] = clip.streams[name]
+        first = 0
+        for some in _blocks([clip.streams[name] for clip in clips.values()]):
+            rows[first : first + len(some)] = some
+            first += len(some)
     recipe_json = recipe.to_json()
     for attribute, text in {
         "format": FORMAT,
@@ -147,6 +189,16 @@ def _fill(file: h5py.File, recipe: Recipe, clips: Mapping[str, Features]) -> Non
         "tables": tables_checksum(recipe_json, tables),
     }.items():
         file.attrs.create(attribute, text, dtype=h5py.string_dtype("utf-8", len(text.encode())))
+
+
+def _blocks(arrays: list[NDArray[np.float16]]) -> Iterator[NDArray[np.float16]]:
+    """Yield the rows of all arrays in blocks: one HDF5 write for each tiny clip would be slow."""
+    first, size = 0, 0
+    for number, array in enumerate(arrays, 1):
+        size += array.nbytes
+        if size >= BLOCK_BYTES or number == len(arrays):
+            yield np.concatenate(arrays[first:number]) if number - first > 1 else array
+            first, size = number, 0
 
 
 class Shard:
@@ -171,12 +223,6 @@ class Shard:
         try:
             size = path.stat().st_size
             self.table: Table = read_table(path, size)
-            for name, extent in self.table.extents.items():
-                rows_end = extent.rows_at + 2 * extent.total * extent.features
-                if max(rows_end, extent.valid_at + extent.total) > size:
-                    raise FeatureError(f"stream {name} reaches beyond the end of the file")
-                if extent.rows_at % 2:
-                    raise FeatureError(f"the rows of stream {name} are not aligned")
             if not damaged:
                 self.table.check()
         except VersionError as error:
@@ -223,6 +269,10 @@ class Shard:
                 )
             self._checked[index] = True
         return self._view(index)
+
+    def valid_counts(self, stream: str) -> NDArray[np.int64]:
+        """Return how many rows of each clip are valid in a stream."""
+        return self.table.valid_counts(self._maps[stream][1])
 
     def intact(self) -> bool:
         """Tell whether every byte of the file is as it was sealed."""

@@ -6,12 +6,17 @@ import uuid
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from features.clip import Features
 from features.recipe import FeatureError, Recipe
 from features.shard import Shard
 
 RECIPE_FILE = "recipe.json"
+UNFINISHED = f".{RECIPE_FILE}-"  # before the name of a recipe that is being written
 
 
 class Store(Mapping[str, Features]):
@@ -80,6 +85,18 @@ class Store(Mapping[str, Features]):
         place = bisect_right(self._starts, number) - 1
         return self.shards[place], number - self._starts[place]
 
+    def column(self, name: Literal["rows", "duration", "flags"]) -> NDArray[Any]:
+        """Return one value for each clip, in the order of iteration: its table's column."""
+        return self._gather([getattr(shard.table, name) for shard in self.shards])
+
+    def valid_counts(self, stream: str) -> NDArray[np.int64]:
+        """Return how many rows of a stream are valid, for each clip in the order of iteration."""
+        return self._gather([shard.valid_counts(stream) for shard in self.shards])
+
+    def _gather(self, by_shard: list[NDArray[Any]]) -> NDArray[Any]:
+        numbers = np.fromiter(self._index.values(), np.int64, len(self))
+        return np.concatenate(by_shard)[numbers] if by_shard else np.zeros(0)
+
     def __iter__(self) -> Iterator[str]:
         return (clip_id.decode() for clip_id in self._index)
 
@@ -126,6 +143,6 @@ def create(path: Path, recipe: Recipe) -> None:
     path.mkdir(parents=True, exist_ok=True)
     if any(path.glob("*.h5")):
         raise FeatureError(f"{path} has shards but no {RECIPE_FILE}; copy the store's one there")
-    temporary = path / f".{RECIPE_FILE}-{uuid.uuid4().hex}"
+    temporary = path / f"{UNFINISHED}{uuid.uuid4().hex}"
     recipe.save(temporary)
     temporary.replace(path / RECIPE_FILE)

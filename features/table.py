@@ -6,11 +6,13 @@ it is known to lie inside the file. The layout is written down in FORMAT.md.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -26,8 +28,8 @@ MAX_ATTRIBUTE_BYTES = 60_000
 DIGEST_BYTES = 16
 COLUMNS = {"first_row": "<i8", "rows": "<i8", "duration": "<f8", "flags": "|u1"}
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-# what no harmless id has, in UTF-8: a screen over all ids at once, before `check_id` looks closely
-SUSPICIOUS = re.compile(rb"[\x01-\x1f\x7f\\]|\.\.|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]")
+# letters by which a bad id may begin to show, in UTF-8: a quick screen over all ids at once
+SUSPICIOUS = re.compile(rb"[\x01-\x1f\x7f\\\xc2\xe2]")
 
 
 class Extent(NamedTuple):
@@ -80,6 +82,12 @@ class Table:
         if not (np.isfinite(self.duration) & (self.duration >= 0)).all():
             raise FeatureError("its table has durations that are none")
 
+    def valid_counts(self, valid: NDArray[Any]) -> NDArray[np.int64]:
+        """Return (n,) how many rows of each clip are valid, of one stream's (total,) validity."""
+        before = np.concatenate([[0], np.cumsum(valid, dtype=np.int64)])
+        counts: NDArray[np.int64] = before[self.first_row + self.rows] - before[self.first_row]
+        return counts
+
     def placed(self, index: slice) -> NDArray[np.bool_]:
         """Tell which clips' rows lie inside the streams' arrays."""
         first, rows = self.first_row[index], self.rows[index]
@@ -96,7 +104,7 @@ class Table:
         )
 
 
-def read_table(file: Path | BinaryIO, size: int) -> Table:
+def read_table(file: Path | RawIOBase, size: int) -> Table:
     """Read the tables of a shard.
 
     Args:
@@ -110,7 +118,7 @@ def read_table(file: Path | BinaryIO, size: int) -> Table:
     """
     try:
         with h5py.File(file, "r", locking=False) as shard:
-            return _read(shard, size)
+            return _read(shard.id, size)
     except FeatureError:
         raise
     except Exception as error:  # whatever HDF5 finds in a damaged or hostile file
@@ -118,8 +126,8 @@ def read_table(file: Path | BinaryIO, size: int) -> Table:
         raise FeatureError(f"damaged, or not a feature shard ({reason})") from error
 
 
-def _read(shard: h5py.File, size: int) -> Table:
-    if "format" not in shard.attrs or _text(shard, "format") != FORMAT:
+def _read(shard: h5py.h5f.FileID, size: int) -> Table:
+    if not h5py.h5a.exists(shard, b"format") or _text(shard, "format") != FORMAT:
         raise FeatureError("not a feature shard")
     version = _text(shard, "version")
     if version != str(VERSION):
@@ -128,18 +136,22 @@ def _read(shard: h5py.File, size: int) -> Table:
         )
     recipe_json = _text(shard, "recipe")
     recipe = Recipe.from_json(recipe_json)
-    ids = _array(shard, "clips/id", None, 1, size)
-    columns = {name: _array(shard, f"clips/{name}", t, 1, size) for name, t in COLUMNS.items()}
-    source = _array(shard, "clips/source", "|u1", 2, size)
+    clips, streams = _group(shard, "clips"), _group(shard, "streams")
+    ids = _array(clips, "id", None, 1, size)
+    columns = {name: _array(clips, name, dtype, 1, size) for name, dtype in COLUMNS.items()}
+    source = _array(clips, "source", "|u1", 2, size)
     digests, extents = {}, {}
     for name, settings in recipe.streams.items():
-        where = f"streams/{name}"
-        digests[name] = _array(shard, f"{where}/digest", "|u1", 2, size)
-        rows = _dataset(shard, f"{where}/rows", "<f2", 2)
-        valid = _dataset(shard, f"{where}/valid", "|u1", 1)
+        stream = _group(streams, name)
+        digests[name] = _array(stream, "digest", "|u1", 2, size)
+        rows, valid = _plain(stream, "rows", "<f2", 2), _plain(stream, "valid", "|u1", 1)
         if rows.shape[1] != settings["features"] or valid.shape != rows.shape[:1]:
             raise FeatureError(f"stream {name} is not as its recipe says")
-        extents[name] = Extent(rows.id.get_offset(), valid.id.get_offset(), *rows.shape)
+        if max(rows.offset + rows.nbytes, valid.offset + valid.nbytes) > size:
+            raise FeatureError(f"cut short: stream {name} reaches beyond the end of the file")
+        if rows.offset % 2:
+            raise FeatureError(f"the rows of stream {name} are not aligned")
+        extents[name] = Extent(rows.offset, valid.offset, *rows.shape)
     arrays = [ids, *columns.values(), source, *digests.values()]
     count = len(ids)
     if any(len(array) != count for array in arrays):
@@ -161,7 +173,7 @@ def tables_checksum(recipe_json: str, arrays: Iterable[NDArray[Any]]) -> str:
     """Return 32 hexadecimal digits over the recipe and the bytes of every table, in their order."""
     digest = xxhash.xxh3_128(recipe_json.encode())
     for array in arrays:
-        digest.update(np.ascontiguousarray(array).view(np.uint8))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
@@ -173,8 +185,8 @@ def clip_header(clip_id: bytes, duration: float, flags: int, source: bytes) -> b
 def clip_digest(header: bytes, rows: NDArray[np.float16], valid: NDArray[Any]) -> bytes:
     """Return the XXH3-128 of one clip's header, rows and validity in one stream."""
     digest = xxhash.xxh3_128(header)
-    digest.update(np.ascontiguousarray(rows, dtype="<f2").view(np.uint8))
-    digest.update(np.ascontiguousarray(valid).view(np.uint8))
+    digest.update(np.ascontiguousarray(rows, dtype="<f2").data)
+    digest.update(np.ascontiguousarray(valid).data)
     return digest.digest()
 
 
@@ -197,16 +209,19 @@ def check_id(clip_id: str) -> None:
 def _check_ids(ids: list[bytes]) -> None:
     listing = b"\0".join(ids)
     listing.decode()  # raises on what is not UTF-8
-    absolute = listing.startswith(b"/") or b"\0/" in listing
+    paths = listing.startswith(b"/") or b"\0/" in listing or b".." in listing
     empty_or_nul = listing.count(b"\0") != len(ids) - 1 or not all(ids)
-    if absolute or empty_or_nul or SUSPICIOUS.search(listing):
+    if paths or empty_or_nul or SUSPICIOUS.search(listing):
         for clip_id in ids:
             check_id(clip_id.decode())
 
 
-def _text(shard: h5py.File, name: str) -> str:
+# HDF5's own interface from here on: through h5py's objects, opening a shard takes twice as long
+
+
+def _text(shard: h5py.h5f.FileID, name: str) -> str:
     """Return a root attribute, which must be a short text of fixed length."""
-    attribute = shard.attrs.get_id(name)
+    attribute = h5py.h5a.open(shard, name.encode())
     if (
         attribute.dtype.kind != "S"
         or attribute.shape != ()
@@ -218,37 +233,54 @@ def _text(shard: h5py.File, name: str) -> str:
     return bytes(value[()]).decode()
 
 
-def _dataset(shard: h5py.File, name: str, dtype: str | None, dimensions: int) -> h5py.Dataset:
-    """Return a dataset that is one plain stretch of this very file."""
-    group, *_ = parts = name.split("/")
-    for depth in range(1, len(parts) + 1):
-        link = shard.get("/".join(parts[:depth]), getlink=True)
-        if not isinstance(link, h5py.HardLink):
-            raise FeatureError(f"{name} is a link to elsewhere")
-    dataset = shard[name]
-    if not isinstance(dataset, h5py.Dataset):
-        raise FeatureError(f"{name} is no array")
-    plain = dataset.dtype.kind == "S" if dtype is None else dataset.dtype == np.dtype(dtype)
+def _group(parent: h5py.h5g.GroupID, name: str) -> h5py.h5g.GroupID:
+    _refuse_links(parent, name)
+    return h5py.h5g.open(parent, name.encode())
+
+
+def _refuse_links(parent: h5py.h5g.GroupID, name: str) -> None:
+    if parent.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
+        raise FeatureError(f"{name} is a link to elsewhere")
+
+
+class _Plain(NamedTuple):
+    """An array that is one plain stretch of this very file."""
+
+    dataset: h5py.h5d.DatasetID
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    nbytes: int
+
+
+def _plain(parent: h5py.h5g.GroupID, name: str, dtype: str | None, dimensions: int) -> _Plain:
+    """Open an array, refusing all that is not one plain stretch of this very file."""
+    _refuse_links(parent, name)
+    dataset = h5py.h5d.open(parent, name.encode())
+    shape, found, settings = dataset.shape, dataset.dtype, dataset.get_create_plist()
+    nbytes = math.prod(shape) * found.itemsize
+    offset = dataset.get_offset()
+    right = found.kind == "S" if dtype is None else found == np.dtype(dtype)
     if (
-        not plain
-        or len(dataset.shape) != dimensions
-        or dataset.dtype.itemsize > MAX_ID_BYTES
-        or dataset.external
-        or dataset.is_virtual
-        or dataset.chunks
-        or dataset.id.get_offset() is None
-        or dataset.id.get_storage_size() != dataset.nbytes
+        not right
+        or len(shape) != dimensions
+        or found.itemsize > MAX_ID_BYTES
+        or settings.get_layout() != h5py.h5d.CONTIGUOUS
+        or settings.get_external_count()
+        or offset is None
+        or dataset.get_storage_size() != nbytes
     ):
         raise FeatureError(f"{name} is no plain array of {dtype or 'fixed-length text'}")
-    return dataset
+    return _Plain(dataset, offset, shape, found, nbytes)
 
 
 def _array(
-    shard: h5py.File, name: str, dtype: str | None, dimensions: int, size: int
+    parent: h5py.h5g.GroupID, name: str, dtype: str | None, dimensions: int, size: int
 ) -> NDArray[Any]:
     """Return a table, which must lie inside the file: its size bounds what is allocated."""
-    dataset = _dataset(shard, name, dtype, dimensions)
-    if dataset.id.get_offset() + dataset.nbytes > size:
+    plain = _plain(parent, name, dtype, dimensions)
+    if plain.offset + plain.nbytes > size:
         raise FeatureError("cut short")
-    array: NDArray[Any] = dataset[...]
+    array = np.empty(plain.shape, plain.dtype)
+    plain.dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
     return array

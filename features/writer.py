@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import time
 import uuid
@@ -10,12 +11,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 from features.clip import Features
 from features.recipe import FeatureError, Recipe
 from features.shard import Shard, write_error, write_shard
-from features.store import Store, create
+from features.store import UNFINISHED, Store, create
 
 SHARD_BYTES = 256 * 2**20
 SPOOL = ".spool-"  # a writer's own folder, in the store's
@@ -73,7 +74,11 @@ class Writer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.seal()
+        try:
+            self.seal()
+        except BaseException:
+            self._spool.release()  # `recover` finds what it holds
+            raise
         self._spool.remove()
 
 
@@ -112,6 +117,8 @@ def recover(path: Path) -> list[str]:
     Raises:
         WriteError: the store cannot be written.
     """
+    for stray in path.glob(f"{UNFINISHED}*"):
+        stray.unlink(missing_ok=True)
     abandoned = list(_abandoned(path))
     if not abandoned:
         return []
@@ -161,7 +168,7 @@ class Spool:
             try:
                 if adopt is None:
                     self.path.mkdir()
-                self._lock: IO[str] = open(self.path / LOCK, "w")
+                self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT)
             except FileNotFoundError:
                 if store.is_dir():
                     if adopt:
@@ -172,7 +179,7 @@ class Spool:
                 raise write_error(store, error) from error
             if self._hold(adopt is not None) and (self.path / LOCK).exists():
                 return
-            self._lock.close()
+            os.close(self._lock)
             if adopt:
                 raise BlockingIOError
             # else another process took the new folder for an abandoned one: make another
@@ -197,7 +204,11 @@ class Spool:
     def remove(self) -> None:
         """Delete the folder and let go of the lock."""
         shutil.rmtree(self.path, ignore_errors=True)
-        self._lock.close()
+        self.release()
+
+    def release(self) -> None:
+        """Let go of the lock and leave the folder to `recover`."""
+        os.close(self._lock)
 
     def __enter__(self) -> Self:
         return self

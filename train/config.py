@@ -18,7 +18,7 @@ class Config:
     """Settings of a run.
 
     Attributes:
-        streams: the streams to fuse, in this order.
+        streams: the streams to fuse, in this order; none takes all that the store has.
         stages, channels: of the MTCN; the paper's are 4 and 64.
         layers: dilated layers per stage; 0 takes the fewest whose receptive field covers most
             training clips (10 at most): layers beyond that see nothing but padding.
@@ -38,7 +38,7 @@ class Config:
         seed: of everything random.
     """
 
-    streams: tuple[str, ...] = ("video", "audio")
+    streams: tuple[str, ...] = ()
     stages: int = 4
     layers: int = 0
     channels: int = 64
@@ -60,7 +60,7 @@ class Config:
 
     def __post_init__(self) -> None:
         checks = {
-            "streams": len(self.streams) > 0 and len(set(self.streams)) == len(self.streams),
+            "streams": len(set(self.streams)) == len(self.streams),
             "stages": self.stages >= 1,
             "layers": 0 <= self.layers <= 20,
             "channels": self.channels >= 1,

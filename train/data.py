@@ -36,13 +36,18 @@ class Clips:
         features: clip id -> features; only `ids` are read.
         ids: the clips, in order.
         streams: the streams to keep.
+        crops: stream -> crops of each frame that lie side by side in a row; they are averaged.
 
     Raises:
         TrainError: a stream is not in the store, or a clip's features are not finite numbers.
     """
 
     def __init__(
-        self, features: Mapping[str, Features], ids: Sequence[str], streams: Sequence[str]
+        self,
+        features: Mapping[str, Features],
+        ids: Sequence[str],
+        streams: Sequence[str],
+        crops: Mapping[str, int],
     ) -> None:
         self.ids = list(ids)
         self.rows: list[dict[str, NDArray[np.float16]]] = []
@@ -61,7 +66,9 @@ class Clips:
                         f"clip {clip_id}: its {name} features are not all finite numbers; "
                         "extract the clip again"
                     )
-            self.rows.append({name: clip.streams[name] for name in streams})
+            self.rows.append(
+                {name: _average(clip.streams[name], crops.get(name, 1)) for name in streams}
+            )
             self.valid.append({name: clip.valid[name] for name in streams})
         self.lengths = np.array([len(next(iter(rows.values()))) for rows in self.rows])
         self.sizes = {name: self.rows[0][name].shape[1] for name in streams}
@@ -124,3 +131,12 @@ class Clips:
             ]
             table.append(np.concatenate([*means, np.array(there, np.float32)]))
         return np.stack(table)
+
+
+def _average(rows: NDArray[np.float16], crops: int) -> NDArray[np.float16]:
+    """Turn (T, crops x D) into (T, D); the view that came where there is one crop."""
+    if crops == 1:
+        return rows
+    whole = rows.reshape(len(rows), crops, -1).astype(np.float32)
+    average: NDArray[np.float16] = whole.mean(1).astype(np.float16)
+    return average

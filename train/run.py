@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from features import FeatureError, Features, Recipe, Store
+from features import FeatureError, Features, Joined, Recipe, Store
 from manifests import Clip
 from train.config import Config, TrainError
 from train.data import Clips
@@ -35,7 +35,7 @@ from train.metrics import recognition
 from train.model import AVARNet
 from train.protocol import Part, parts
 
-VERSION = 1
+VERSION = 2
 RUN_FILE = "run.json"
 
 
@@ -45,13 +45,13 @@ class Run:
 
     Attributes:
         path: its folder.
-        config: its settings, ``layers`` settled.
+        config: its settings, ``streams`` and ``layers`` settled.
         classes: class names; class k of the model is ``classes[k]``.
         labels: clip id -> class, for every clip of the parts.
         parts: what trained, picked the epoch and was held out, one for each model.
         recipe: of the features it was trained on.
         sizes: stream name -> values per snippet.
-        store: where those features were.
+        stores: where those features were: a folder, or several that were joined.
         left_out: clips of the manifest that were not in the store.
     """
 
@@ -62,7 +62,7 @@ class Run:
     parts: list[Part]
     recipe: Recipe
     sizes: dict[str, int]
-    store: Path
+    stores: list[Path]
     left_out: list[str]
 
     def save(self) -> None:
@@ -75,7 +75,7 @@ class Run:
             "parts": [asdict(part) for part in self.parts],
             "recipe": json.loads(self.recipe.to_json()),
             "sizes": self.sizes,
-            "store": str(self.store),
+            "stores": [str(path) for path in self.stores],
             "left_out": self.left_out,
         }
         (self.path / "config.toml").write_text(self.config.to_toml(), encoding="utf-8")
@@ -103,7 +103,7 @@ class Run:
                 [Part(**part) for part in whole["parts"]],
                 Recipe.from_json(json.dumps(whole["recipe"])),
                 dict(whole["sizes"]),
-                Path(whole["store"]),
+                [Path(path) for path in whole["stores"]],
                 list(whole["left_out"]),
             )
         except OSError as error:
@@ -132,7 +132,7 @@ class Run:
 
 def train_run(
     clips: Sequence[Clip],
-    store: Store,
+    store: Store | Joined,
     path: Path,
     config: Config,
     *,
@@ -157,13 +157,15 @@ def train_run(
     there = [clip for clip in clips if clip.id in store]
     if not there:
         raise TrainError(
-            f"none of the manifest's {len(clips)} clips is in {store.path}; do the ids agree? "
+            f"none of the manifest's {len(clips)} clips is in {_names(store)}; do the ids agree? "
             "See 'avarnet features list STORE'"
         )
     divided = parts(there, config)
     classes = sorted({clip.label for clip in there})
     labels = {clip.id: clip.label for clip in there}
-    data = Clips(store, [clip.id for clip in there], config.streams)
+    if not config.streams:
+        config = replace(config, streams=tuple(store.recipe.streams))
+    data = Clips(store, [clip.id for clip in there], config.streams, store.recipe.crops)
     targets = np.array([classes.index(labels[clip_id]) for clip_id in data.ids])
     if config.layers == 0:
         config = replace(config, layers=layers_to_cover(data.lengths))
@@ -175,7 +177,7 @@ def train_run(
         divided,
         store.recipe,
         data.sizes,
-        store.path.resolve(),
+        [path.resolve() for path in store.paths],
         [clip.id for clip in clips if clip.id not in store],
     )
     path.mkdir(parents=True, exist_ok=True)
@@ -200,7 +202,7 @@ def train_run(
     return run
 
 
-def evaluate_run(run: Run, store: Store) -> dict[str, Any]:
+def evaluate_run(run: Run, store: Store | Joined) -> dict[str, Any]:
     """Score the held-out clips with the run's models and with a linear classifier beside them.
 
     Each clip is scored by the model that did not see it. The linear classifier is trained on the
@@ -219,10 +221,10 @@ def evaluate_run(run: Run, store: Store) -> dict[str, Any]:
     lost = [clip_id for clip_id in run.labels if clip_id not in store]
     if lost:
         raise TrainError(
-            f"{store.path} lacks {len(lost)} clips of the run ({', '.join(lost[:3])}, ...); give "
-            "the store it was trained on (--store)"
+            f"{_names(store)} lacks {len(lost)} clips of the run ({', '.join(lost[:3])}, ...); "
+            "give the store it was trained on (--store)"
         )
-    data = Clips(store, list(run.labels), run.config.streams)
+    data = Clips(store, list(run.labels), run.config.streams, run.recipe.crops)
     where = {clip_id: index for index, clip_id in enumerate(data.ids)}
     targets = np.array([run.classes.index(run.labels[clip_id]) for clip_id in data.ids])
     tested = any(part.test for part in run.parts)
@@ -267,6 +269,10 @@ def evaluate_run(run: Run, store: Store) -> dict[str, Any]:
     return result
 
 
+def _names(store: Store | Joined) -> str:
+    return " + ".join(map(str, store.paths))
+
+
 def check_recipe(run: Run, recipe: Recipe) -> None:
     """Refuse features that are not of the recipe the run was trained on."""
     differing = recipe.differences(run.recipe)
@@ -302,7 +308,8 @@ class Predictor:
 
     def __call__(self, features: Features) -> Prediction:
         """Return what the run says of a clip; a clip that lacks a stream gets an answer too."""
-        clips = Clips({"clip": features}, ["clip"], self.run.config.streams)
+        run = self.run
+        clips = Clips({"clip": features}, ["clip"], run.config.streams, run.recipe.crops)
         answers = [
             score(model, clips, np.array([0]), torch.device("cpu")) for model in self._models
         ]

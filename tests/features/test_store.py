@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import h5py
@@ -14,55 +9,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small import RECIPE, clip, fill, same
 
 from features import (
     FeatureError,
-    Features,
     Flag,
     Recipe,
     Shard,
     Store,
     Writer,
     create,
-    recover,
     verify,
 )
-
-RECIPE = Recipe(
-    0.25,
-    "fp32",
-    {"video": {"features": 3, "weights_sha256": "a"}, "audio": {"features": 2}},
-    {"video": {"name": "mobilevit_xxs", "weights": "random"}},
-)
-
-
-def clip(length: int, seed: int = 0, flags: Flag = Flag.NONE) -> Features:
-    rng = np.random.default_rng(seed)
-    return Features(
-        {name: rng.normal(size=(length, d)).astype(np.float16) for name, d in SIZES.items()},
-        {name: rng.random(length) < 0.5 for name in SIZES},
-        0.25,
-        length / 4,
-        flags,
-        f"{seed:064x}" if seed else "",
-    )
-
-
-SIZES = {"video": 3, "audio": 2}
-
-
-def same(one: Features, other: Features) -> bool:
-    return (
-        all((one.streams[name] == other.streams[name]).all() for name in SIZES)
-        and all((one.valid[name] == other.valid[name]).all() for name in SIZES)
-        and (one.duration, one.flags, one.source) == (other.duration, other.flags, other.source)
-    )
-
-
-def fill(path: Path, clips: dict[str, Features]) -> None:
-    with Writer(path, RECIPE) as writer:
-        for clip_id, features in clips.items():
-            writer.add(clip_id, features)
 
 
 @given(
@@ -220,41 +178,3 @@ def test_folders_that_are_no_store(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(FeatureError, match="is a file"):
         create(tmp_path / "file", RECIPE)
-
-
-WRITING = """
-import sys
-sys.path.insert(0, sys.argv[2])
-from pathlib import Path
-from test_store import RECIPE, clip
-from features import Writer
-writer = Writer(Path(sys.argv[1]), RECIPE, shard_bytes=300)
-for number in range(int(sys.argv[3]), 10_000):
-    writer.add(f"clip-{number}", clip(5, number))
-    print(number, flush=True)
-"""
-
-
-def test_killed_at_any_moment_no_finished_clip_is_lost(tmp_path: Path) -> None:
-    """Kill a writer again and again; the next one goes on after the last clip it finished."""
-    rng = np.random.default_rng(0)
-    next_clip = 0
-    for _ in range(8):
-        command = [sys.executable, "-c", WRITING, str(tmp_path), str(Path(__file__).parent)]
-        process = subprocess.Popen([*command, str(next_clip)], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        process.stdout.readline()  # it is writing now
-        time.sleep(rng.uniform(0, 0.15))
-        os.kill(process.pid, signal.SIGKILL)
-        finished = process.stdout.read().split()
-        process.wait()
-        recover(tmp_path)
-        store = Store(tmp_path)
-        next_clip = max([next_clip + 1, *(int(number) + 1 for number in finished)])
-        assert {f"clip-{number}" for number in range(next_clip)} <= set(store)
-        next_clip = len(store)  # one more may have been finished but not announced
-        assert set(store) == {f"clip-{number}" for number in range(next_clip)}
-    assert next_clip > 8
-    assert verify(tmp_path) == (next_clip, [])
-    assert all(same(store[f"clip-{n}"], clip(5, n)) for n in range(next_clip))
-    assert {file.suffix for file in tmp_path.iterdir()} == {".h5", ".json"}

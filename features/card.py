@@ -1,0 +1,136 @@
+"""What a store holds, in few numbers and as a page for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from features.clip import Flag
+from features.store import Store
+from features.table import VERSION
+
+CARD_FILE = "CARD.md"
+
+
+class Overview(NamedTuple):
+    """What a store holds.
+
+    Attributes:
+        clips, shards, snippets: how many.
+        hours: of footage.
+        nbytes: of all shards.
+        lacking: stream -> clips that have nothing in it.
+        flags: what went wrong, in words -> clips.
+    """
+
+    clips: int
+    shards: int
+    snippets: int
+    hours: float
+    nbytes: int
+    lacking: dict[str, int]
+    flags: dict[str, int]
+
+
+def overview(store: Store) -> Overview:
+    """Sum up a store from its tables."""
+    flags = store.column("flags")
+    counts = {
+        str(flag.name).lower().replace("_", " "): int(((flags & flag) > 0).sum())
+        for flag in Flag
+        if flag and len(flags)
+    }
+    return Overview(
+        len(store),
+        len(store.shards),
+        int(store.column("rows").sum()),
+        float(store.column("duration").sum()) / 3600,
+        sum(shard.nbytes for shard in store.shards),
+        {name: int((store.valid_counts(name) == 0).sum()) for name in store.recipe.streams},
+        {words: count for words, count in counts.items() if count},
+    )
+
+
+class Entry(NamedTuple):
+    """One clip of a listing."""
+
+    clip: str
+    snippets: int
+    duration: float  # seconds
+    flags: Flag
+
+
+def entries(store: Store) -> list[Entry]:
+    """List every clip of a store."""
+    columns = (store.column(name).tolist() for name in ("rows", "duration", "flags"))
+    return [
+        Entry(clip_id, rows, seconds, Flag(flags))
+        for clip_id, rows, seconds, flags in zip(store, *columns, strict=True)
+    ]
+
+
+def write_card(path: Path, labels: Mapping[str, str] | None = None) -> Path:
+    """Write ``CARD.md`` into a store: what it holds, how it was made, how to load it.
+
+    Args:
+        path: the store's folder.
+        labels: clip id -> class, from the manifest; a store itself knows no labels.
+    """
+    store = Store(path)
+    about, recipe = overview(store), store.recipe
+    some_clip = next(iter(store), "CLIP")
+    lines = [
+        f"# {path.resolve().name}",
+        "",
+        f"Features of {about.clips:,} clips, {about.hours:.2f} hours of video, in steps of "
+        f"{recipe.snippet_seconds:g} s ({about.snippets:,} snippets); {about.shards} shards, "
+        f"{about.nbytes / 1e6:,.1f} MB.",
+        "",
+    ]
+    if recipe.random_streams:
+        lines += [
+            f"**Random weights** ({', '.join(recipe.random_streams)}): these networks have learned "
+            "nothing; good for trying things out, not for results.",
+            "",
+        ]
+    lines += ["| stream | values | from | clips without it |", "| --- | --- | --- | --- |"]
+    for name, settings in recipe.streams.items():
+        source = recipe.source.get(name, {})
+        origin = f"{source.get('name', settings.get('model', '?'))}, {source.get('weights', '?')}"
+        lines.append(
+            f"| {name} | {settings['features']} | {_cell(origin)} | {about.lacking[name]} |"
+        )
+    lines.append("")
+    if labels:
+        classes = Counter(labels[clip_id] for clip_id in store if clip_id in labels)
+        lines += ["| class | clips |", "| --- | --- |"]
+        lines += [f"| {_cell(name)} | {count} |" for name, count in sorted(classes.items())]
+        lines.append("")
+    lines += [f"{count} clips: {words}." for words, count in about.flags.items()]
+    lines += [
+        f"Recipe {recipe.fingerprint}, {recipe.precision}; all of it is in `recipe.json`. Format: "
+        f"avarnet-features, version {VERSION}.",
+        "",
+        "```python",
+        "import features",
+        f'store = features.Store("{path.resolve().name}")',
+        f"clip = store[{some_clip!r}]",
+        *(
+            f'clip.streams["{name}"]  # (snippets, {settings["features"]}) float16'
+            for name, settings in recipe.streams.items()
+        ),
+        "```",
+        "",
+        "Train on it: `avarnet train MANIFEST.jsonl STORE RUN`. Is every byte as it was written? "
+        "`avarnet features verify STORE`.",
+        "",
+    ]
+    card = path / CARD_FILE
+    card.write_text("\n".join(lines), encoding="utf-8")
+    return card
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

