@@ -27,8 +27,15 @@ def merge(sources: Collection[Path], target: Path) -> int:
         WriteError: the store cannot be written.
     """
     stores = [Store(source) for source in sources]
-    for store in stores:
-        create(target, store.recipe)
+    first, *others = stores
+    for store in others:
+        differing = store.recipe.differences(first.recipe)
+        if differing:
+            raise FeatureError(
+                f"{store.path} cannot be merged with {first.path}, their recipes differ: "
+                + "; ".join(differing)
+            )
+    create(target, first.recipe)
     copied, damaged = 0, [file for store in stores for file in store.unreadable]
     with Spool(target) as scratch:
         for shard in (shard for store in stores for shard in store.shards):
@@ -57,7 +64,8 @@ def merge(sources: Collection[Path], target: Path) -> int:
 def compact(path: Path, shard_bytes: int = SHARD_BYTES) -> tuple[int, int]:
     """Seal the clips of small shards together in few of `shard_bytes`, and drop duplicates.
 
-    Readers that have the old shards open go on reading them.
+    Readers keep the shards that they have read from; of the others they are told to open the
+    store again.
 
     Returns:
         (shards before, shards after).

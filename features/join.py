@@ -71,7 +71,7 @@ def merge_streams(clip_id: str, parts: list[Features]) -> Features:
     """Return one clip with the streams of several features of it.
 
     Raises:
-        FeatureError: they come from different videos.
+        FeatureError: they come from different videos, or their lengths are too different.
     """
     sources = {part.source for part in parts if part.source}
     if len(sources) > 1:
@@ -79,7 +79,12 @@ def merge_streams(clip_id: str, parts: list[Features]) -> Features:
             f"clip {clip_id}: the stores read different videos under this id (their SHA-256 "
             "differ); extract it again in one of them"
         )
-    length = max(map(len, parts))
+    length, least = max(map(len, parts)), min(map(len, parts))
+    if length - least > max(4, length // 10):
+        raise FeatureError(
+            f"clip {clip_id}: its streams have {least} and {length} snippets; is one of them on "
+            "another time grid, or of another cut of the video?"
+        )
     streams, valid, flags = {}, {}, parts[0].flags
     for part in parts:
         for name, rows in part.streams.items():

@@ -315,8 +315,13 @@ class Shard:
 
     @cached_property
     def _maps(self) -> dict[str, tuple[NDArray[np.float16], NDArray[np.bool_]]]:
-        with open(self.path, "rb") as file:
-            whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ, **MAP_OPTIONS)
+        try:
+            with open(self.path, "rb") as file:
+                whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ, **MAP_OPTIONS)
+        except FileNotFoundError as error:
+            raise FeatureError(
+                f"{self.path} is gone: was its store compacted, or rid of clips? Open it again"
+            ) from error
         return {
             name: (
                 np.ndarray((at.total, at.features), "<f2", whole, at.rows_at),

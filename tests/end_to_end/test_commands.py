@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -10,24 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import as_json, avarnet
 
 from extract.synthetic import make_clip
+from features import Shard
 from manifests import read
 
 BACKBONES = ["--weights", "random", "--video-model", "mobilevit_xxs"]
-
-
-def avarnet(*words: object, cwd: Path | None = None, code: int = 0) -> str:
-    """Run a command, check its exit code, and return its standard output."""
-    command = [sys.executable, "-m", "avarnet", *map(str, words)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
-    return done.stdout if code in (0, 3) or done.stdout else done.stderr
-
-
-def as_json(*words: object, code: int = 0) -> Any:
-    return json.loads(avarnet(*words, "--json", code=code))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +29,7 @@ def project(
     said["manifest"] = as_json("manifest", "folders", clips, "-o", manifest)
     said["split"] = as_json("manifest", "split", manifest, "--test", 0.3, "--val", 0.3)
     said["check"] = as_json("manifest", "check", manifest)
-    network = [*BACKBONES, "--audio-model", sound_model]
+    said["network"] = network = [*BACKBONES, "--audio-model", sound_model]
     said["extract"] = as_json("extract", manifest, store, *network)
     said["again"] = as_json("extract", manifest, store, *network)
     said["train"] = as_json("train", manifest, store, run, "--epochs", 3)
@@ -67,7 +55,7 @@ def test_features_commands(project: dict[str, Any]) -> None:
     info = as_json("features", "info", store)
     assert info["clips"] == 12
     assert info["random_weights"] == ["video", "audio"]
-    assert info["clips_without"] == {"video": 0, "audio": 1}
+    assert info["lacking"] == {"video": 0, "audio": 1}
     assert info["recipe"]["fingerprint"] == project["extract"]["fingerprint"]
     assert "random weights" in avarnet("features", "info", store)
     rows = as_json("features", "list", store)
@@ -77,15 +65,25 @@ def test_features_commands(project: dict[str, Any]) -> None:
     assert as_json("features", "verify", store) == {"intact_clips": 12, "damaged_shards": []}
 
 
-def test_verify_finds_damage(project: dict[str, Any], tmp_path: Path) -> None:
+def test_damage_is_found_and_mended(project: dict[str, Any], tmp_path: Path) -> None:
     store = tmp_path / "store"
     shutil.copytree(project["folder"] / "store", store)
     shard = next(store.glob("*.h5"))
     content = bytearray(shard.read_bytes())
-    content[-1000] ^= 4
+    content[Shard(shard).table.extents["video"].rows_at] ^= 4  # the first clip's first value
     shard.write_bytes(content)
     (damage,) = as_json("features", "verify", store, code=1)["damaged_shards"]
     assert damage["shard"] == str(shard)
+    (hurt,) = damage["clips"]
+    said = avarnet("features", "verify", store, code=1)
+    assert f"clips hurt: {hurt}" in said
+    manifest, network = project["folder"] / "m.jsonl", project["network"]
+    again = as_json("extract", manifest, store, *network)
+    assert again["extracted"] == [hurt]
+    assert again["damaged"] == [str(shard)]
+    assert len(again["already"]) == 11
+    assert as_json("features", "verify", store) == {"intact_clips": 12, "damaged_shards": []}
+    assert not any(as_json("features", "diff", project["folder"] / "store", store).values())
 
 
 def test_predict_new_videos(project: dict[str, Any], tmp_path: Path) -> None:
@@ -165,7 +163,8 @@ def test_mistakes(tmp_path: Path, words: list[str], code: int, message: str) -> 
 COMMANDS = [
     *(["manifest", verb] for verb in ("folders", "csv", "xd-violence", "ucf-crime")),
     *(["manifest", verb] for verb in ("split", "check")),
-    *(["features", verb] for verb in ("info", "list", "verify")),
+    *(["features", verb] for verb in ("info", "list", "verify", "push", "pull", "merge")),
+    *(["features", verb] for verb in ("compact", "diff", "drop", "card", "export", "import")),
     *([verb] for verb in ("extract", "train", "evaluate", "predict", "demo")),
 ]
 

@@ -1,0 +1,169 @@
+"""The commands on whole stores, from push to import."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command import as_json, avarnet
+from small import RECIPE, clip, fill, same
+
+from features import Store, pack
+from manifests import Clip, write
+
+CLIPS = {f"{'ab'[n % 2]}/{n}": clip(6 + n, n + 1) for n in range(12)}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    pack(tmp_path / "store", CLIPS.items(), RECIPE, shard_bytes=300)
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """Every third clip is held out; the label is the first letter."""
+    path = tmp_path / "m.jsonl"
+    splits = ("train", "train", "val", "test")
+    clips = [
+        Clip(id, f"{id}.mp4", (id[0],), split=splits[n // 2 % 4]) for n, id in enumerate(CLIPS)
+    ]
+    write(path, clips)
+    return path
+
+
+def test_push_list_and_pull(store: Path, manifest: Path, tmp_path: Path) -> None:
+    team = f"file://{tmp_path}/team"
+    pushed = as_json("features", "push", store, team)
+    assert len(pushed["shards"]) == len(Store(store).shards)
+    assert "0 shards travelled" in avarnet("features", "push", store, team)
+    assert {row["clip"] for row in as_json("features", "list", team)} == set(CLIPS)
+    (tmp_path / "ids.txt").write_text("a/0\nb/5\nnowhere\n")
+    part = tmp_path / "part"
+    said = avarnet("features", "pull", team, part, "--ids", tmp_path / "ids.txt", "--trim")
+    assert "1 clips are not in that store" in said
+    assert set(Store(part)) == {"a/0", "b/5"}
+    assert same(Store(part)["b/5"], CLIPS["b/5"])
+    held_out = tmp_path / "test"
+    choice = ["--manifest", manifest, "--split", "test", "--labels", "b", "--trim"]
+    avarnet("features", "pull", team, held_out, *choice)
+    assert set(Store(held_out)) == {"b/7"}
+    assert "| b | 1 |" in (held_out / "CARD.md").read_text()
+    avarnet("features", "pull", team, tmp_path / "all")
+    assert not any(as_json("features", "diff", store, tmp_path / "all").values())
+
+
+def test_edit(store: Path, manifest: Path, tmp_path: Path) -> None:
+    fill(tmp_path / "more", {"c/0": clip(5)})
+    both = tmp_path / "both"
+    assert "13 clips" in avarnet("features", "merge", store, tmp_path / "more", "-o", both)
+    assert "1 now" in avarnet("features", "compact", both)
+    (tmp_path / "ids.txt").write_text("c/0\n")
+    assert "1 clips dropped" in avarnet("features", "drop", both, "--ids", tmp_path / "ids.txt")
+    assert "the same clips with the same features" in avarnet("features", "diff", store, both)
+    found = avarnet("features", "diff", store, tmp_path / "more", code=1)
+    assert "c/0" in found
+    avarnet("features", "card", both, "--manifest", manifest)
+    assert "| a | 6 |" in (both / "CARD.md").read_text()
+
+
+def test_export_and_import(store: Path, tmp_path: Path) -> None:
+    for kind in ("npy", "webdataset", "safetensors"):
+        said = avarnet("features", "export", store, tmp_path / kind, "--as", kind)
+        assert "12 clips written" in said
+    avarnet(
+        *("features", "import", tmp_path / "back"),
+        *("--stream", f"video={tmp_path}/npy/video/{{clip}}.npy"),
+        *("--stream", f"audio={tmp_path}/npy/audio/{{clip}}.npy"),
+        *("--snippet-seconds", 0.25, "--about", "a test"),
+    )
+    back = Store(tmp_path / "back")
+    assert set(back) == set(CLIPS)
+    for clip_id, clip_was in CLIPS.items():
+        there = clip_was.audio_valid
+        assert (back[clip_id].audio_valid == there).all()
+        assert (back[clip_id].audio[there] == clip_was.audio[there]).all()
+
+
+def test_public_features_become_a_run(manifest: Path, tmp_path: Path) -> None:
+    """As XD-Violence's are published: RGB in five crops a clip, VGGish, a row for 16 frames."""
+    rng = np.random.default_rng(0)
+    for number, clip_id in enumerate(CLIPS):
+        name = clip_id.replace("/", "_")
+        for crop in range(5):
+            rgb = rng.normal(number % 2, size=(8 + number, 16)).astype(np.float32)
+            np.save(tmp_path / f"{name}__{crop}.npy", rgb)
+        np.save(tmp_path / f"{name}__vggish.npy", rng.normal(size=(7 + number, 4)))
+    clips = [json.loads(line) for line in manifest.read_text().splitlines()]
+    renamed = [{**row, "id": row["id"].replace("/", "_")} for row in clips]
+    manifest.write_text("\n".join(map(json.dumps, renamed)))
+    store, run = tmp_path / "xd", tmp_path / "run"
+    summary = as_json(
+        *("features", "import", store, "--stream", f"rgb={tmp_path}/{{clip}}__{{crop}}.npy"),
+        *("--stream", f"vggish={tmp_path}/{{clip}}__vggish.npy"),
+        *("--snippet-seconds", "16/24", "--about", "I3D and VGGish"),
+    )
+    assert len(summary["imported"]) == 12
+    opened = Store(store)
+    assert opened["a_0"].streams["rgb"].shape == (8, 5 * 16)
+    assert opened.recipe.crops == {"rgb": 5}
+    trained = as_json("train", manifest, store, run, "--epochs", 30)
+    assert trained["config"]["streams"] == ["rgb", "vggish"]
+    assert (
+        as_json("evaluate", run)["model"]["accuracy"]["value"] == 1.0
+    )  # the classes' means differ
+
+
+def test_train_on_a_joined_store(store: Path, manifest: Path, tmp_path: Path) -> None:
+    for clip_id, features in CLIPS.items():
+        path = tmp_path / "flow" / f"{clip_id}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.full((len(features), 4), float(clip_id[0] == "a")))
+    flow = tmp_path / "flow-store"
+    avarnet(
+        *("features", "import", flow, "--stream", f"flow={tmp_path}/flow/{{clip}}.npy"),
+        *("--snippet-seconds", 0.25, "--about", "a flow"),
+    )
+    run = tmp_path / "run"
+    trained = as_json("train", manifest, store, run, "--join", flow, "--epochs", 30)
+    assert trained["config"]["streams"] == ["video", "audio", "flow"]
+    assert (
+        as_json("evaluate", run)["model"]["accuracy"]["value"] == 1.0
+    )  # flow tells the classes apart
+    moved = [tmp_path / "elsewhere", tmp_path / "flow-elsewhere"]
+    for old, new in zip([store, flow], moved, strict=True):
+        old.rename(new)
+    said = avarnet("evaluate", run, code=1)
+    assert str(store) in said
+    avarnet("evaluate", run, "--store", moved[0], "--store", moved[1])
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["push", "nowhere", "s3://x"], 1, "no feature store"),
+        (["pull", "file:///nowhere/at/all", "s"], 1, "nowhere/at/all"),
+        (["pull", "gopher://x", "s"], 1, "gopher"),
+        (["pull", "file:///x", "s", "--split", "test"], 2, "give their --manifest"),
+        (["pull", "file:///x", "s", "--trim"], 2, "--trim needs a choice of clips"),
+        (["merge", "nowhere", "-o", "out"], 1, "no feature store"),
+        (["export", "nowhere", "out", "--as", "zip"], 2, "'zip' is not one of"),
+        (["import", "s", "--stream", "x", "--snippet-seconds", "1", "--about", "-"], 2, "PATTERN"),
+        (
+            ["import", "s", "--stream", "a={clip}.npy", "--snippet-seconds", "1/0", "--about", "-"],
+            2,
+            "--snippet-seconds 1/0",
+        ),
+        (
+            ["import", "s", "--stream", "a={clip}.npy", "--snippet-seconds", "1", "--about", "-"],
+            1,
+            "no file fits",
+        ),
+    ],
+)
+def test_mistakes(tmp_path: Path, words: list[str], code: int, message: str) -> None:
+    said = avarnet("features", *words, cwd=tmp_path, code=code)
+    assert message in " ".join(said.replace("│", "").split())
+    assert list(tmp_path.iterdir()) == []
