@@ -80,7 +80,7 @@ def test_damage_is_found_and_mended(project: dict[str, Any], tmp_path: Path) -> 
     manifest, network = project["folder"] / "m.jsonl", project["network"]
     again = as_json("extract", manifest, store, *network)
     assert again["extracted"] == [hurt]
-    assert again["damaged"] == [str(shard)]
+    assert again["damaged"] == [shard.name]
     assert len(again["already"]) == 11
     assert as_json("features", "verify", store) == {"intact_clips": 12, "damaged_shards": []}
     assert not any(as_json("features", "diff", project["folder"] / "store", store).values())
