@@ -216,13 +216,13 @@ def manifest_check(manifest: Manifest, root: Root = None, as_json: Json = False)
     """Find duplicates, missing files, leaks between splits, wrong intervals, missing sound."""
     probe = None
     if _has_extract():
-        from extract.decode import footage, sound_beside
         from extract.decode import probe as read_clock
+        from extract.decode import sound_beside
 
         def probe(video: Path, audio: Path | None) -> tuple[float, bool]:
             media = read_clock(video)
             sound = audio or sound_beside(video) or media.sound_start is not None
-            return media.duration or footage(video), bool(sound)
+            return media.duration, bool(sound)
 
     findings = manifests.check(manifest, _root(manifest, root), probe)
     errors = sum(finding.severity == "error" for finding in findings)

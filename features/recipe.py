@@ -31,7 +31,7 @@ class Recipe:
 
     Attributes:
         snippet_seconds: length of one step of the time grid, in seconds.
-        precision: arithmetic of the networks, ``fp32`` or ``bf16``.
+        precision: arithmetic of the networks, ``fp32`` or ``bf16``; ``imported`` if unknown.
         streams: stream name -> the settings of its network (weights hash, preprocessing, pooling);
             ``features`` is the number of values in a row.
         source: stream name -> where its weights came from (name or path, pretrained or random).
