@@ -79,7 +79,8 @@ def merge_streams(clip_id: str, parts: list[Features]) -> Features:
             f"clip {clip_id}: the stores read different videos under this id (their SHA-256 "
             "differ); extract it again in one of them"
         )
-    length, least = max(map(len, parts)), min(map(len, parts))
+    length = max(map(len, parts))
+    least = min((len(part) for part in parts if len(part)), default=0)  # 0: it has no such stream
     if length - least > max(4, length // 10):
         raise FeatureError(
             f"clip {clip_id}: its streams have {least} and {length} snippets; is one of them on "
