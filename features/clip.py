@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntFlag
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,28 @@ class Features:
         lengths = [*map(len, self.streams.values()), *map(len, self.valid.values())]
         if lengths.count(lengths[0]) != len(lengths):
             raise FeatureError("all streams of a clip need the same number of snippets")
+
+    @classmethod
+    def unchecked(
+        cls,
+        streams: dict[str, NDArray[np.float16]],
+        valid: dict[str, NDArray[np.bool_]],
+        snippet_seconds: float,
+        duration: float,
+        flags: Flag,
+        source: str,
+    ) -> Self:
+        """Make features of arrays that are known to fit each other, in a third of the time."""
+        features = object.__new__(cls)
+        features.__dict__.update(
+            streams=streams,
+            valid=valid,
+            snippet_seconds=snippet_seconds,
+            duration=duration,
+            flags=flags,
+            source=source,
+        )
+        return features
 
     def __len__(self) -> int:
         """Return T, the number of snippets."""

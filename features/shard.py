@@ -39,6 +39,8 @@ from features.table import (
 SHARD_NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}\.h5")
 BLOCK_BYTES = 2**20
 ALIGNMENT = 64  # bytes; of every array, so that mapped rows suit any processor
+FLAGS = [Flag(value) for value in range(256)]  # making one takes as long as finding a clip
+NO_SOURCE = bytes(32)
 # Python 3.13 maps files without holding a descriptor for each of them
 MAP_OPTIONS: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
@@ -231,7 +233,7 @@ class Shard:
             raise FeatureError(
                 f"{path}: {error}; copy it again, or delete it and extract its clips again"
             ) from error
-        self._checked = np.zeros(len(self), dtype=bool)
+        self._checked = bytearray(len(self))
 
     def __reduce__(self) -> tuple[type[Shard], tuple[Path]]:
         return Shard, (self.path,)  # another process opens it anew
@@ -287,18 +289,17 @@ class Shard:
         ]
 
     def _view(self, index: int) -> Features:
-        table = self.table
-        first = int(table.first_row[index])
-        last = first + int(table.rows[index])
+        table, maps = self.table, self._maps
+        first = table.first_row.item(index)
+        last = first + table.rows.item(index)
         source = table.source[index].tobytes()
-        maps = self._maps
-        return Features(
+        return Features.unchecked(
             {name: rows[first:last] for name, (rows, _) in maps.items()},
             {name: valid[first:last] for name, (_, valid) in maps.items()},
             table.recipe.snippet_seconds,
-            float(table.duration[index]),
-            Flag(int(table.flags[index])),
-            source.hex() if source.strip(b"\0") else "",
+            table.duration.item(index),
+            FLAGS[table.flags.item(index)],
+            source.hex() if source != NO_SOURCE else "",
         )
 
     def _fits(self, index: int) -> bool:
