@@ -11,6 +11,7 @@ import io
 import mmap
 import os
 import re
+import stat
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -223,8 +224,10 @@ class Shard:
     def __init__(self, path: Path, damaged: bool = False) -> None:
         self.path = path
         try:
-            size = path.stat().st_size
-            self.table: Table = read_table(path, size)
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise FeatureError("no regular file")  # to open a pipe would wait for ever
+            self.table: Table = read_table(path, status.st_size)
             if not damaged:
                 self.table.check()
         except VersionError as error:

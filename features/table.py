@@ -25,6 +25,8 @@ FORMAT = "avarnet-features"
 VERSION = 2
 MAX_ID_BYTES = 200
 MAX_ATTRIBUTE_BYTES = 60_000
+# of all tables of a shard, seven million clips' worth: a file with holes can say to be of any size
+MAX_TABLE_BYTES = 2**30
 DIGEST_BYTES = 16
 COLUMNS = {"first_row": "<i8", "rows": "<i8", "duration": "<f8", "flags": "|u1"}
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -137,13 +139,12 @@ def _read(shard: h5py.h5f.FileID, size: int) -> Table:
     recipe_json = _text(shard, "recipe")
     recipe = Recipe.from_json(recipe_json)
     clips, streams = _group(shard, "clips"), _group(shard, "streams")
-    ids = _array(clips, "id", None, 1, size)
-    columns = {name: _array(clips, name, dtype, 1, size) for name, dtype in COLUMNS.items()}
-    source = _array(clips, "source", "|u1", 2, size)
-    digests, extents = {}, {}
+    ids, source = _plain(clips, "id", None, 1), _plain(clips, "source", "|u1", 2)
+    columns = [_plain(clips, name, dtype, 1) for name, dtype in COLUMNS.items()]
+    digests, extents = [], {}
     for name, settings in recipe.streams.items():
         stream = _group(streams, name)
-        digests[name] = _array(stream, "digest", "|u1", 2, size)
+        digests.append(_plain(stream, "digest", "|u1", 2))
         rows, valid = _plain(stream, "rows", "<f2", 2), _plain(stream, "valid", "|u1", 1)
         if rows.shape[1] != settings["features"] or valid.shape != rows.shape[:1]:
             raise FeatureError(f"stream {name} is not as its recipe says")
@@ -152,18 +153,17 @@ def _read(shard: h5py.h5f.FileID, size: int) -> Table:
         if rows.offset % 2:
             raise FeatureError(f"the rows of stream {name} are not aligned")
         extents[name] = Extent(rows.offset, valid.offset, *rows.shape)
-    arrays = [ids, *columns.values(), source, *digests.values()]
-    count = len(ids)
-    if any(len(array) != count for array in arrays):
+    tables = [ids, *columns, source, *digests]
+    if any(table.shape[0] != ids.shape[0] for table in tables):
         raise FeatureError("its tables differ in length")
-    if source.shape[1] != 32 or any(d.shape[1] != DIGEST_BYTES for d in digests.values()):
+    if source.shape[1] != 32 or any(table.shape[1] != DIGEST_BYTES for table in digests):
         raise FeatureError("its tables are not as the format says")
+    arrays = _load(tables, size)
     return Table(
         recipe,
-        ids.tolist(),
-        **columns,
-        source=source,
-        digests=digests,
+        arrays[0].tolist(),
+        **dict(zip((*COLUMNS, "source"), arrays[1:], strict=False)),
+        digests=dict(zip(recipe.streams, arrays[-len(digests) :], strict=True)),
         extents=extents,
         intact=_text(shard, "tables") == tables_checksum(recipe_json, arrays),
     )
@@ -208,7 +208,10 @@ def check_id(clip_id: str) -> None:
 
 def _check_ids(ids: list[bytes]) -> None:
     listing = b"\0".join(ids)
-    listing.decode()  # raises on what is not UTF-8
+    try:
+        listing.decode()
+    except UnicodeDecodeError as error:
+        raise FeatureError(f"its clip ids are not UTF-8 ({error})") from error
     paths = listing.startswith(b"/") or b"\0/" in listing or b".." in listing
     empty_or_nul = listing.count(b"\0") != len(ids) - 1 or not all(ids)
     if paths or empty_or_nul or SUSPICIOUS.search(listing):
@@ -257,7 +260,12 @@ def _plain(parent: h5py.h5g.GroupID, name: str, dtype: str | None, dimensions: i
     """Open an array, refusing all that is not one plain stretch of this very file."""
     _refuse_links(parent, name)
     dataset = h5py.h5d.open(parent, name.encode())
-    shape, found, settings = dataset.shape, dataset.dtype, dataset.get_create_plist()
+    settings = dataset.get_create_plist()
+    contiguous = settings.get_layout() == h5py.h5d.CONTIGUOUS
+    if not contiguous or settings.get_external_count():
+        # before all else: to tell the shape of a virtual array, HDF5 opens the files it names
+        raise FeatureError(f"{name} is not one stretch of this file")
+    shape, found = dataset.shape, dataset.dtype
     nbytes = math.prod(shape) * found.itemsize
     offset = dataset.get_offset()
     right = found.kind == "S" if dtype is None else found == np.dtype(dtype)
@@ -265,8 +273,6 @@ def _plain(parent: h5py.h5g.GroupID, name: str, dtype: str | None, dimensions: i
         not right
         or len(shape) != dimensions
         or found.itemsize > MAX_ID_BYTES
-        or settings.get_layout() != h5py.h5d.CONTIGUOUS
-        or settings.get_external_count()
         or offset is None
         or dataset.get_storage_size() != nbytes
     ):
@@ -274,13 +280,16 @@ def _plain(parent: h5py.h5g.GroupID, name: str, dtype: str | None, dimensions: i
     return _Plain(dataset, offset, shape, found, nbytes)
 
 
-def _array(
-    parent: h5py.h5g.GroupID, name: str, dtype: str | None, dimensions: int, size: int
-) -> NDArray[Any]:
-    """Return a table, which must lie inside the file: its size bounds what is allocated."""
-    plain = _plain(parent, name, dtype, dimensions)
-    if plain.offset + plain.nbytes > size:
-        raise FeatureError("cut short")
-    array = np.empty(plain.shape, plain.dtype)
-    plain.dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
-    return array
+def _load(tables: list[_Plain], size: int) -> list[NDArray[Any]]:
+    """Read tables, which must lie inside the file and be no larger: that bounds what is allocated.
+
+    Several tables in one place would allow many times the file's size.
+    """
+    if any(table.offset + table.nbytes > size for table in tables):
+        raise FeatureError("cut short: its tables reach beyond the end of the file")
+    if sum(table.nbytes for table in tables) > min(size, MAX_TABLE_BYTES):
+        raise FeatureError("its tables are larger than those of a shard can be")
+    arrays = [np.empty(table.shape, table.dtype) for table in tables]
+    for table, array in zip(tables, arrays, strict=True):
+        table.dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
+    return arrays
