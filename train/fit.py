@@ -113,7 +113,7 @@ def fit(
         weights = torch.tensor(len(train) / (num_classes * counts), dtype=torch.float32).to(device)
     batch_size = config.batch_size or batch_to_learn(len(train))
     optimiser = torch.optim.AdamW(
-        model.parameters(), config.learning_rate, weight_decay=config.weight_decay
+        model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
     steps = max(MIN_STEPS, config.epochs * math.ceil(len(train) / batch_size))
     schedule = torch.optim.lr_scheduler.OneCycleLR(

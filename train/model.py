@@ -13,28 +13,56 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class Dropout(nn.Module):
+    """Sets values to zero with probability `rate`, rounded to 1/256, and scales up the others.
+
+    torch's own draws one float for each value, on a CPU a quarter of all the time of training.
+    Here one 64-bit number serves eight values, a byte for each.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = round(rate * 256) / 256
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x with a new choice of values dropped; x itself outside training."""
+        if not self.training or self.rate == 0:
+            return x
+        if x.device.type != "cpu":  # where torch's own is fast
+            return F.dropout(x, self.rate)
+        numbers = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
+        kept = numbers.view(torch.uint8)[: x.numel()].view(x.shape) >= self.rate * 256
+        return x * kept / (1 - self.rate)
+
+
 class DilatedResidualLayer(nn.Module):
-    """H + W2 * ReLU(W1 * H), W1 of kernel 3 and dilation `dilation` (MS-TCN, eq. 1 and 2)."""
+    """H + W2 * ReLU(W1 * H), W1 of kernel 3 and dilation `dilation` (MS-TCN, eq. 1 and 2).
+
+    The convolutions are matrix products over the channels, which come last: on a CPU twice as fast
+    as torch's convolutions at these sizes.
+    """
 
     def __init__(self, channels: int, dilation: int, dropout: float, causal: bool) -> None:
         super().__init__()
-        self.reach = 2 * dilation  # snippets that the kernel spans beside its own
+        self.dilation = dilation
         self.causal = causal
-        self.dilated = nn.Conv1d(channels, channels, 3, dilation=dilation)
-        self.mix = nn.Conv1d(channels, channels, 1)
-        self.dropout = nn.Dropout(dropout)
+        self.dilated = nn.Linear(3 * channels, channels)  # the three taps, the earliest first
+        self.mix = nn.Linear(channels, channels)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Map (batch, channels, time) to the same shape; `mask` (batch, 1, time) is 1 in clips."""
-        before = self.reach if self.causal else self.reach // 2
+        """Map (batch, time, channels) to the same shape; `mask` (batch, time, 1) is 1 in clips."""
+        step, time = self.dilation, x.shape[1]
+        before = 2 * step if self.causal else step
         # what lies outside the clip must be the zeros that a clip alone would see
-        padded = F.pad(x * mask, (before, self.reach - before))
-        change: Tensor = self.dropout(self.mix(F.relu(self.dilated(padded))))
+        padded = F.pad(x * mask, (0, 0, before, 2 * step - before))
+        taps = torch.cat([padded[:, tap * step :][:, :time] for tap in range(3)], dim=2)
+        change: Tensor = self.dropout(self.mix(F.relu(self.dilated(taps))))
         return x + change
 
 
 class Stage(nn.Module):
-    """One stage: 1x1 convolution, dilated residual layers of dilation 2^l, 1x1 to the classes."""
+    """One stage: in to `channels`, dilated residual layers of dilation 2^l, out to the classes."""
 
     def __init__(
         self,
@@ -46,14 +74,14 @@ class Stage(nn.Module):
         causal: bool,
     ) -> None:
         super().__init__()
-        self.enter = nn.Conv1d(in_features, channels, 1)
+        self.enter = nn.Linear(in_features, channels)
         self.layers = nn.ModuleList(
             DilatedResidualLayer(channels, 2**level, dropout, causal) for level in range(layers)
         )
-        self.leave = nn.Conv1d(channels, num_classes, 1)
+        self.leave = nn.Linear(channels, num_classes)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Map (batch, in_features, time) to logits (batch, num_classes, time)."""
+        """Map (batch, time, in_features) to logits (batch, time, num_classes)."""
         x = self.enter(x)
         for layer in self.layers:
             x = layer(x, mask)
@@ -110,13 +138,13 @@ class MTCN(nn.Module):
             (stages, batch, num_classes, time); what stands in the padding means nothing, and the
             padding has no influence on the rest.
         """
-        inside = mask[:, None].to(x.dtype)
-        logits = self.stages[0](x, inside)
+        inside = mask[..., None].to(x.dtype)
+        logits = self.stages[0](x.transpose(1, 2), inside)
         outputs = [logits]
         for stage in self.stages[1:]:
-            logits = stage(F.softmax(logits, dim=1), inside)
+            logits = stage(F.softmax(logits, dim=2), inside)
             outputs.append(logits)
-        return torch.stack(outputs)
+        return torch.stack(outputs).transpose(2, 3)
 
 
 def mtcn_loss(
@@ -184,7 +212,7 @@ class EarlyFusion(nn.Module):
         super().__init__()
         self.sizes = dict(sizes)
         self.out_features = 2 * sum(sizes.values())
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.stream_dropout = stream_dropout
         self.absent = nn.ParameterDict(
             {name: nn.Parameter(torch.zeros(2 * size)) for name, size in sizes.items()}

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train.fit import layers_to_cover
-from train.model import MTCN, AVARNet, EarlyFusion, mtcn_loss, pool
+from train.model import MTCN, AVARNet, Dropout, EarlyFusion, mtcn_loss, pool
 
 SIZES = {"video": 5, "audio": 3}
 
@@ -36,16 +36,17 @@ def network(**settings: object) -> AVARNet:
 def by_the_paper(model: MTCN, x: np.ndarray) -> list[np.ndarray]:
     """MS-TCN for one clip (features, time), by its equations, in plain numpy."""
 
-    def convolve(layer: torch.nn.Conv1d, h: np.ndarray, dilation: int) -> np.ndarray:
-        weight = layer.weight.detach().double().numpy()  # (out, in, kernel)
-        bias = layer.bias.detach().double().numpy()  # type: ignore[union-attr]
+    def convolve(layer: torch.nn.Linear, h: np.ndarray, dilation: int) -> np.ndarray:
+        weight = layer.weight.detach().double().numpy()  # (out, taps x in)
+        taps = weight.reshape(len(weight), -1, len(h)).transpose(1, 0, 2)
+        bias = layer.bias.detach().double().numpy()
         out = np.repeat(bias[:, None], h.shape[1], axis=1)
-        reach = weight.shape[2] // 2
+        reach = len(taps) // 2
         for t in range(h.shape[1]):
-            for k in range(weight.shape[2]):
+            for k, tap in enumerate(taps):
                 at = t + (k - reach) * dilation
                 if 0 <= at < h.shape[1]:
-                    out[:, t] += weight[:, :, k] @ h[:, at]
+                    out[:, t] += tap @ h[:, at]
         return out
 
     outputs, stage_input = [], x.astype(np.float64)
@@ -75,8 +76,8 @@ def test_the_papers_defaults() -> None:
     model = MTCN(10, 5)
     assert len(model.stages) == 4
     layers = model.stages[0].layers
-    assert [layer.dilated.dilation[0] for layer in layers] == [2**level for level in range(10)]
-    assert model.stages[0].enter.out_channels == 64
+    assert [layer.dilation for layer in layers] == [2**level for level in range(10)]
+    assert model.stages[0].enter.out_features == 64
 
 
 def test_the_loss_follows_the_papers_equations() -> None:
@@ -172,6 +173,19 @@ def test_standardised_streams_have_mean_0_and_deviation_1() -> None:
     assert torch.allclose(out[:4].std(1, unbiased=False), torch.ones(4), atol=1e-3)
     assert torch.allclose(out[4:, 1:].mean(1), torch.zeros(4), atol=1e-4)
     assert not out[4:, 0].any()
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout_keeps_the_mean(rate: float) -> None:
+    torch.manual_seed(0)
+    dropout, x = Dropout(rate), torch.ones(1000, 1001)
+    out = dropout(x)
+    assert float((out == 0).float().mean()) == pytest.approx(rate, abs=0.005)
+    assert float(out.mean()) == pytest.approx(1, abs=0.02)
+    both_dropped = (out[:, 1:] == 0) & (out[:, :-1] == 0)  # neighbours share one drawn number
+    assert float(both_dropped.float().mean()) == pytest.approx(dropout.rate**2, abs=0.005)
+    assert not torch.equal(out, dropout(x))
+    assert dropout.eval()(x) is x
 
 
 @given(st.integers(1, 2000))

@@ -88,10 +88,10 @@ def test_a_clip_without_sound_gets_an_answer(run: Run) -> None:
     predictor = Predictor(run)
     right = sum(
         predictor(features(kind, 1000 + n, sound=False)).label == "abc"[kind]
-        for n in range(10)
+        for n in range(30)
         for kind in range(3)
     )
-    assert right > 20  # of 30; chance is 10
+    assert right > 48  # of 90; chance is 30 with a standard deviation of 4.5
     answer = predictor(features(2, 5))
     assert answer.scores.shape == (len(features(2, 5)), 3)
     assert sum(answer.probabilities.values()) == pytest.approx(1.0, abs=1e-5)
