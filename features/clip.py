@@ -26,8 +26,8 @@ class Features:
 
     Attributes:
         streams: stream name -> (T, D) float16, one row per snippet.
-        valid: stream name -> (T,) bool; False where there was nothing to see or hear. Invalid
-            rows are zeros and mean nothing: read the flag, not the row.
+        valid: stream name -> (T,) bool; False where there was nothing to see or hear. Such
+            rows mean nothing: read the flag, not the row.
         snippet_seconds: snippet t covers [t, t+1) x snippet_seconds, from the first frame on.
         duration: seconds of footage.
         flags: see `Flag`.
