@@ -43,7 +43,7 @@ def verify(
     store = Store(path)
     sound = {shard.path: shard for shard in store.shards}
     files = sorted([*sound, *store.unreadable])
-    sizes = {file: file.stat().st_size for file in files}
+    sizes = {file: file.stat().st_size if file.is_file() else 0 for file in files}
     total, done = sum(sizes.values()), 0
     damages = []
     progress(0, total)
@@ -108,6 +108,8 @@ def repair(path: Path, damages: list[Damage]) -> None:
 @contextmanager
 def _salvage(file: Path) -> Iterator[Shard]:
     """Open what is left of a damaged shard; one that was cut short is filled up with zeros."""
+    if not file.is_file():
+        raise FeatureError(f"{file}: no regular file")
     with open(file, "rb") as head:
         stated = int.from_bytes(head.read(STATED_SIZE.stop)[STATED_SIZE], "little")
     size = file.stat().st_size

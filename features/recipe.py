@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+MOST_BYTES = 60_000  # of a recipe; it is an attribute of every shard
+# what reading a stranger's JSON may raise
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError)
 STREAM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # part of paths, also of exports
 
 
@@ -90,15 +93,15 @@ class Recipe:
                 float(whole["snippet_seconds"]),
                 str(whole["precision"]),
                 {str(name): dict(stream) for name, stream in whole["streams"].items()},
-                dict(whole.get("source", {})),
+                {str(name): dict(origin) for name, origin in whole.get("source", {}).items()},
             )
-            stated = whole["fingerprint"]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            stated, found = whole["fingerprint"], recipe.fingerprint
+        except UNREADABLE as error:
             raise FeatureError(f"not a recipe: {error!r}") from error
         recipe._check()
-        if stated != recipe.fingerprint:
+        if stated != found:
             raise FeatureError(
-                f"the recipe says fingerprint {stated} but its content has {recipe.fingerprint}: "
+                f"the recipe says fingerprint {stated} but its content has {found}: "
                 "it was edited or damaged; take it again from whoever made it"
             )
         return recipe

@@ -160,7 +160,7 @@ def _fill(file: h5py.File, recipe: Recipe, clips: Mapping[str, Features]) -> Non
         np.frombuffer(b"".join(sources), np.uint8).reshape(-1, 32),
     ]
     for name, table in zip(("id", *COLUMNS, "source"), tables, strict=True):
-        file.create_dataset(f"clips/{name}", data=table, dtype=table.dtype)
+        file.create_dataset(f"clips/{name}", data=table, dtype=table.dtype, track_times=False)
     headers = [
         clip_header(clip_id, clip.duration, clip.flags, source)
         for clip_id, clip, source in zip(encoded, clips.values(), sources, strict=True)
@@ -172,13 +172,13 @@ def _fill(file: h5py.File, recipe: Recipe, clips: Mapping[str, Features]) -> Non
         )
         tables.append(np.frombuffer(digests, np.uint8).reshape(-1, 16))
         valid = np.concatenate([clip.valid[name] for clip in clips.values()]).astype(np.uint8)
-        file[f"streams/{name}/digest"] = tables[-1]
-        file[f"streams/{name}/valid"] = valid
+        for part, array in (("digest", tables[-1]), ("valid", valid)):
+            file.create_dataset(f"streams/{name}/{part}", data=array, track_times=False)
     for name, settings in recipe.streams.items():
         # space is given out in the order of writing: the rows come last, so that the tables of a
         # distant shard can be read from its first bytes
         shape = (int(lengths.sum()), int(settings["features"]))
-        rows = file.create_dataset(f"streams/{name}/rows", shape, dtype="<f2")
+        rows = file.create_dataset(f"streams/{name}/rows", shape, dtype="<f2", track_times=False)
         first = 0
         for some in _blocks([clip.streams[name] for clip in clips.values()]):
             rows[first : first + len(some)] = some

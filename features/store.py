@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.clip import Features
-from features.recipe import FeatureError, Recipe
+from features.recipe import MOST_BYTES, FeatureError, Recipe
 from features.shard import Shard
 
 RECIPE_FILE = "recipe.json"
@@ -114,7 +114,10 @@ def _key(clip_id: str) -> bytes:
 def read_recipe(path: Path) -> Recipe:
     """Return the recipe of the store in the folder `path`."""
     try:
-        return Recipe.from_json((path / RECIPE_FILE).read_text(encoding="utf-8"))
+        file = path / RECIPE_FILE
+        if file.exists() and not (file.is_file() and file.stat().st_size <= MOST_BYTES):
+            raise FeatureError(f"no file of at most {MOST_BYTES} bytes")
+        return Recipe.from_json(file.read_text(encoding="utf-8"))
     except FeatureError as error:
         raise FeatureError(f"{path / RECIPE_FILE}: {error}") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -19,12 +19,11 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from features.recipe import FeatureError, Recipe, VersionError
+from features.recipe import MOST_BYTES, FeatureError, Recipe, VersionError
 
 FORMAT = "avarnet-features"
 VERSION = 2
 MAX_ID_BYTES = 200
-MAX_ATTRIBUTE_BYTES = 60_000
 # of all tables of a shard, seven million clips' worth: a file with holes can say to be of any size
 MAX_TABLE_BYTES = 2**30
 DIGEST_BYTES = 16
@@ -228,9 +227,9 @@ def _text(shard: h5py.h5f.FileID, name: str) -> str:
     if (
         attribute.dtype.kind != "S"
         or attribute.shape != ()
-        or attribute.get_storage_size() > MAX_ATTRIBUTE_BYTES
+        or attribute.get_storage_size() > MOST_BYTES
     ):
-        raise FeatureError(f"its attribute {name} is no text of at most {MAX_ATTRIBUTE_BYTES}")
+        raise FeatureError(f"its attribute {name} is no text of at most {MOST_BYTES}")
     value = np.empty((), attribute.dtype)
     attribute.read(value)
     return bytes(value[()]).decode()

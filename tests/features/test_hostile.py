@@ -83,6 +83,36 @@ def resident() -> int:
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def jenkins(data: bytes | bytearray) -> int:
+    """Return Bob Jenkins' lookup3, by which HDF5 guards its headers."""
+
+    def turned(value: int, by: int) -> int:
+        return value << by & 0xFFFFFFFF | value >> 32 - by
+
+    words = np.frombuffer(bytes(data) + bytes(-len(data) % 12), "<u4").tolist()
+    state = [(0xDEADBEEF + len(data)) & 0xFFFFFFFF] * 3
+    for start in range(0, len(words), 3):
+        for place in range(3):
+            state[place] = (state[place] + words[start + place]) & 0xFFFFFFFF
+        if start + 3 < len(words):
+            for step, by in enumerate((4, 6, 8, 16, 19, 4)):
+                x, y, z = step % 3, (step + 1) % 3, (step + 2) % 3
+                state[x] = (state[x] - state[z]) & 0xFFFFFFFF ^ turned(state[z], by)
+                state[z] = (state[z] + state[y]) & 0xFFFFFFFF
+    for step, by in enumerate((14, 11, 25, 16, 4, 14, 24)):
+        x, y = (step + 2) % 3, (step + 1) % 3
+        state[x] = (state[x] ^ state[y]) - turned(state[y], by) & 0xFFFFFFFF
+    return state[2]
+
+
+def guarded_end(content: bytes | bytearray, start: int) -> int:
+    """Return where the header ends that begins at `start`, by its checksum; 0 if it has none."""
+    for end in range(start + 4, min(start + LONGEST_HEADER, len(content) - 3)):
+        if jenkins(content[start:end]) == int.from_bytes(content[end : end + 4], "little"):
+            return end
+    return 0
+
+
 # Forged shards: h5py changes one thing in a real one
 
 
@@ -239,13 +269,23 @@ def one_group_for_many_streams(file: h5py.File) -> None:
         file[f"streams/{name}"] = file["streams/video"]
 
 
-def stated_end(file: h5py.File, end: int) -> None:
-    """Let the file say, by a right checksum, that it ends earlier than its arrays do."""
-    path = Path(file.filename)
+def claim(file: h5py.File, total: int) -> None:
+    """Let the headers of the rows and of their validity say, under right checksums, a lie."""
+    path, group = Path(file.filename), file["streams/video"]
+    claims = []
+    for array in (group["rows"], group["valid"]):
+        row = array.nbytes // len(array)
+        sizes = {len(array): total, array.nbytes: row * total % 2**64}
+        claims.append((h5py.h5o.get_info(array.id).addr, sizes))
     file.close()
-    content = bytearray(path.read_bytes()[:end])
-    content[28:36] = end.to_bytes(8, "little")
-    content[44:48] = jenkins(content[:44]).to_bytes(4, "little")
+    content = bytearray(path.read_bytes())
+    for start, sizes in claims:
+        end = guarded_end(content, start)
+        header = bytes(content[start:end])
+        for right, wrong in sizes.items():
+            assert right.to_bytes(8, "little") in header
+            header = header.replace(right.to_bytes(8, "little"), wrong.to_bytes(8, "little"))
+        content[start : end + 4] = header + jenkins(header).to_bytes(4, "little")
     path.write_bytes(content)
 
 
@@ -258,10 +298,12 @@ STRUCTURES: dict[str, tuple[Change, str]] = {
         remake("clips/id", shape=(2**40,), dtype="S5"),
         "id is no plain array",
     ),
-    "a file that ends early": (
-        lambda file: stated_end(file, file["streams/audio/rows"].id.get_offset() + 8),
-        "stream audio reaches beyond the end|truncated|overflow|end of allocation",
+    "rows beyond the end": (
+        lambda file: claim(file, 2**20),
+        # from its version 2 on, HDF5 finds that by itself
+        "stream video reaches beyond the end of the file|invalid dataset size",
     ),
+    "rows of 2^62": (lambda file: claim(file, 2**62), "no plain array|damaged, or not a feature"),
     "one group for many streams": (one_group_for_many_streams, "larger than those of a shard"),
     "no clips": (
         lambda file: [remake(f"clips/{n}", data=file["clips"][n][:0])(file) for n in file["clips"]],
@@ -402,7 +444,7 @@ RECIPES: dict[str, tuple[str, str]] = {
     "deep": ("[" * 50_000, "not a recipe"),
     "deep and right": (
         RECIPE.to_json().replace('"a"', '{"a":' * 500 + "1" + "}" * 500),
-        "edited or damaged|recursion",
+        "edited or damaged",
     ),
     "fingerprint of another": (
         RECIPE.to_json().replace(RECIPE.fingerprint, "0" * 16),
@@ -593,28 +635,6 @@ def test_things_that_are_no_files(store: Path, tmp_path: Path) -> None:
 # The fuzz
 
 
-def jenkins(data: bytes | bytearray) -> int:
-    """Return Bob Jenkins' lookup3, by which HDF5 guards its headers."""
-
-    def turned(value: int, by: int) -> int:
-        return value << by & 0xFFFFFFFF | value >> 32 - by
-
-    words = np.frombuffer(bytes(data) + bytes(-len(data) % 12), "<u4").tolist()
-    state = [(0xDEADBEEF + len(data)) & 0xFFFFFFFF] * 3
-    for start in range(0, len(words), 3):
-        for place in range(3):
-            state[place] = (state[place] + words[start + place]) & 0xFFFFFFFF
-        if start + 3 < len(words):
-            for step, by in enumerate((4, 6, 8, 16, 19, 4)):
-                x, y, z = step % 3, (step + 1) % 3, (step + 2) % 3
-                state[x] = (state[x] - state[z]) & 0xFFFFFFFF ^ turned(state[z], by)
-                state[z] = (state[z] + state[y]) & 0xFFFFFFFF
-    for step, by in enumerate((14, 11, 25, 16, 4, 14, 24)):
-        x, y = (step + 2) % 3, (step + 1) % 3
-        state[x] = (state[x] ^ state[y]) - turned(state[y], by) & 0xFFFFFFFF
-    return state[2]
-
-
 @dataclass(frozen=True)
 class Base:
     """A real shard that is going to be damaged.
@@ -645,13 +665,8 @@ def read_base(path: Path, clips: dict[str, Features]) -> Base:
         tables += [file[f"streams/{name}/digest"] for name in SIZES]
         places = [(table.id.get_offset(), table.nbytes) for table in tables]
         recipe, checksum = file.attrs["recipe"].decode(), content.index(file.attrs["tables"])
-    guarded = []
-    for found in re.finditer(rb"\x89HDF|OHDR|OCHK", content):
-        start = found.start()
-        for end in range(start + 4, min(start + LONGEST_HEADER, len(content) - 3)):
-            if jenkins(content[start:end]) == int.from_bytes(content[end : end + 4], "little"):
-                guarded.append((start, end))
-                break
+    starts = [found.start() for found in re.finditer(rb"\x89HDF|OHDR|OCHK", content)]
+    guarded = [(start, end) for start in starts if (end := guarded_end(content, start))]
     return Base(path.name, content, clips, recipe, places, checksum, guarded)
 
 
@@ -672,10 +687,9 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> list[Base]:
     with h5py.File(shard) as source, h5py.File(old, "w", libver="earliest", **align) as target:
         for name in (*COLUMNS, "id", "source"):
             target[f"clips/{name}"] = source[f"clips/{name}"][()]
-        for name in (
-            f"{stream}/{part}" for stream in SIZES for part in ("digest", "valid", "rows")
-        ):
-            target[f"streams/{name}"] = source[f"streams/{name}"][()]
+        for stream in SIZES:
+            for name in (f"streams/{stream}/{part}" for part in ("digest", "valid", "rows")):
+                target[name] = source[name][()]
         for name, text in source.attrs.items():
             target.attrs[name] = text
     old = old.rename(shard.with_name(f"{RECIPE.fingerprint}-{file_hash(old)}.h5"))

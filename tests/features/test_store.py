@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import h5py
@@ -19,6 +20,7 @@ from features import (
     Store,
     Writer,
     create,
+    push,
     verify,
 )
 
@@ -178,3 +180,19 @@ def test_folders_that_are_no_store(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(FeatureError, match="is a file"):
         create(tmp_path / "file", RECIPE)
+
+
+def test_what_is_no_file_is_named_and_never_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    fill(path, {"a": clip(3)})
+    name = f"{RECIPE.fingerprint}-0123456789abcde"
+    (path / f"{name}0.h5").mkdir()
+    os.mkfifo(path / f"{name}1.h5")
+    (path / f"{name}2.h5").symlink_to(path / "nowhere")
+    intact, damages = verify(path)
+    assert intact == 1
+    assert [damage.shard.name for damage in damages] == [f"{name}{n}.h5" for n in range(3)]
+    assert push(path, str(tmp_path / "team")).shards == [Store(path).shards[0].path.name]
+    (path / "recipe.json").write_text(" " * 10**6)
+    with pytest.raises(FeatureError, match="at most"):
+        Store(path)
