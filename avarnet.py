@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import re
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from fractions import Fraction
@@ -33,7 +35,7 @@ import features
 import manifests
 
 if TYPE_CHECKING:
-    from extract import Summary
+    from extract import Cluster, Status, Summary, Task
     from features import Features, Recipe
     from train import Prediction, Run
 
@@ -81,7 +83,7 @@ def main() -> None:
         fail(str(error))
     except Exception as error:
         # the errors of train and extract, which are imported only by the commands that need them
-        if type(error).__name__ not in ("TrainError", "ClipError", "WeightsError"):
+        if type(error).__name__ not in ("TrainError", "ClipError", "ClusterError", "WeightsError"):
             raise
         fail(str(error))
 
@@ -290,20 +292,69 @@ def extract(
     snippet_seconds: Annotated[float, typer.Option(help="Length of one time step.")] = 0.25,
     precision: Annotated[Literal["fp32", "bf16"], typer.Option()] = "fp32",
     device: Device = "auto",
+    scheduler: Annotated[
+        str,
+        typer.Option(
+            help="local, a running Dask scheduler (tcp://host:8786), or a batch system: slurm, "
+            "pbs, lsf, sge, htcondor."
+        ),
+    ] = "local",
     workers: Annotated[
-        int, typer.Option(min=0, help="Processes; 0: one a core, or a single one on a GPU.")
+        int,
+        typer.Option(
+            min=0, help="Processes, or jobs in the queue; 0: one a core, or a single one on a GPU."
+        ),
     ] = 0,
+    adapt: Annotated[
+        str | None, typer.Option(metavar="MIN:MAX", help="Jobs in the queue, as there is work.")
+    ] = None,
+    queue: Annotated[str | None, typer.Option(help="Of the batch system.")] = None,
+    walltime: Annotated[str | None, typer.Option(help="Of a job, HH:MM:SS.")] = None,
+    cores: Annotated[int | None, typer.Option(min=1, help="Of a job; a process on each.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Of a job, such as 8GB.")] = None,
+    gpus: Annotated[int, typer.Option(min=0, help="Of a job; a process on each.")] = 0,
+    cluster_config: Annotated[
+        Path | None, typer.Option(help="TOML: further arguments of dask-jobqueue's cluster.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try also what failed before and is unchanged.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+    ] = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="Say how far a job is, while it runs or later.")
+    ] = False,
     root: Root = None,
     as_json: Json = False,
 ) -> None:
     """Stage 1: read every video once and write its features to a store.
 
-    Interrupted? Run the same command again: finished clips are not done twice.
+    Interrupted? Run the same command again: finished clips are not done twice. One Ctrl-C finishes
+    the clips in work, a second one stops at once.
     """
     clips = manifests.read(manifest)
     _need_extract()
     import extract as stage1
 
+    if status:
+        _print_status(stage1.status([clip.id for clip in clips], store), as_json)
+        return
+    cluster = stage1.Cluster(
+        scheduler,
+        workers,
+        _range(adapt) if adapt else None,
+        queue,
+        walltime,
+        cores,
+        memory,
+        gpus,
+        cluster_config,
+        device,
+    )
+    if dry_run:
+        _print_plan(clips, _root(manifest, root), store, cluster)
+        return
     try:
         recipe = stage1.make_recipe(
             video_model,
@@ -316,12 +367,30 @@ def extract(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     _say_random(recipe)
-    summary = _extract(clips, _root(manifest, root), store, recipe, workers, device)
+    summary = _extract(clips, _root(manifest, root), store, recipe, cluster, retry_failed)
     if as_json:
         _print_json({"store": str(store), "fingerprint": recipe.fingerprint, **asdict(summary)})
     else:
         _print_summary(summary, store)
+    if summary.left:
+        fail(
+            f"interrupted with {len(summary.left)} clips left; what is finished is in {store}: run "
+            "the same command again to go on"
+        )
     raise typer.Exit(SOME_FAILED if summary.failed else DONE)
+
+
+def _range(text: str) -> tuple[int, int]:
+    fewest, colon, most = text.partition(":")
+    if not (colon and fewest.isdigit() and most.isdigit() and int(fewest) <= int(most) > 0):
+        raise typer.BadParameter(f"--adapt {text}: expected MIN:MAX, such as 0:20")
+    return int(fewest), int(most)
+
+
+def _tasks(clips: Sequence[manifests.Clip], root: Path) -> list[Task]:
+    from extract import Task
+
+    return [Task(c.id, c.resolve(root), c.resolve_audio(root), c.duration) for c in clips]
 
 
 def _extract(
@@ -329,21 +398,86 @@ def _extract(
     root: Path,
     store: Path,
     recipe: Recipe,
-    workers: int = 0,
-    device: str = "auto",
+    cluster: Cluster | None = None,
+    retry_failed: bool = False,
 ) -> Summary:
     import extract as stage1
 
-    tasks = [stage1.Task(c.id, c.resolve(root), c.resolve_audio(root)) for c in clips]
     try:
         with _footage_bar() as progress:
             summary = stage1.extract(
-                tasks, store, recipe, workers=workers, device=device, progress=progress
+                _tasks(clips, root),
+                store,
+                recipe,
+                cluster=cluster,
+                retry_failed=retry_failed,
+                progress=progress,
             )
         features.write_card(store, {clip.id: clip.label for clip in clips})
         return summary
     except KeyboardInterrupt:
         fail(f"interrupted; what is finished is in {store}: run the same command again to go on")
+
+
+def _print_status(status: Status, as_json: bool) -> None:
+    if as_json:
+        _print_json(status._asdict())
+        return
+    table = Table(show_header=False)
+    table.add_row("clips", str(status.clips))
+    table.add_row("in the store", f"{status.done} ({status.done / max(1, status.clips):.0%})")
+    table.add_row("finished, not sealed yet", str(status.unsealed))
+    table.add_row("failed", str(len(status.failed)))
+    table.add_row("left", str(status.left))
+    out.print(table)
+    for clip_id, reason in sorted(status.failed.items()):
+        out.print(f"[red]failed[/] {_plain(f'{clip_id}: {reason}')}", soft_wrap=True)
+
+
+def _print_plan(clips: Sequence[manifests.Clip], root: Path, store: Path, cluster: Cluster) -> None:
+    """What `extract` would do: the tasks, and the script of a job."""
+    from extract.decode import footage
+    from extract.plan import batches
+
+    held = set(features.Store(store)) if (store / "recipe.json").exists() else set()
+    todo = [task for task in _tasks(clips, root) if task.clip_id not in held]
+    with ThreadPoolExecutor() as pool:
+        lengths = list(pool.map(lambda t: t.duration or footage(t.video), todo))
+    seconds = {task.clip_id: length for task, length in zip(todo, lengths, strict=True)}
+    plan = batches(todo, lengths, cluster.processes)
+    out.print(
+        f"{len(todo)} clips to extract ({len(clips) - len(todo)} are in {_plain(str(store))}), "
+        f"{_clock(sum(lengths))} of video, in {len(plan)} tasks for {cluster.processes} processes"
+    )
+    if plan:
+        by_task = sorted(sum(seconds[task.clip_id] for task in batch) for batch in plan)
+        out.print(
+            f"video in a task: {_clock(by_task[0])} to {_clock(by_task[-1])}, "
+            f"{len(todo) / len(plan):.1f} clips on average"
+        )
+    rate = _rate_so_far(store)
+    if rate and plan:
+        time = sum(lengths) / rate / cluster.processes
+        out.print(
+            f"about {_clock(time)}, as a process did {rate:.2f} x real time here so far; where "
+            "other processors or networks are to work, that says little"
+        )
+    else:
+        out.print("no estimate of the time: no task has been done for this store yet")
+    if cluster.queued:
+        out.print("\nThe script of a job:\n")
+        print(cluster.job_script())
+
+
+def _rate_so_far(store: Path) -> float | None:
+    """Return seconds of video for a second of a process, from the store's log."""
+    try:
+        log = (store / "extract.log").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    found = re.findall(r" ([\d.]+) s of video in ([\d.]+) s$", log, re.MULTILINE)
+    video, seconds = (sum(float(row[k]) for row in found) for k in (0, 1))
+    return video / seconds if seconds else None
 
 
 @contextmanager
@@ -385,6 +519,14 @@ def _print_summary(summary: Summary, store: Path) -> None:
         for clip_id, reason in sorted(summary.failed.items()):
             table.add_row(_plain(clip_id), _plain(reason))
         out.print(table)
+    if summary.not_tried:
+        out.print(
+            f"{len(summary.not_tried)} of these failed in an earlier run and their files are the "
+            "same: they were not tried again (--retry-failed tries them)"
+        )
+    if len(summary.extracted) > len(summary.slowest) > 0:
+        slow = ", ".join(f"{clip_id} {seconds:.1f} s" for clip_id, seconds in summary.slowest)
+        out.print(f"slowest: {_plain(slow)}", soft_wrap=True)
     speed = summary.footage / summary.seconds if summary.seconds else 0.0
     out.print(
         f"{len(summary.extracted)} clips extracted, {len(summary.already)} were there, "
@@ -1036,7 +1178,16 @@ def _open(stores: list[Path]) -> features.Store | features.Joined:
 
 
 def _has_extract() -> bool:
-    needed = ("av", "dask", "decord", "distributed", "soundfile", "timm", "transformers")
+    needed = (
+        "av",
+        "dask",
+        "dask_jobqueue",
+        "decord",
+        "distributed",
+        "soundfile",
+        "timm",
+        "transformers",
+    )
     return all(importlib.util.find_spec(name) for name in needed)
 
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -23,6 +24,8 @@ from scipy.signal import resample_poly
 
 SAMPLE_RATE = 16_000  # Hz; what Wav2Vec2 was trained on
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg")
+SOUND_BLOCK = 10 * SAMPLE_RATE  # samples that are handed on at once
+LONG_SOUND = 1200.0  # seconds; decord, twice as fast as PyAV, takes 280 KB for each
 CLOCK_SLACK = 5e-4  # seconds; containers round their frames' times to a millisecond
 
 decord.logging.set_level(decord.logging.QUIET)
@@ -121,9 +124,8 @@ def frames(path: Path, media: Media, wanted: NDArray[np.int64]) -> Iterator[NDAr
     missing: NDArray[np.uint8] = np.empty((0, 0, 3), np.uint8)
     position = 0
     with av.open(str(path)) as container:
-        for frame in _decodable(container):
-            time = (frame.time or 0.0) - media.first_frame
-            number = int(np.searchsorted(media.frame_times, time + CLOCK_SLACK)) - 1
+        for frame in _decodable(container, media, set(wanted.tolist())):
+            number = _number(frame.time or 0.0, media)
             while position < len(wanted) and wanted[position] < number:
                 yield missing
                 position += 1
@@ -140,22 +142,39 @@ def frames(path: Path, media: Media, wanted: NDArray[np.int64]) -> Iterator[NDAr
         yield missing
 
 
+def _number(time: float, media: Media) -> int:
+    """Return the number of the frame that is shown at a time of the container's clock."""
+    since = float(time) - media.first_frame
+    return int(np.searchsorted(media.frame_times, since + CLOCK_SLACK)) - 1
+
+
 def _picture(container: av.container.InputContainer) -> av.VideoStream | None:
     stream = container.streams.best("video")
     return stream if isinstance(stream, av.VideoStream) else None
 
 
-def _decodable(container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
-    """Decode packet by packet, passing over those that are damaged."""
+def _decodable(
+    container: av.container.InputContainer, media: Media, wanted: set[int]
+) -> Iterator[av.VideoFrame]:
+    """Decode packet by packet, passing over those that are damaged.
+
+    Frames that are not wanted and that no other frame refers to need not be decoded at all.
+    """
     video = _picture(container)
     assert video is not None  # probe saw it
     video.codec_context.thread_count = 1  # the workers are the parallelism
+    base = video.time_base or Fraction(1)
+    exact_skips = video.codec_context.codec.name in ("h264", "hevc")
     packets = container.demux(video)
     while True:
         try:
             packet = next(packets)
         except (StopIteration, av.FFmpegError):
             return
+        shown = None if packet.pts is None else _number(float(packet.pts * base), media)
+        if exact_skips:
+            needed = shown is None or shown in wanted
+            video.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
         try:
             for frame in packet.decode():
                 if isinstance(frame, av.VideoFrame) and not frame.is_corrupt:
@@ -167,6 +186,42 @@ def _decodable(container: av.container.InputContainer) -> Iterator[av.VideoFrame
 def sound_beside(video: Path) -> Path | None:
     """Return the sound file of the same name next to a video, if there is one."""
     return next((s for s in map(video.with_suffix, SOUND_SUFFIXES) if s.is_file()), None)
+
+
+def sound_blocks(
+    video: Path, beside: Path | None, duration: float
+) -> Iterator[NDArray[np.float32]]:
+    """Yield a clip's sound as mono at 16 kHz, in blocks of some seconds.
+
+    Args:
+        video: the clip; its own track is read if `beside` is None.
+        beside: the file of its sound.
+        duration: seconds; the track of a long clip is never in memory as a whole.
+
+    Raises:
+        ClipError: it cannot be decoded.
+    """
+    if beside is None and duration > LONG_SOUND:
+        yield from _track_in_blocks(video)
+        return
+    whole = read_sound_track(video) if beside is None else read_sound_file(beside)
+    for first in range(0, len(whole), SOUND_BLOCK):
+        yield whole[first : first + SOUND_BLOCK]
+
+
+def _track_in_blocks(path: Path) -> Iterator[NDArray[np.float32]]:
+    """Yield what `read_sound_track` returns, to the sample, block by block."""
+    resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+    block: list[NDArray[np.float32]] = []
+    try:
+        with av.open(str(path)) as container:
+            for frame in chain(container.decode(audio=0), [None]):
+                block += [part.to_ndarray()[0] for part in resampler.resample(frame)]
+                if block and (frame is None or sum(map(len, block)) >= SOUND_BLOCK):
+                    yield np.concatenate(block)
+                    block = []
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise ClipError(f"its sound track cannot be decoded ({_reason(error)})") from error
 
 
 def read_sound_file(path: Path) -> NDArray[np.float32]:

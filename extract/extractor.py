@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
+from collections import deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from extract.backbones import AudioBackbone, VideoBackbone, WeightsError
-from extract.decode import (
-    CLOCK_SLACK,
-    SAMPLE_RATE,
-    ClipError,
-    Media,
-    frames,
-    probe,
-    read_sound_file,
-    read_sound_track,
-    sound_beside,
-)
+from extract.decode import SAMPLE_RATE, ClipError
+from extract.reader import Begin, End, Failed, Frame, Readable, Reader, Sound
 from features import Features, Flag, Recipe
 
+T = TypeVar("T", bound=Readable)
 FRAMES_PER_BATCH = 16
 SHORTEST_SNIPPET = 0.04  # seconds; two output frames of Wav2Vec2
 
@@ -81,13 +73,15 @@ class Extractor:
     Args:
         recipe: from `make_recipe`, or of a store or a run.
         device: ``auto`` (CUDA, then Apple's MPS, then the CPU) or a torch device.
+        reader: the process that reads the files, with other limits than the usual ones.
 
     Raises:
         WeightsError: the networks cannot be had, or are not those of the recipe.
     """
 
-    def __init__(self, recipe: Recipe, device: str = "auto") -> None:
+    def __init__(self, recipe: Recipe, device: str = "auto", reader: Reader | None = None) -> None:
         self.recipe = recipe
+        self.reader = reader or Reader()
         self.device = pick_device(device)
         self._video, self._audio = _networks(recipe.source, self.device, recipe.precision)
         found = {"video": self._video.recipe, "audio": self._audio.recipe}
@@ -109,75 +103,132 @@ class Extractor:
         Raises:
             ClipError: nothing of the picture can be read; the message says why.
         """
-        path = Path(video_path)
-        try:
-            return self._features(path, Path(audio_path) if audio_path else sound_beside(path))
-        except ClipError:
-            raise
-        except Exception as error:  # whatever decoders make of a file from anywhere
-            raise ClipError(f"reading it failed ({type(error).__name__}: {error})") from error
+        clip = _File(Path(video_path), Path(audio_path) if audio_path else None)
+        ((_, result),) = self.stream([clip])
+        if isinstance(result, ClipError):
+            raise result
+        return result
 
-    def _features(self, path: Path, beside: Path | None) -> Features:
-        media = probe(path)
-        snippets = max(1, math.ceil(media.duration / self.recipe.snippet_seconds - 1e-3))
-        video, seen = self._pictures(path, media, snippets)
-        if not seen.any():
-            raise ClipError("none of its frames can be decoded")
-        audio, heard, damaged = self._sound(path, beside, media, snippets)
-        flags = Flag.NONE if seen.all() else Flag.PICTURE_DAMAGED
-        if damaged:
-            flags |= Flag.SOUND_DAMAGED
-        with open(path, "rb") as file:
-            source = hashlib.file_digest(file, "sha256").hexdigest()
-        return Features(
-            {"video": video, "audio": audio},
-            {"video": seen, "audio": heard},
-            self.recipe.snippet_seconds,
-            media.duration,
-            flags,
-            source,
-        )
+    def stream(self, clips: Iterable[T]) -> Iterator[tuple[T, Features | ClipError]]:
+        """Yield each clip with its features, or with the reason why there are none, in order.
 
-    def _pictures(
-        self, path: Path, media: Media, snippets: int
-    ) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
-        """Return a row for the frame in the middle of each snippet, and which were decoded."""
-        middles = (np.arange(snippets) + 0.5) * self.recipe.snippet_seconds
-        shown = np.searchsorted(media.frame_times, middles + CLOCK_SLACK) - 1
-        rows = np.zeros((snippets, self._video.features), np.float16)
-        seen = np.zeros(snippets, bool)
-        batch: list[NDArray[np.uint8]] = []
-        at: list[int] = []
-        for snippet, frame in enumerate(frames(path, media, shown)):
-            if frame.size:
-                batch.append(frame)
-                at.append(snippet)
-            if batch and (len(batch) == FRAMES_PER_BATCH or snippet == snippets - 1):
-                rows[at] = self._video(batch)
-                seen[at] = True
-                batch, at = [], []
-        return rows, seen
+        Clips are read ahead, in a process of their own, and frames of several clips share a batch.
+        Memory does not grow with their number, and with their length only by what is returned and
+        by the waveform (64 KB a second).
 
-    def _sound(
-        self, path: Path, beside: Path | None, media: Media, snippets: int
-    ) -> tuple[NDArray[np.float16], NDArray[np.bool_], bool]:
-        """Return the rows of the sound, where there is any, and whether it cannot be decoded."""
-        silent = np.zeros((snippets, self._audio.features), np.float16), np.zeros(snippets, bool)
-        try:
-            if beside is not None:
-                waveform, start = read_sound_file(beside), 0
-            elif media.sound_start is not None:
-                waveform, start = read_sound_track(path), round(media.sound_start * SAMPLE_RATE)
+        Args:
+            clips: have the attributes ``video`` and ``audio``, as in `__call__`.
+        """
+        open_clips: deque[_Clip[T]] = deque()
+        waiting: list[tuple[_Clip[T], Frame]] = []
+
+        def run_network() -> None:
+            rows = self._video([frame.pixels for _, frame in waiting])
+            for (clip, frame), row in zip(waiting, rows, strict=True):
+                clip.add_picture(frame.snippet, row)
+            waiting.clear()
+
+        sizes = {"video": self._video.features, "audio": self._audio.features}
+        step = self.recipe.snippet_seconds
+        for item, message in self.reader.read(clips, step, self._video.prepare):
+            if not open_clips or open_clips[-1].item is not item or open_clips[-1].ended:
+                open_clips.append(_Clip(item, step, sizes))
+            clip = open_clips[-1]
+            if isinstance(message, Begin):
+                if clip.begun:  # a second try
+                    waiting = [(owner, frame) for owner, frame in waiting if owner is not clip]
+                    open_clips[-1] = clip = _Clip(item, step, sizes)
+                clip.begin(message)
+            elif isinstance(message, Frame):
+                waiting.append((clip, message))
+                if len(waiting) == FRAMES_PER_BATCH:
+                    run_network()
+            elif isinstance(message, Sound):
+                clip.add_sound(message)
+            elif isinstance(message, Failed):
+                waiting = [(owner, frame) for owner, frame in waiting if owner is not clip]
+                clip.result = ClipError(message.reason)
+                clip.ended = True
             else:
-                return *silent, False
-        except ClipError:
-            return *silent, True
-        waveform = waveform[max(0, -start) :]  # the clock starts at the first frame
-        start = max(0, start)
-        end = round(snippets * self.recipe.snippet_seconds * SAMPLE_RATE)
-        waveform = waveform[: max(0, end - start)]
-        rows, heard = self._audio(waveform, start, snippets, self.recipe.snippet_seconds)
-        return rows.astype(np.float16), heard, False
+                clip.end(message, self._audio)
+            unread = {id(owner) for owner, _ in waiting}
+            while open_clips and open_clips[0].ended and id(open_clips[0]) not in unread:
+                yield open_clips[0].item, open_clips.popleft().outcome()
+        if waiting:
+            run_network()
+        for clip in open_clips:
+            yield clip.item, clip.outcome()
+
+    def close(self) -> None:
+        """End the reading process; it is started again when needed."""
+        self.reader.close()
+
+
+class _File(NamedTuple):
+    video: Path
+    audio: Path | None
+
+
+class _Clip(Generic[T]):
+    """A clip on its way: what has come of it so far."""
+
+    def __init__(self, item: T, step: float, sizes: dict[str, int]) -> None:
+        self.item = item
+        self.ended = False
+        self.result: Features | ClipError | None = None
+        self._step = step
+        self._sizes = sizes
+        self._begin: Begin | None = None
+        self._waveform: NDArray[np.float32] | None = None
+        self._first = self._last = 0  # of the waveform, in samples
+
+    @property
+    def begun(self) -> bool:
+        return self._begin is not None
+
+    def begin(self, message: Begin) -> None:
+        self._begin = message
+        self._rows = {
+            name: np.zeros((message.snippets, size), np.float16)
+            for name, size in self._sizes.items()
+        }
+        self._valid = {name: np.zeros(message.snippets, bool) for name in self._sizes}
+
+    def add_picture(self, snippet: int, row: NDArray[np.float32]) -> None:
+        self._rows["video"][snippet] = row
+        self._valid["video"][snippet] = True
+
+    def add_sound(self, message: Sound) -> None:
+        if self._waveform is None:
+            assert self._begin is not None
+            self._first = self._last = message.first
+            end = round(self._begin.snippets * self._step * SAMPLE_RATE)
+            self._waveform = np.empty(end - self._first, np.float32)
+        start = self._last - self._first
+        self._waveform[start : start + len(message.samples)] = message.samples
+        self._last += len(message.samples)
+
+    def end(self, message: End, network: AudioBackbone) -> None:
+        assert self._begin is not None
+        snippets = self._begin.snippets
+        if self._waveform is not None and not message.sound_damaged:
+            heard = self._waveform[: self._last - self._first]
+            rows, valid = network(heard, self._first, snippets, self._step)
+            self._rows["audio"], self._valid["audio"] = rows.astype(np.float16), valid
+        self._waveform = None
+        self._end = message
+        self.ended = True
+
+    def outcome(self) -> Features | ClipError:
+        if self.result is not None:
+            return self.result
+        assert self._begin is not None
+        flags = Flag.NONE if self._valid["video"].all() else Flag.PICTURE_DAMAGED
+        if self._end.sound_damaged:
+            flags |= Flag.SOUND_DAMAGED
+        return Features(
+            self._rows, self._valid, self._step, self._begin.duration, flags, self._end.source
+        )
 
 
 def _networks(

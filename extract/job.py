@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import dask
 import torch
-from dask.distributed import Client, KilledWorker, LocalCluster, as_completed
+from dask.distributed import Client, KilledWorker, as_completed, get_worker
 
+from extract.cluster import Cluster
 from extract.decode import ClipError, footage
-from extract.extractor import Extractor, pick_device
+from extract.extractor import Extractor
+from extract.plan import (
+    Failure,
+    Task,
+    add_failure,
+    batches,
+    read_failures,
+    stamp,
+    write_failures,
+)
 from features import (
     FeatureError,
+    Features,
     Recipe,
     Store,
     WriteError,
@@ -30,13 +38,15 @@ from features import (
     verify,
 )
 
+LOG = "extract.log"
+AHEAD = 3  # batches with the scheduler for each process; the rest waits here
+PROBED = 200  # files that one task looks into for their length
+TRIES = 3  # of a clip whose worker dies
+SLOWEST = 5  # clips that the summary names
+GONE = 300.0  # seconds that a store's folder may be away, as network folders are at times
+AGAIN = 2.0  # seconds between two looks for it
 
-class Task(NamedTuple):
-    """One clip to extract."""
-
-    clip_id: str
-    video: Path
-    audio: Path | None = None
+Make = Callable[[Recipe, str], Any]  # makes what has `Extractor.stream`
 
 
 class Outcome(NamedTuple):
@@ -44,7 +54,15 @@ class Outcome(NamedTuple):
 
     clip_id: str
     footage: float  # seconds of video
+    seconds: float  # since the clip before was finished
     error: str | None  # one line, or None
+
+
+class Report(NamedTuple):
+    """What a worker did with a batch."""
+
+    worker: str
+    outcomes: list[Outcome]  # of the clips that it came to
 
 
 @dataclass
@@ -55,8 +73,11 @@ class Summary:
     already: list[str] = field(default_factory=list)  # in the store before
     damaged: list[str] = field(default_factory=list)  # shards that were taken out as damaged
     failed: dict[str, str] = field(default_factory=dict)  # clip id -> reason
+    not_tried: list[str] = field(default_factory=list)  # of those, that failed in an earlier run
+    left: list[str] = field(default_factory=list)  # not come to: it was interrupted
     footage: float = 0.0  # seconds of video extracted
     seconds: float = 0.0  # wall time
+    slowest: list[tuple[str, float]] = field(default_factory=list)  # (clip id, seconds)
 
 
 def extract(
@@ -64,27 +85,31 @@ def extract(
     store: Path,
     recipe: Recipe,
     *,
-    workers: int = 0,
-    device: str = "auto",
+    cluster: Cluster | None = None,
+    retry_failed: bool = False,
     progress: Callable[[float, float], None] | None = None,
+    make: Make = Extractor,
 ) -> Summary:
     """Extract every clip that the store does not hold yet, or holds damaged.
 
     What the store holds is verified first, every byte of it. Interrupted or killed at any moment,
     the same call goes on where it stopped: a finished clip is never done twice, and nothing
-    half-written is ever read.
+    half-written is ever read. At the first Ctrl-C the clips in work are finished, at the second
+    they are not.
 
     Args:
         tasks: the clips.
         store: folder of the store; made if absent.
         recipe: of the features; a store of another recipe is refused.
-        workers: processes; 0 takes one for each processor core, or a single one on a GPU.
-        device: see `Extractor`.
+        cluster: where to work; processes on this machine if None.
+        retry_failed: try also the clips that failed in earlier runs and whose file is the same.
         progress: called with (seconds of footage done, seconds of footage in all).
+        make: makes the extractor of a worker.
 
     Raises:
         FeatureError: the store has another recipe, or cannot be used.
         WriteError: it cannot be written; what is finished stays.
+        ClusterError: the cluster cannot be had.
     """
     started = time.monotonic()
     create(store, recipe)
@@ -92,103 +117,263 @@ def extract(
     _, damages = verify(store)
     repair(store, damages)
     held = set(Store(store))
-    todo = [task for task in tasks if task.clip_id not in held]
+    failures = {i: f for i, f in read_failures(store).items() if i not in held}
     summary = Summary(
         already=[task.clip_id for task in tasks if task.clip_id in held],
         damaged=[damage.shard.name for damage in damages],
     )
+    todo = []
+    for task in tasks:
+        failure = failures.get(task.clip_id)
+        if failure and not retry_failed and failure.file == stamp(task.video):
+            summary.failed[task.clip_id] = failure.reason
+            summary.not_tried.append(task.clip_id)
+        elif task.clip_id not in held:
+            failures.pop(task.clip_id, None)
+            todo.append(task)
+    write_failures(store, failures.values())
     if todo:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            lengths = dict(zip(todo, pool.map(lambda task: footage(task.video), todo), strict=True))
-        total, done = sum(lengths.values()), 0.0
-        if progress:
-            progress(done, total)
-        for task, outcome in _run(todo, store, recipe, workers or _worker_count(device), device):
-            if outcome.error is None:
-                summary.extracted.append(task.clip_id)
-                summary.footage += outcome.footage
-            else:
-                summary.failed[task.clip_id] = outcome.error
-            done += lengths[task]
-            if progress:
-                progress(done, total)
+        where = cluster or Cluster()
+        try:
+            with where.client(len(todo)) as client:
+                _Job(client, where, store, recipe, summary, progress, make).run(todo)
+        finally:
+            recover(store)  # what workers that died, or were stopped, had finished
     summary.seconds = time.monotonic() - started
+    _log(store, _last_words(summary))
     return summary
 
 
-def _run(
-    tasks: Sequence[Task], store: Path, recipe: Recipe, workers: int, device: str
-) -> Iterator[tuple[Task, Outcome]]:
-    """Yield each task with its outcome, as they end."""
-    settings = {
-        # one task at a time on a worker: when native code takes the process down, the only clip
-        # to blame is the one that was being read; it gets a second try
-        "distributed.scheduler.worker-saturation": 1.0,
-        "distributed.scheduler.allowed-failures": 1,
-        "distributed.worker.memory.terminate": False,
-    }
-    try:
-        with (
-            dask.config.set(settings),
-            LocalCluster(
-                n_workers=min(workers, len(tasks)),
-                threads_per_worker=1,
-                dashboard_address=":0",
-                silence_logs=logging.CRITICAL,
-                memory_limit=0,
-            ) as cluster,
-            Client(cluster) as client,
-        ):
-            threads = max(1, (os.cpu_count() or 1) // workers)
-            job = (recipe.to_json(), store.resolve(), device, threads)
-            futures = {
-                client.submit(_extract_clip, task, job, pure=False, key=f"clip-{number}"): task
-                for number, task in enumerate(tasks)
-            }
-            for future in as_completed(list(futures)):
-                task = futures.pop(future)
-                error = future.exception() if future.status == "error" else None
-                if isinstance(error, KilledWorker):
-                    reason = "reading it crashed the worker process, twice"
-                    yield task, Outcome(task.clip_id, 0, reason)
-                elif error is not None:
-                    raise error
-                else:
-                    yield task, future.result()
-                future.release()
-            client.run(_seal)
-    finally:
-        recover(store)  # of workers that crashed, or of all if this was interrupted
+class _Job:
+    """The client's side: gives out batches, and takes stock of what comes back."""
+
+    def __init__(
+        self,
+        client: Client,
+        cluster: Cluster,
+        store: Path,
+        recipe: Recipe,
+        summary: Summary,
+        progress: Callable[[float, float], None] | None,
+        make: Make,
+    ) -> None:
+        self.client = client
+        self.cluster = cluster
+        self.store = store.resolve()
+        self.summary = summary
+        self.progress = progress
+        threads = max(1, (os.cpu_count() or 1) // cluster.processes)
+        if cluster.scheduler != "local":
+            threads = 1
+        self.payload = (recipe.to_json(), self.store, cluster.device, threads, make)
+        self.attempts: dict[str, int] = {}
+        self.times: list[tuple[str, float]] = []
+        self.done = self.total = 0.0
+
+    def run(self, tasks: Sequence[Task]) -> None:
+        durations = self._durations(tasks)
+        self.lengths = {t.clip_id: d for t, d in zip(tasks, durations, strict=True)}
+        self.total = sum(durations)
+        self._show()
+        self.waiting = batches(tasks, durations, self.cluster.processes)[::-1]
+        self.running: dict[Any, list[Task]] = {}
+        ended = as_completed()
+        stopping = False
+        while self.waiting or self.running:
+            try:
+                while not stopping and self.waiting and len(self.running) < self._room():
+                    batch = self.waiting.pop()
+                    future = self.client.submit(_extract_batch, batch, self.payload, pure=False)
+                    self.running[future] = batch
+                    ended.add(future)
+                if not self.running:
+                    break
+                future = next(ended)
+                self._take(future, self.running.pop(future))
+            except KeyboardInterrupt:
+                if stopping:
+                    raise
+                stopping = True  # the workers finish the clips that they have begun
+                self.client.run(_stop)
+        self.client.run(_seal)
+        self.summary.slowest = sorted(self.times, key=lambda row: -row[1])[:SLOWEST]
+        known = {*self.summary.extracted, *self.summary.failed}
+        self.summary.left = [task.clip_id for task in tasks if task.clip_id not in known]
+
+    def _durations(self, tasks: Sequence[Task]) -> list[float]:
+        """Return each clip's length: the manifest's, or what the workers find in the file."""
+        unknown = [task.video for task in tasks if task.duration is None]
+        chunks = [unknown[n : n + PROBED] for n in range(0, len(unknown), PROBED)]
+        futures = self.client.map(_look, chunks, pure=False)
+        found = iter([seconds for chunk in self.client.gather(futures) for seconds in chunk])
+        return [next(found) if task.duration is None else task.duration for task in tasks]
+
+    def _room(self) -> int:
+        """Return how many batches may be with the scheduler: more as more workers come."""
+        workers = len(self.client.scheduler_info(n_workers=-1)["workers"])
+        return AHEAD * max(1, workers, min(self.cluster.processes, 64))
+
+    def _take(self, future: Any, batch: list[Task]) -> None:
+        error = future.exception() if future.status == "error" else None
+        if isinstance(error, KilledWorker):
+            self._after_death(batch)
+        elif error is not None:
+            raise error
+        else:
+            report = future.result()
+            self._count(batch, report)
+        future.release()
+
+    def _count(self, batch: list[Task], report: Report) -> None:
+        tasks = {task.clip_id: task for task in batch}
+        for outcome in report.outcomes:
+            if outcome.error is None:
+                self._extracted(outcome.clip_id, outcome.footage)
+                self.times.append((outcome.clip_id, outcome.seconds))
+            else:
+                self._failed(tasks[outcome.clip_id], outcome.error, "read")
+        video = sum(outcome.footage for outcome in report.outcomes)
+        seconds = sum(outcome.seconds for outcome in report.outcomes)
+        failed = sum(outcome.error is not None for outcome in report.outcomes)
+        _log(
+            self.store,
+            f"worker {report.worker}: {len(report.outcomes)} of {len(batch)} clips, {failed} "
+            f"failed, {video:.1f} s of video in {seconds:.1f} s",
+        )
+        self._show()
+
+    def _after_death(self, batch: list[Task]) -> None:
+        """Keep what the dead worker had finished; try the rest again, in the end clip by clip."""
+        recover(self.store)
+        held = Store(self.store)
+        rest = []
+        for task in batch:
+            if task.clip_id in held:
+                self._extracted(task.clip_id, held[task.clip_id].duration)
+                continue
+            tried = self.attempts[task.clip_id] = self.attempts.get(task.clip_id, 0) + 1
+            if tried == TRIES:
+                self._failed(
+                    task, f"the worker died while it had this clip, {TRIES} times", "worker"
+                )
+            else:
+                rest.append(task)
+        _log(self.store, f"a worker died: {len(rest)} of its {len(batch)} clips are tried again")
+        again = [rest] if len(rest) < len(batch) else [[task] for task in rest]
+        self.waiting += [some for some in again if some]
+        self._show()
+
+    def _extracted(self, clip_id: str, seconds: float) -> None:
+        self.summary.extracted.append(clip_id)
+        self.summary.footage += seconds
+        self.done += self.lengths[clip_id]
+
+    def _failed(self, task: Task, reason: str, stage: str) -> None:
+        self.summary.failed[task.clip_id] = reason
+        attempts = self.attempts.get(task.clip_id, 1)
+        add_failure(self.store, Failure(task.clip_id, reason, stage, attempts, stamp(task.video)))
+        self.done += self.lengths[task.clip_id]
+
+    def _show(self) -> None:
+        if self.progress:
+            self.progress(self.done, self.total)
 
 
-def _worker_count(device: str) -> int:
-    return (os.cpu_count() or 1) if pick_device(device).type == "cpu" else 1
+def _last_words(summary: Summary) -> str:
+    slow = ", ".join(f"{clip_id} {seconds:.1f} s" for clip_id, seconds in summary.slowest)
+    return (
+        f"end: {len(summary.extracted)} clips extracted, {len(summary.already)} were there, "
+        f"{len(summary.failed)} failed, {len(summary.left)} left; {summary.footage:.0f} s of video "
+        f"in {summary.seconds:.0f} s" + (f"; slowest: {slow}" if slow else "")
+    )
+
+
+def _log(store: Path, line: str) -> None:
+    with open(store / LOG, "a", encoding="utf-8") as file:
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+
+# on the workers from here on
+
+
+class _Tools(NamedTuple):
+    extractor: Any
+    writer: Writer
+
+
+_in_use: list[_Tools] = []
+_stopping = [False]
 
 
 @cache  # one pair of networks and one writer for each worker process and job
-def _tools(recipe_json: str, store: Path, device: str, threads: int) -> tuple[Extractor, Writer]:
+def _tools(recipe_json: str, store: Path, device: str, threads: int, make: Make) -> _Tools:
     torch.set_num_threads(threads)
     recipe = Recipe.from_json(recipe_json)
-    writer = Writer(store, recipe)
-    _writers.append(writer)
-    return Extractor(recipe, device), writer
+    tools = _Tools(make(recipe, _own_device(device)), Writer(store, recipe))
+    _in_use.append(tools)
+    return tools
 
 
-_writers: list[Writer] = []
+def _own_device(device: str) -> str:
+    """Return one GPU of several: the workers of a job are numbered at the end of their names."""
+    number = str(get_worker().name).rpartition("-")[2]
+    if device in ("auto", "cuda") and torch.cuda.device_count() > 1 and number.isdigit():
+        return f"cuda:{int(number) % torch.cuda.device_count()}"
+    return device
 
 
-def _extract_clip(task: Task, job: tuple[str, Path, str, int]) -> Outcome:
-    extractor, writer = _tools(*job)
-    try:
-        features = extractor(task.video, task.audio)
-        writer.add(task.clip_id, features)
-    except WriteError:
-        raise  # no other clip could be written either
-    except (ClipError, FeatureError) as error:
-        return Outcome(task.clip_id, 0, str(error))
-    return Outcome(task.clip_id, features.duration, None)
+def _extract_batch(batch: list[Task], payload: tuple[str, Path, str, int, Make]) -> Report:
+    tools = _tools(*payload)
+    outcomes: list[Outcome] = []
+    before = time.monotonic()
+    for task, result in tools.extractor.stream(_until_stopped(batch)):
+        error = str(result) if isinstance(result, ClipError) else None
+        length = 0.0
+        if error is None:
+            length = result.duration
+            error = _keep(tools.writer, task.clip_id, result, payload[1])
+        now = time.monotonic()
+        outcomes.append(
+            Outcome(task.clip_id, length if error is None else 0.0, now - before, error)
+        )
+        before = now
+    return Report(str(get_worker().name), outcomes)
+
+
+def _until_stopped(batch: list[Task]) -> Any:
+    for task in batch:
+        if _stopping[0]:
+            return
+        yield task
+
+
+def _keep(writer: Writer, clip_id: str, result: Features, store: Path) -> str | None:
+    """Add a clip to the store; wait for a folder that is away. Return what is wrong with it."""
+    until = time.monotonic() + GONE
+    while True:
+        try:
+            writer.add(clip_id, result)
+            return None
+        except WriteError:
+            if store.is_dir() or time.monotonic() > until:
+                raise  # no other clip could be written either
+            time.sleep(AGAIN)
+        except FeatureError as error:
+            return str(error)
+
+
+def _look(videos: list[Path]) -> list[float]:
+    return [footage(video) for video in videos]
+
+
+def _stop() -> None:
+    _stopping[0] = True
 
 
 def _seal() -> None:
-    for writer in _writers:
-        writer.seal()
+    _stopping[0] = False
+    for tools in _in_use:
+        tools.writer.__exit__(None, None, None)
+        tools.extractor.close()
+    _in_use.clear()
+    _tools.cache_clear()

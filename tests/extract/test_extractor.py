@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import soundfile
 from compare import cosine
 
-from extract import ClipError, Extractor, Task, WeightsError, extract
-from extract.synthetic import SOUND_RATE, make_clip, write_video
+from extract import ClipError, Cluster, Extractor, Task, WeightsError, extract
+from extract.synthetic import SOUND_RATE, write_video
 from features import Features, Flag, Recipe, Store, verify
 
 
@@ -118,7 +115,9 @@ def test_alone_in_one_worker_or_in_two(
 ) -> None:
     stores = []
     for workers in (1, 2):
-        summary = extract(tasks(clips), tmp_path / str(workers), recipe, workers=workers)
+        summary = extract(
+            tasks(clips), tmp_path / str(workers), recipe, cluster=Cluster(workers=workers)
+        )
         assert len(summary.extracted) == 12
         assert summary.footage == pytest.approx(12.0)
         stores.append(Store(tmp_path / str(workers)))
@@ -155,12 +154,12 @@ def test_one_bad_clip_never_stops_the_others(recipe: Recipe, clips: Path, tmp_pa
 JOB = """
 import sys
 from pathlib import Path
-from extract import Task, extract
+from extract import Cluster, Task, extract
 from features import Recipe
 if __name__ == "__main__":
     store, videos, recipe = map(Path, sys.argv[1:])
     tasks = [Task(f"{p.parent.name}/{p.stem}", p) for p in sorted(videos.glob("*/*.mp4"))]
-    extract(tasks, store, Recipe.from_json(recipe.read_text()), workers=1)
+    extract(tasks, store, Recipe.from_json(recipe.read_text()), cluster=Cluster(workers=1))
 """
 
 
@@ -177,36 +176,9 @@ def test_killed_in_the_middle_and_run_again(recipe: Recipe, clips: Path, tmp_pat
     os.killpg(job.pid, signal.SIGKILL)
     job.wait()
     assert len(list(store.glob("*.h5"))) == 0  # killed before anything was sealed
-    summary = extract(tasks(clips), store, recipe, workers=1)
+    summary = extract(tasks(clips), store, recipe, cluster=Cluster(workers=1))
     assert len(summary.already) >= finished >= 3
     assert len(summary.already) + len(summary.extracted) == 12
     assert verify(store) == (12, [])
     assert sum(len(shard) for shard in Store(store).shards) == 12  # none twice
     assert not list(store.glob(".*"))
-
-
-def test_a_clip_that_kills_its_worker_is_reported(
-    recipe: Recipe, clips: Path, tmp_path: Path
-) -> None:
-    """Whoever opens one clip is killed, as native code would be; the others are not its victims."""
-    fatal = make_clip(tmp_path / "fatal.mp4", "Normal", 0, seconds=60)
-    over = threading.Event()
-
-    def kill_its_reader() -> None:
-        while not over.wait(0.02):
-            for child in psutil.Process().children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    if any(file.path == str(fatal) for file in child.open_files()):
-                        child.kill()
-
-    killer = threading.Thread(target=kill_its_reader)
-    killer.start()
-    some = [*tasks(clips)[:2], Task("fatal", fatal), *tasks(clips)[2:4]]
-    try:
-        summary = extract(some, tmp_path / "store", recipe, workers=1)
-    finally:
-        over.set()
-        killer.join()
-    assert len(summary.extracted) == 4
-    assert summary.failed == {"fatal": "reading it crashed the worker process, twice"}
-    assert verify(tmp_path / "store") == (4, [])

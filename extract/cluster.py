@@ -1,0 +1,188 @@
+"""Where the work is done: processes here, a running Dask cluster, or a batch system's queue."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dask
+from dask.distributed import Client, LocalCluster
+
+from extract.extractor import pick_device
+
+QUEUES = {
+    "slurm": "SLURMCluster",
+    "pbs": "PBSCluster",
+    "lsf": "LSFCluster",
+    "sge": "SGECluster",
+    "htcondor": "HTCondorCluster",
+}
+GPU_REQUESTS = {  # a line of the job script
+    "slurm": "--gres=gpu:{}",
+    "pbs": "-l ngpus={}",
+    "lsf": "-gpu num={}",
+    "sge": "-l gpu={}",
+}
+FIRST_WORKER = 60.0  # seconds to wait for one of a cluster that is said to be running
+SETTINGS = {
+    # when a worker dies, the job itself tries again what was not finished (see `extract`)
+    "distributed.scheduler.allowed-failures": 0,
+    # no worker hoards tasks that another could begin
+    "distributed.scheduler.worker-saturation": 1.0,
+    "distributed.worker.memory.terminate": False,
+}
+
+
+class ClusterError(Exception):
+    """A cluster that cannot be had; the message gives the way out."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What to ask for.
+
+    Attributes:
+        scheduler: ``local``, the address of a running Dask scheduler (``tcp://host:8786``), or a
+            batch system: one of `QUEUES`.
+        workers: processes here, or jobs in the queue; 0 takes one for each processor core, or a
+            single one on a GPU.
+        adapt: (fewest, most) jobs in the queue, as there is work; instead of `workers`.
+        queue, walltime, cores, memory: of a job; None leaves it to the site's configuration of
+            dask-jobqueue. A job has one process for each core, or for each GPU.
+        gpus: of a job.
+        config: a TOML file of further arguments of dask-jobqueue's cluster.
+        device: see `Extractor`.
+    """
+
+    scheduler: str = "local"
+    workers: int = 0
+    adapt: tuple[int, int] | None = None
+    queue: str | None = None
+    walltime: str | None = None
+    cores: int | None = None
+    memory: str | None = None
+    gpus: int = 0
+    config: Path | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.scheduler not in ("local", *QUEUES) and "://" not in self.scheduler:
+            raise ClusterError(
+                f"no scheduler {self.scheduler!r}; there are local, {', '.join(QUEUES)} and the "
+                "address of a running one (tcp://host:8786)"
+            )
+
+    @property
+    def queued(self) -> bool:
+        """Whether the work waits in a batch system's queue."""
+        return self.scheduler in QUEUES
+
+    @property
+    def processes(self) -> int:
+        """How many processes work at once, as far as that can be told before."""
+        if self.queued:
+            jobs = self.adapt[1] if self.adapt else max(1, self.workers)
+            return jobs * (self.gpus or self.cores or 1)
+        if self.workers:
+            return self.workers
+        return (os.cpu_count() or 1) if pick_device(self.device).type == "cpu" else 1
+
+    @contextmanager
+    def client(self, tasks: int) -> Iterator[Client]:
+        """Yield a client of the cluster, which ends with the block unless it ran before.
+
+        Args:
+            tasks: that there are; no more processes are started here.
+
+        Raises:
+            ClusterError: it cannot be had.
+        """
+        with dask.config.set(SETTINGS):
+            if self.scheduler == "local":
+                with (
+                    LocalCluster(
+                        n_workers=min(self.processes, tasks),
+                        threads_per_worker=1,
+                        dashboard_address=":0",
+                        silence_logs=logging.CRITICAL,
+                        memory_limit=0,
+                    ) as cluster,
+                    Client(cluster) as client,
+                ):
+                    yield client
+            elif self.queued:
+                with self._queue() as cluster, Client(cluster) as client:
+                    if self.adapt:
+                        cluster.adapt(minimum_jobs=self.adapt[0], maximum_jobs=self.adapt[1])
+                    else:
+                        cluster.scale(jobs=max(1, self.workers))
+                    yield client
+            else:
+                with self._running() as client:
+                    yield client
+
+    def job_script(self) -> str:
+        """Return the script of one job in the queue."""
+        with dask.config.set(SETTINGS), self._queue() as cluster:
+            return str(cluster.job_script())
+
+    def _running(self) -> Client:
+        try:
+            client = Client(self.scheduler, timeout=FIRST_WORKER)
+            client.wait_for_workers(1, timeout=FIRST_WORKER)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise ClusterError(
+                f"no worker of a Dask cluster answers at {self.scheduler} ({error}); start "
+                f"'dask scheduler' and 'dask worker {self.scheduler} --nthreads 1' on its machines"
+            ) from error
+        try:
+            client.run(_has_avarnet)
+        except Exception as error:
+            client.close()
+            raise ClusterError(
+                f"the workers of {self.scheduler} cannot import avarnet's packages ({error}); "
+                "install avarnet[extract] there"
+            ) from error
+        return client
+
+    def _queue(self) -> Any:
+        import dask_jobqueue
+
+        settings: dict[str, Any] = {"cores": 1, "memory": "4GB", "walltime": "04:00:00"}
+        if self.config:
+            try:
+                settings |= tomllib.loads(self.config.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise ClusterError(f"{self.config}: {error}") from error
+        asked = {"queue": self.queue, "walltime": self.walltime}
+        asked |= {"cores": self.cores, "memory": self.memory}  # type: ignore[dict-item]
+        settings |= {name: value for name, value in asked.items() if value is not None}
+        settings.setdefault("processes", self.gpus or settings["cores"])
+        if self.gpus and self.scheduler in GPU_REQUESTS:
+            request = GPU_REQUESTS[self.scheduler].format(self.gpus)
+            settings["job_extra_directives"] = [
+                *settings.get("job_extra_directives", []),
+                request,
+            ]
+        if self.scheduler == "htcondor":
+            del settings["walltime"]  # it knows none
+        try:
+            return getattr(dask_jobqueue, QUEUES[self.scheduler])(**settings)
+        except (TypeError, ValueError) as error:
+            raise ClusterError(
+                f"dask-jobqueue's {QUEUES[self.scheduler]} refuses these settings: {error}"
+            ) from error
+
+
+def _has_avarnet() -> None:
+    import extract
+    import features
+
+    assert extract
+    assert features

@@ -1,0 +1,312 @@
+"""Reading clips in a process of its own: native decoders crash, hang and balloon on damaged files.
+
+`main` is that process. It gets requests on its standard input and answers each with messages on
+its standard output: one `Begin`, a `Frame` for each snippet that has one, `Sound` if there is any,
+an `End`; or a `Failed` at any point. All are pickles, which only the two ends of the pipe write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from extract.decode import (
+    CLOCK_SLACK,
+    SAMPLE_RATE,
+    ClipError,
+    frames,
+    probe,
+    sound_beside,
+    sound_blocks,
+)
+
+MEMORY_BYTES = 2 * 2**30  # of the reading process
+PATIENCE = 300.0  # seconds without a message, after which it hangs; a slow disk is not a hang
+TRIES = 2
+# not -m: what a main module defines cannot be unpickled elsewhere
+PROGRAM = "import sys; from extract.reader import main; main(*map(int, sys.argv[1:]))"
+MESSAGES_AHEAD = 64  # read before the networks ask for them
+CLIPS_AHEAD = 4
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a frame is brought to the size that a network reads: as timm does it for evaluation.
+
+    Attributes:
+        scale: pixels of the shorter edge after resizing.
+        crop: (height, width) cut out of the middle.
+        interpolation: a PIL resampling filter.
+    """
+
+    scale: int
+    crop: tuple[int, int]
+    interpolation: int
+
+    def __call__(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Turn (H, W, 3) RGB into (*crop, 3)."""
+        height, width = frame.shape[:2]
+        short = min(height, width)
+        size = (int(self.scale * width / short), int(self.scale * height / short))
+        picture = Image.fromarray(frame).resize(size, Image.Resampling(self.interpolation))
+        top = round((size[1] - self.crop[0]) / 2)
+        left = round((size[0] - self.crop[1]) / 2)
+        # where the crop is larger than the picture, PIL fills up with black, as torchvision does
+        box = (left, top, left + self.crop[1], top + self.crop[0])
+        return np.asarray(picture.crop(box))
+
+
+class Readable(Protocol):
+    """What can be read: a clip's files."""
+
+    @property
+    def video(self) -> Path: ...
+    @property
+    def audio(self) -> Path | None: ...
+
+
+class Request(NamedTuple):
+    """One clip to read."""
+
+    video: Path
+    audio: Path | None
+    snippet_seconds: float
+    prepare: Preparation
+
+
+class Begin(NamedTuple):
+    """The first message of a clip, also of a second try: what came before is void."""
+
+    snippets: int
+    duration: float  # seconds
+
+
+class Frame(NamedTuple):
+    """The prepared frame in the middle of a snippet."""
+
+    snippet: int
+    pixels: NDArray[np.uint8]
+
+
+class Sound(NamedTuple):
+    """The next samples of the sound, mono at 16 kHz; the first ones are at `first`."""
+
+    first: int  # samples after the clip's first frame
+    samples: NDArray[np.float32]
+
+
+class End(NamedTuple):
+    """All was sent."""
+
+    sound_damaged: bool
+    source: str  # SHA-256 of the video file
+
+
+class Failed(NamedTuple):
+    """Nothing of the clip's picture can be read."""
+
+    reason: str
+
+
+Message = Begin | Frame | Sound | End | Failed
+T = TypeVar("T", bound=Readable)
+
+
+def read(request: Request) -> Iterator[Message]:
+    """Read one clip.
+
+    Raises:
+        ClipError: nothing of the picture can be read.
+    """
+    path, step = request.video, request.snippet_seconds
+    media = probe(path)
+    snippets = max(1, math.ceil(media.duration / step - 1e-3))
+    yield Begin(snippets, media.duration)
+    middles = (np.arange(snippets) + 0.5) * step
+    shown = np.searchsorted(media.frame_times, middles + CLOCK_SLACK) - 1
+    seen = False
+    for snippet, frame in enumerate(frames(path, media, shown)):
+        if frame.size:
+            seen = True
+            yield Frame(snippet, request.prepare(frame))
+    if not seen:
+        raise ClipError("none of its frames can be decoded")
+    beside = request.audio or sound_beside(path)
+    damaged = False
+    if beside is not None or media.sound_start is not None:
+        first = round((media.sound_start or 0) * SAMPLE_RATE) if beside is None else 0
+        end = round(snippets * step * SAMPLE_RATE)
+        try:
+            for samples in sound_blocks(path, beside, media.duration):
+                begin = max(0, -first)  # the clock starts at the first frame
+                within = samples[begin : max(begin, end - first)]
+                if len(within):
+                    yield Sound(first + begin, within)
+                first += len(samples)
+        except ClipError:
+            damaged = True
+    with open(path, "rb") as file:
+        yield End(damaged, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+class Reader:
+    """The reading process as seen from outside; started when needed, and again after a crash.
+
+    Args:
+        memory_bytes: it may take; a file that needs more fails.
+        patience: seconds without a message, after which it counts as hung and is killed.
+    """
+
+    def __init__(self, memory_bytes: int = MEMORY_BYTES, patience: float = PATIENCE) -> None:
+        self.memory_bytes = memory_bytes
+        self.patience = patience
+        self.process: subprocess.Popen[bytes] | None = None
+        self._messages: queue.Queue[Message | None] = queue.Queue()
+
+    def read(
+        self, clips: Iterable[T], snippet_seconds: float, prepare: Preparation
+    ) -> Iterator[tuple[T, Message]]:
+        """Yield each clip's messages, clip after clip in their order; reading runs ahead.
+
+        A clip at which the process crashes or hangs is tried again, from its `Begin` on, and then
+        fails.
+        """
+        rest, asked, tries = iter(clips), deque[T](), 0
+        try:
+            while True:
+                while len(asked) < CLIPS_AHEAD and (clip := next(rest, None)) is not None:
+                    asked.append(clip)
+                    self._ask(clip, snippet_seconds, prepare)
+                if not asked:
+                    return
+                message = self._next()
+                if isinstance(message, str):  # how the process ended
+                    tries += 1
+                    self.close()
+                    if tries == TRIES:
+                        yield asked.popleft(), Failed(f"{message}, {tries} times")
+                        tries = 0
+                    for clip in asked:
+                        self._ask(clip, snippet_seconds, prepare)
+                    continue
+                yield asked[0], message
+                if isinstance(message, End | Failed):
+                    asked.popleft()
+                    tries = 0
+        finally:
+            if asked:
+                self.close()  # what it still sends, nobody wants
+
+    def _ask(self, clip: Readable, snippet_seconds: float, prepare: Preparation) -> None:
+        if self.process is None:
+            self._start()
+        assert self.process is not None
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):  # it died: the next message says so
+            request = Request(clip.video, clip.audio, snippet_seconds, prepare)
+            pickle.dump(request, self.process.stdin)
+            self.process.stdin.flush()
+
+    def _next(self) -> Message | str:
+        """Return the next message, or how the process ended without one."""
+        assert self.process is not None
+        try:
+            message = self._messages.get(timeout=self.patience)
+        except queue.Empty:
+            return f"reading it came to nothing for {self.patience:g} s"
+        if message is not None:
+            return message
+        code = self.process.wait()
+        return f"reading it crashed ({signal.Signals(-code).name if code < 0 else code})"
+
+    def _start(self) -> None:
+        # not by multiprocessing: a Dask worker's process may not have such children
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(self.memory_bytes), str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        self._messages = queue.Queue(MESSAGES_AHEAD)
+        threading.Thread(target=_forward, args=(self.process, self._messages), daemon=True).start()
+
+    def close(self) -> None:
+        """End the process."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            with contextlib.suppress(queue.Empty):  # lets `_forward` come to its end
+                while True:
+                    self._messages.get_nowait()
+            for pipe in (self.process.stdin, self.process.stdout):
+                with contextlib.suppress(OSError):
+                    assert pipe is not None
+                    pipe.close()
+            self.process = None
+
+
+def _forward(process: subprocess.Popen[bytes], messages: queue.Queue[Message | None]) -> None:
+    assert process.stdout is not None
+    try:
+        while True:
+            messages.put(pickle.load(process.stdout))
+    except Exception:  # it ended, perhaps in the middle of a message
+        messages.put(None)
+
+
+def main(memory_bytes: int, parent: int) -> None:
+    """Answer requests until there are no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print must not come between the messages
+    with contextlib.suppress(ImportError, ValueError, OSError):  # no such limit on this system
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+    while True:
+        try:
+            request = pickle.load(requests)
+        except EOFError:
+            return
+        try:
+            for message in read(request):
+                pickle.dump(message, answers, protocol=5)
+                answers.flush()
+        except Exception as error:  # whatever decoders make of a file from anywhere
+            pickle.dump(Failed(_reason(error, memory_bytes)), answers)
+            answers.flush()
+
+
+def _reason(error: Exception, memory_bytes: int) -> str:
+    if isinstance(error, ClipError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return f"reading it needs more than {memory_bytes / 2**30:g} GB of memory"
+    return f"reading it failed ({type(error).__name__}: {error})"
+
+
+def _die_with(parent: int) -> None:
+    """End this process when its parent is gone, whatever native code is doing."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
