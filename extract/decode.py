@@ -75,6 +75,8 @@ def probe(path: Path) -> Media:
             sound_start = None
             if sound is not None:
                 sound_start = float((sound.start_time or 0) * (sound.time_base or 0) - shown[0])
+    except MemoryError:
+        raise  # one of FFmpeg's errors too
     except (av.FFmpegError, OSError, ValueError) as error:
         raise ClipError(f"not a readable media file ({_reason(error)})") from error
     return Media(float(shown[0]), shown - shown[0], float(last - shown[0]), sound_start)
@@ -179,6 +181,8 @@ def _decodable(
             for frame in packet.decode():
                 if isinstance(frame, av.VideoFrame) and not frame.is_corrupt:
                     yield frame
+        except MemoryError:
+            raise
         except av.FFmpegError:
             continue
 

@@ -106,8 +106,7 @@ def test_files_that_are_none_or_lie(clips: Path, tmp_path: Path) -> None:
     write_huge(tmp_path / "huge.mov")
     (tmp_path / "good.mp4").write_bytes(whole)
     names = ["moov", "random", "empty", "folder", "pipe", "dangling", "lie", "good"]
-    # the huge frame alone takes 768 MB
-    reader = Reader(memory_bytes=2**29)
+    reader = Reader(memory_bytes=2**30)  # the huge frame takes 768 MB, and again as an array
     found = sent(reader, tmp_path / "huge.mov", *(tmp_path / f"{name}.mp4" for name in names))
     reader.close()
     ends = {name: messages[-1] for name, messages in found.items()}
@@ -119,7 +118,7 @@ def test_files_that_are_none_or_lie(clips: Path, tmp_path: Path) -> None:
     assert "empty" in reasons["empty.mp4"]
     assert "not a regular file" in reasons["pipe.mp4"]
     assert "no such file" in reasons["dangling.mp4"]
-    assert "memory" in reasons["huge.mov"] or "decoded" in reasons["huge.mov"], reasons
+    assert reasons["huge.mov"] == "reading it needs more than 1 GB of memory"
 
 
 @pytest.fixture
@@ -143,15 +142,14 @@ def strike(reader: Reader, number: signal.Signals, path: Path, over: threading.E
     ("number", "reason"),
     [
         (signal.SIGSEGV, "reading it crashed (SIGSEGV), 2 times"),
-        (signal.SIGSTOP, "reading it came to nothing for 2 s, 2 times"),
+        (signal.SIGSTOP, "reading it came to nothing for 5 s, 2 times"),
     ],
 )
 def test_a_crash_or_a_hang_takes_one_clip_only(
     recipe: Recipe, clips: Path, long_clip: Path, number: signal.Signals, reason: str
 ) -> None:
-    reader, over = Reader(patience=2.0), threading.Event()
+    reader, over = Reader(patience=5.0), threading.Event()
     extractor = Extractor(recipe, reader=reader)
-    next(extractor.stream([Files(clips / "Normal" / "0.mp4")]))  # start-up takes its time
     killer = threading.Thread(target=strike, args=(reader, number, long_clip, over))
     killer.start()
     good = sorted((clips / "Explosion").glob("*.mp4"))
@@ -204,7 +202,8 @@ class Files(NamedTuple):
     audio: Path | None = None
 reader = Reader()
 prepare = Preparation(64, (64, 64), Image.Resampling.BILINEAR)
-next(reader.read([Files(Path(sys.argv[1]))], 0.25, prepare))
+messages = reader.read([Files(Path(sys.argv[1]))], 0.25, prepare)
+next(messages)
 print(reader.process.pid, "torch" in sys.modules, flush=True)
 time.sleep(600)
 """
