@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
-from dask.distributed import Client, LocalCluster
+from dask.distributed import Client, LocalCluster, WorkerPlugin
 
 from extract.extractor import pick_device
 
@@ -115,6 +116,7 @@ class Cluster:
                     ) as cluster,
                     Client(cluster) as client,
                 ):
+                    client.register_plugin(_Deaf())
                     yield client
             elif self.queued:
                 with self._queue() as cluster, Client(cluster) as client:
@@ -178,6 +180,13 @@ class Cluster:
             raise ClusterError(
                 f"dask-jobqueue's {QUEUES[self.scheduler]} refuses these settings: {error}"
             ) from error
+
+
+class _Deaf(WorkerPlugin):  # type: ignore[misc]
+    """A terminal's Ctrl-C reaches the workers too; what is to be done then, the job says."""
+
+    def setup(self, worker: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _has_avarnet() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,7 @@ from extract.plan import (
     write_failures,
 )
 from features import (
+    RECIPE_FILE,
     FeatureError,
     Features,
     Recipe,
@@ -136,7 +138,9 @@ def extract(
         where = cluster or Cluster()
         try:
             with where.client(len(todo)) as client:
-                _Job(client, where, store, recipe, summary, progress, make).run(todo)
+                job = _Job(client, where, store, recipe, summary, progress, make)
+                job.run(todo)
+                write_failures(store, (failures | job.failures).values())
         finally:
             recover(store)  # what workers that died, or were stopped, had finished
     summary.seconds = time.monotonic() - started
@@ -166,6 +170,7 @@ class _Job:
         if cluster.scheduler != "local":
             threads = 1
         self.payload = (recipe.to_json(), self.store, cluster.device, threads, make)
+        self.failures: dict[str, Failure] = {}
         self.attempts: dict[str, int] = {}
         self.times: list[tuple[str, float]] = []
         self.done = self.total = 0.0
@@ -271,7 +276,10 @@ class _Job:
     def _failed(self, task: Task, reason: str, stage: str) -> None:
         self.summary.failed[task.clip_id] = reason
         attempts = self.attempts.get(task.clip_id, 1)
-        add_failure(self.store, Failure(task.clip_id, reason, stage, attempts, stamp(task.video)))
+        failure = Failure(task.clip_id, reason, stage, attempts, stamp(task.video))
+        self.failures[task.clip_id] = failure
+        with suppress(OSError):  # the folder may be away; at the end all are written
+            add_failure(self.store, failure)
         self.done += self.lengths[task.clip_id]
 
     def _show(self) -> None:
@@ -289,7 +297,7 @@ def _last_words(summary: Summary) -> str:
 
 
 def _log(store: Path, line: str) -> None:
-    with open(store / LOG, "a", encoding="utf-8") as file:
+    with suppress(OSError), open(store / LOG, "a", encoding="utf-8") as file:
         file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
 
@@ -309,6 +317,7 @@ _stopping = [False]
 def _tools(recipe_json: str, store: Path, device: str, threads: int, make: Make) -> _Tools:
     torch.set_num_threads(threads)
     recipe = Recipe.from_json(recipe_json)
+    _wait_for(store)  # or the writer would make a new one
     tools = _Tools(make(recipe, _own_device(device)), Writer(store, recipe))
     _in_use.append(tools)
     return tools
@@ -349,17 +358,25 @@ def _until_stopped(batch: list[Task]) -> Any:
 
 def _keep(writer: Writer, clip_id: str, result: Features, store: Path) -> str | None:
     """Add a clip to the store; wait for a folder that is away. Return what is wrong with it."""
-    until = time.monotonic() + GONE
     while True:
         try:
             writer.add(clip_id, result)
             return None
         except WriteError:
-            if store.is_dir() or time.monotonic() > until:
+            if store.is_dir() or not _wait_for(store):
                 raise  # no other clip could be written either
-            time.sleep(AGAIN)
         except FeatureError as error:
             return str(error)
+
+
+def _wait_for(store: Path) -> bool:
+    """Wait for a store whose folder is away; return whether it came back."""
+    until = time.monotonic() + GONE
+    while not (store / RECIPE_FILE).exists():
+        if time.monotonic() > until:
+            return False
+        time.sleep(AGAIN)
+    return True
 
 
 def _look(videos: list[Path]) -> list[float]:

@@ -15,10 +15,11 @@ from features.join import Joined, join
 from features.recipe import FeatureError, Recipe, VersionError, WriteError
 from features.shard import Shard
 from features.share import Remote, Transfer, pull, push
-from features.store import Store, create, read_recipe
+from features.store import RECIPE_FILE, Store, create, read_recipe
 from features.writer import Writer, pack, recover
 
 __all__ = [
+    "RECIPE_FILE",
     "Damage",
     "Difference",
     "Entry",

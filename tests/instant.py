@@ -1,0 +1,39 @@
+"""An extractor without networks, for the tests of the job around it. Picklable by its name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from small import clip
+
+from extract import ClipError, Task
+from features import Features, Recipe
+
+
+class Instant:
+    """Takes a clip's features from its number, and its fate from the words in its file."""
+
+    def __init__(self, recipe: Recipe, device: str) -> None:
+        pass
+
+    def stream(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Features | ClipError]]:
+        for task in tasks:
+            words = Path(task.video).read_text() if task.video.exists() else "bad: no such file"
+            if words.startswith("slow"):
+                time.sleep(float(words.split()[1]))
+            if words.startswith("die"):
+                once = task.video.with_suffix(".died")
+                if not (words == "die once" and once.exists()):
+                    once.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+            if words.startswith("bad"):
+                yield task, ClipError(words)
+            else:
+                yield task, clip(4, int(task.clip_id))
+
+    def close(self) -> None:
+        pass
