@@ -7,13 +7,14 @@ import os
 import signal
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dask
 from dask.distributed import Client, LocalCluster, WorkerPlugin
+from distributed.core import Status
 
 from extract.extractor import pick_device
 
@@ -36,8 +37,12 @@ SETTINGS = {
     "distributed.scheduler.allowed-failures": 0,
     # no worker hoards tasks that another could begin
     "distributed.scheduler.worker-saturation": 1.0,
-    "distributed.worker.memory.terminate": False,
 }
+# the batch system watches the memory; Dask's own limits would stop or kill workers long before
+PROLOGUE = [
+    f"export DASK_DISTRIBUTED__WORKER__MEMORY__{what}=False"
+    for what in ("TARGET", "SPILL", "PAUSE", "TERMINATE")
+]
 
 
 class ClusterError(Exception):
@@ -123,7 +128,7 @@ class Cluster:
                     if self.adapt:
                         cluster.adapt(minimum_jobs=self.adapt[0], maximum_jobs=self.adapt[1])
                     else:
-                        cluster.scale(jobs=max(1, self.workers))
+                        self._submit(cluster)
                     yield client
             else:
                 with self._running() as client:
@@ -133,6 +138,19 @@ class Cluster:
         """Return the script of one job in the queue."""
         with dask.config.set(SETTINGS), self._queue() as cluster:
             return str(cluster.job_script())
+
+    def _submit(self, cluster: Any) -> None:
+        cluster.scale(jobs=max(1, self.workers))
+        with suppress(RuntimeError):
+            cluster.sync(cluster._correct_state)
+        # a job that is refused only leaves a line in a log: without this, one would wait for ever
+        if not any(getattr(job, "job_id", None) for job in cluster.workers.values()):
+            for job in cluster._created:
+                job.status = Status.failed  # the cluster cannot close with jobs that never began
+            raise ClusterError(
+                f"{self.scheduler} refuses the job; look at its script with --dry-run, and change "
+                "--queue, --walltime, --cores, --memory, --gpus or the --cluster-config"
+            )
 
     def _running(self) -> Client:
         try:
@@ -166,6 +184,7 @@ class Cluster:
         asked |= {"cores": self.cores, "memory": self.memory}  # type: ignore[dict-item]
         settings |= {name: value for name, value in asked.items() if value is not None}
         settings.setdefault("processes", self.gpus or settings["cores"])
+        settings["job_script_prologue"] = [*PROLOGUE, *settings.get("job_script_prologue", [])]
         if self.gpus and self.scheduler in GPU_REQUESTS:
             request = GPU_REQUESTS[self.scheduler].format(self.gpus)
             settings["job_extra_directives"] = [

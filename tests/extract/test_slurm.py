@@ -1,0 +1,137 @@
+"""Extraction through a real Slurm, and what its users and limits do to jobs."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from instant import Instant
+from slurm import slurm
+from small import RECIPE, clip, same
+
+from extract import Cluster, ClusterError, Task, extract
+from features import Store, verify
+
+CLIPS = 40
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("slurm")
+    site = folder / "site.toml"
+    path = os.pathsep.join(sys.path)
+    site.write_text(
+        'interface = "lo"\n'
+        f'log_directory = "{folder}"\n'
+        f'job_script_prologue = ["export PYTHONPATH={path}"]\n'
+    )
+    with slurm(folder):
+        yield Cluster("slurm", workers=2, walltime="00:10:00", cores=1, memory="1GB", config=site)
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> list[Task]:
+    (tmp_path / "v").mkdir()
+    for number in range(CLIPS):
+        (tmp_path / "v" / f"{number}.mp4").write_text("slow 0.4")
+    return [Task(str(n), tmp_path / "v" / f"{n}.mp4", None, 1.0) for n in range(CLIPS)]
+
+
+def complete(store: Path) -> bool:
+    opened = Store(store)
+    assert set(opened) == {str(n) for n in range(CLIPS)}
+    assert all(same(opened[i], clip(4, int(i))) for i in opened)
+    assert sum(map(len, opened.shards)) == CLIPS  # none twice
+    assert not list(store.glob(".*"))
+    return verify(store) == (CLIPS, [])
+
+
+def jobs() -> list[str]:
+    command = ["squeue", "-h", "-t", "RUNNING", "-o", "%i"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+
+def in_the_middle(store: Path, action: list[str]) -> threading.Thread:
+    """Run a command on the first of two running jobs when some clips are finished."""
+
+    def wait_and_act() -> None:
+        while len(list(store.glob(".spool-*/*.h5"))) < 6 or len(jobs()) < 2:
+            time.sleep(0.05)
+        subprocess.run([*action[:-1], action[-1] + jobs()[0]], check=True)
+
+    thread = threading.Thread(target=wait_and_act)
+    thread.start()
+    return thread
+
+
+def test_two_workers(cluster: Cluster, tasks: list[Task], tmp_path: Path) -> None:
+    seen = in_the_middle(tmp_path / "s", ["scontrol", "show", "job", ""])  # there are two at once
+    summary = extract(tasks, tmp_path / "s", RECIPE, cluster=cluster, make=Instant)
+    seen.join()
+    assert len(summary.extracted) == CLIPS
+    assert complete(tmp_path / "s")
+    log = (tmp_path / "s" / "extract.log").read_text()
+    assert "SLURMCluster-0" in log
+    assert "SLURMCluster-1" in log
+
+
+def test_a_job_that_is_refused(cluster: Cluster, tasks: list[Task], tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match=r"slurm refuses the job.*--memory"):
+        extract(tasks, tmp_path / "s", RECIPE, cluster=replace(cluster, memory="9TB"), make=Instant)
+
+
+def test_a_cancelled_job(cluster: Cluster, tasks: list[Task], tmp_path: Path) -> None:
+    cancelled = in_the_middle(tmp_path / "s", ["scancel", ""])
+    summary = extract(tasks, tmp_path / "s", RECIPE, cluster=cluster, make=Instant)
+    cancelled.join()
+    assert sorted(summary.extracted) == sorted(task.clip_id for task in tasks)
+    assert summary.failed == {}
+    assert complete(tmp_path / "s")
+    assert "a worker died" in (tmp_path / "s" / "extract.log").read_text()
+
+
+CLIENT = """
+import pickle, sys
+from pathlib import Path
+from instant import Instant
+from small import RECIPE
+from extract import extract
+if __name__ == "__main__":
+    cluster, tasks, store = pickle.loads(Path(sys.argv[1]).read_bytes())
+    extract(tasks, store, RECIPE, cluster=cluster, make=Instant)
+"""
+
+
+def test_a_killed_client(cluster: Cluster, tasks: list[Task], tmp_path: Path) -> None:
+    store = tmp_path / "s"
+    (tmp_path / "job.pickle").write_bytes(pickle.dumps((cluster, tasks, store)))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", CLIENT, str(tmp_path / "job.pickle")]
+    with subprocess.Popen(command, env=environment) as client:
+        while len(list(store.glob(".spool-*/*.h5"))) < 6:
+            assert client.poll() is None
+            time.sleep(0.05)
+        client.kill()
+    subprocess.run(["scancel", "--user", "root"], check=True)  # as one would, to have them gone
+    while jobs():
+        time.sleep(0.2)
+    summary = extract(tasks, store, RECIPE, cluster=cluster, make=Instant)
+    assert len(summary.already) >= 6
+    assert complete(store)
+
+
+def test_the_wall_time_is_over(cluster: Cluster, tasks: list[Task], tmp_path: Path) -> None:
+    """Slurm counts minutes: the limit is set to the past, and it ends the job as it always does."""
+    over = in_the_middle(tmp_path / "s", ["scontrol", "update", "TimeLimit=00:00:01", "JobId="])
+    summary = extract(tasks, tmp_path / "s", RECIPE, cluster=cluster, make=Instant)
+    over.join()
+    assert summary.failed == {}
+    assert complete(tmp_path / "s")
