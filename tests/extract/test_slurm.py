@@ -54,8 +54,8 @@ def complete(store: Path) -> bool:
     return verify(store) == (CLIPS, [])
 
 
-def jobs() -> list[str]:
-    command = ["squeue", "-h", "-t", "RUNNING", "-o", "%i"]
+def jobs(state: str = "RUNNING") -> list[str]:
+    command = ["squeue", "-h", "-t", state, "-o", "%i"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
 
@@ -121,7 +121,7 @@ def test_a_killed_client(cluster: Cluster, tasks: list[Task], tmp_path: Path) ->
             time.sleep(0.05)
         client.kill()
     subprocess.run(["scancel", "--user", "root"], check=True)  # as one would, to have them gone
-    while jobs():
+    while jobs("all"):  # those that end still hold their clips
         time.sleep(0.2)
     summary = extract(tasks, store, RECIPE, cluster=cluster, make=Instant)
     assert len(summary.already) >= 6
@@ -129,9 +129,15 @@ def test_a_killed_client(cluster: Cluster, tasks: list[Task], tmp_path: Path) ->
 
 
 def test_the_wall_time_is_over(cluster: Cluster, tasks: list[Task], tmp_path: Path) -> None:
-    """Slurm counts minutes: the limit is set to the past, and it ends the job as it always does."""
+    """Slurm counts in minutes: the limit is set to the past, and it ends the job as it always does.
+
+    It looks for such jobs every 30 seconds, so the clips are slow ones here.
+    """
+    for task in tasks:
+        task.video.write_text("slow 5")
     over = in_the_middle(tmp_path / "s", ["scontrol", "update", "TimeLimit=00:00:01", "JobId="])
     summary = extract(tasks, tmp_path / "s", RECIPE, cluster=cluster, make=Instant)
     over.join()
     assert summary.failed == {}
     assert complete(tmp_path / "s")
+    assert "a worker died" in (tmp_path / "s" / "extract.log").read_text()
