@@ -26,6 +26,7 @@ SAMPLE_RATE = 16_000  # Hz; what Wav2Vec2 was trained on
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg")
 SOUND_BLOCK = 10 * SAMPLE_RATE  # samples that are handed on at once
 LONG_SOUND = 1200.0  # seconds; decord, twice as fast as PyAV, takes 280 KB for each
+LONG_PAUSE = 3600.0  # seconds; longer clips have at least a frame a minute, or a damaged clock
 CLOCK_SLACK = 5e-4  # seconds; containers round their frames' times to a millisecond
 
 decord.logging.set_level(decord.logging.QUIET)
@@ -79,7 +80,13 @@ def probe(path: Path) -> Media:
         raise  # one of FFmpeg's errors too
     except (av.FFmpegError, OSError, ValueError) as error:
         raise ClipError(f"not a readable media file ({_reason(error)})") from error
-    return Media(float(shown[0]), shown - shown[0], float(last - shown[0]), sound_start)
+    duration = float(last - shown[0])
+    if duration > max(LONG_PAUSE, len(shown) * LONG_PAUSE / 60):
+        raise ClipError(
+            f"its clock runs for {duration / 3600:.1f} hours, but there are only {len(shown)} "
+            "frames: the file is damaged"
+        )
+    return Media(float(shown[0]), shown - shown[0], duration, sound_start)
 
 
 def footage(path: Path) -> float:

@@ -54,8 +54,8 @@ def complete(store: Path) -> bool:
     return verify(store) == (CLIPS, [])
 
 
-def jobs(state: str = "RUNNING") -> list[str]:
-    command = ["squeue", "-h", "-t", state, "-o", "%i"]
+def jobs(states: str = "RUNNING") -> list[str]:
+    command = ["squeue", "-h", "-t", states, "-o", "%i"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
 
@@ -121,7 +121,7 @@ def test_a_killed_client(cluster: Cluster, tasks: list[Task], tmp_path: Path) ->
             time.sleep(0.05)
         client.kill()
     subprocess.run(["scancel", "--user", "root"], check=True)  # as one would, to have them gone
-    while jobs("all"):  # those that end still hold their clips
+    while jobs("PENDING,RUNNING,COMPLETING"):  # those that end still hold their clips
         time.sleep(0.2)
     summary = extract(tasks, store, RECIPE, cluster=cluster, make=Instant)
     assert len(summary.already) >= 6
