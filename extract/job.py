@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -183,10 +185,9 @@ class _Job:
         self.waiting = batches(tasks, durations, self.cluster.processes)[::-1]
         self.running: dict[Any, list[Task]] = {}
         ended = as_completed()
-        stopping = False
-        while self.waiting or self.running:
-            try:
-                while not stopping and self.waiting and len(self.running) < self._room():
+        with _first_interrupt(lambda: self.client.run(_stop)) as stopping:
+            while self.waiting or self.running:
+                while not stopping.is_set() and self.waiting and len(self.running) < self._room():
                     batch = self.waiting.pop()
                     future = self.client.submit(_extract_batch, batch, self.payload, pure=False)
                     self.running[future] = batch
@@ -195,11 +196,6 @@ class _Job:
                     break
                 future = next(ended)
                 self._take(future, self.running.pop(future))
-            except KeyboardInterrupt:
-                if stopping:
-                    raise
-                stopping = True  # the workers finish the clips that they have begun
-                self.client.run(_stop)
         self.client.run(_seal)
         self.summary.slowest = sorted(self.times, key=lambda row: -row[1])[:SLOWEST]
         known = {*self.summary.extracted, *self.summary.failed}
@@ -285,6 +281,39 @@ class _Job:
     def _show(self) -> None:
         if self.progress:
             self.progress(self.done, self.total)
+
+
+@contextmanager
+def _first_interrupt(act: Callable[[], object]) -> Iterator[threading.Event]:
+    """Yield an event that is set, and call `act`, at the first Ctrl-C; later ones are as usual.
+
+    An exception at any point could lose the report of a batch that has just come back.
+    """
+    stopping, over = threading.Event(), threading.Event()
+
+    def note(*_: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        stopping.set()
+
+    def wait() -> None:
+        stopping.wait()
+        if not over.is_set():
+            act()  # takes time, which a signal's handler must not
+
+    if threading.current_thread() is not threading.main_thread():  # gets no signals
+        yield stopping
+        return
+    before = signal.signal(signal.SIGINT, note)
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    try:
+        yield stopping
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if not stopping.is_set():
+            over.set()
+            stopping.set()
+        waiting.join(10)
 
 
 def _last_words(summary: Summary) -> str:
