@@ -60,7 +60,7 @@ def make_recipe(
         source["video"]["file"] = video_weights
     video, audio = _networks(source, torch.device("cpu"), precision)
     streams = {"video": video.recipe, "audio": audio.recipe}
-    return Recipe(snippet_seconds, precision, streams, source)
+    return Recipe(float(snippet_seconds), precision, streams, source)
 
 
 class Extractor:

@@ -42,7 +42,7 @@ class Recipe:
             weights from another folder give the same features.
 
     >>> Recipe(0.25, "fp32", {"video": {"features": 2}}).fingerprint
-    '6dba7fc8d0b46e18'
+    'c4862aaca9179168'
     """
 
     snippet_seconds: float

@@ -564,7 +564,7 @@ class _Meter:
 
 
 def _sealed(store: Path) -> list[Path]:
-    return sorted(f for f in store.glob("*.h5") if SHARD_NAME.fullmatch(f.name) and f.is_file())
+    return sorted(f for f in store.glob("[!.]*.h5") if SHARD_NAME.fullmatch(f.name) and f.is_file())
 
 
 def _at_once(work: Callable[[T], R], items: Iterable[T], meter: _Meter | None = None) -> list[R]:

@@ -43,7 +43,7 @@ class Store(Mapping[str, Features]):
         self._index: dict[bytes, int] = {}  # clip id -> number, counted over all shards
         count = 0
         # in reverse, so that of a clip in two shards the first one, by name, has the last word
-        for file in sorted(self.path.glob("*.h5"), reverse=True):
+        for file in sorted(self.path.glob("[!.]*.h5"), reverse=True):
             try:
                 shard = Shard(file)
             except FeatureError as error:
@@ -144,7 +144,7 @@ def create(path: Path, recipe: Recipe) -> None:
     if path.exists() and not path.is_dir():
         raise FeatureError(f"{path} is a file; give the folder of the store")
     path.mkdir(parents=True, exist_ok=True)
-    if any(path.glob("*.h5")):
+    if any(path.glob("[!.]*.h5")):
         raise FeatureError(f"{path} has shards but no {RECIPE_FILE}; copy the store's one there")
     temporary = path / f"{UNFINISHED}{uuid.uuid4().hex}"
     recipe.save(temporary)

@@ -196,3 +196,11 @@ def test_what_is_no_file_is_named_and_never_waited_for(tmp_path: Path) -> None:
     (path / "recipe.json").write_text(" " * 10**6)
     with pytest.raises(FeatureError, match="at most"):
         Store(path)
+
+
+def test_files_that_are_not_whole_yet_are_not_read(tmp_path: Path) -> None:
+    fill(tmp_path, {"a": clip(3)})
+    (shard,) = tmp_path.glob("*.h5")
+    (tmp_path / f".partial-{shard.name}").write_bytes(shard.read_bytes()[:100])
+    assert Store(tmp_path).unreadable == {}
+    assert verify(tmp_path) == (1, [])
