@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from features.recipe import FeatureError, VersionError
+from features.recipe import FeatureError, VersionError, WriteError
 from features.shard import SHARD_NAME, Shard
 from features.store import Store
 from features.writer import pack
@@ -90,19 +90,29 @@ def repair(path: Path, damages: list[Damage]) -> None:
         WriteError: the store cannot be written.
     """
     recipe = Store(path).recipe
+    ours = []
     for damage in damages:
         try:
-            with _salvage(damage.shard) as shard:
+            with _salvage(damage.shard):
+                ours.append(damage)
+        except VersionError:
+            raise  # made by another avarnet: sound, for all that is known
+        except FeatureError:
+            if SHARD_NAME.fullmatch(damage.shard.name):  # else a file that was never ours
+                ours.append(damage)
+    # all of them first: a shard of the clips that are left may get the name of another damaged one
+    aside = [damage.shard.rename(f"{damage.shard}{ASIDE}") for damage in ours]
+    for damage, file in zip(ours, aside, strict=True):
+        try:
+            with _salvage(file) as shard:
                 if shard.recipe.fingerprint == recipe.fingerprint:
                     hurt = set(damage.clips)
                     rest = ((i, shard.read(n)) for n, i in enumerate(shard.ids) if i not in hurt)
                     pack(path, rest, recipe)
-        except VersionError:
-            raise  # made by another avarnet: sound, for all that is known
+        except WriteError:
+            raise
         except FeatureError:
-            if not SHARD_NAME.fullmatch(damage.shard.name):
-                continue  # a file that was never ours
-        damage.shard.rename(damage.shard.with_name(damage.shard.name + ASIDE))
+            continue  # nothing is left of it
 
 
 @contextmanager
