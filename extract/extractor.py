@@ -1,9 +1,9 @@
-"""One clip's way through stage 1: decode, run both networks, put their rows on one time grid."""
+"""Clips on their way through stage 1: read, run the networks, put the rows on one time grid."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -11,13 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from extract.backbones import AudioBackbone, VideoBackbone, WeightsError
-from extract.decode import SAMPLE_RATE, ClipError
+from extract.audio import LAST, Listening
+from extract.backbones import FrameBackbone, SoundBackbone, WeightsError, load_backbone
+from extract.decode import ClipError
 from extract.reader import Begin, End, Failed, Frame, Readable, Reader, Sound
 from features import Features, Flag, Recipe
 
 T = TypeVar("T", bound=Readable)
+Networks = dict[str, FrameBackbone | SoundBackbone]  # stream name -> its network
 FRAMES_PER_BATCH = 16
+FRAMES_PER_GPU_BATCH = 64
 SHORTEST_SNIPPET = 0.04  # seconds; two output frames of Wav2Vec2
 
 
@@ -28,17 +31,22 @@ def make_recipe(
     video_weights: str | None = None,
     snippet_seconds: float = 0.25,
     precision: str = "fp32",
+    layers: str = "last",
+    further: Sequence[str] = (),
 ) -> Recipe:
-    """Load both networks once and return the recipe of their features.
+    """Load the networks once and return the recipe of their features.
 
     Args:
         video_model: a timm model (``timm.list_models("mobilevit*")``), or a folder in the hub's
             format.
-        audio_model: a Wav2Vec2 checkpoint: its name on the hub, or a folder.
+        audio_model: a transformers encoder of waveforms (Wav2Vec2, HuBERT, WavLM): its name on the
+            hub, or a folder.
         weights: ``pretrained``, or ``random`` for seeded weights that know nothing.
         video_weights: a weights file for `video_model`, instead of the hub's.
         snippet_seconds: one step of the time grid.
         precision: ``fp32`` or ``bf16``.
+        layers: hidden layers of `audio_model` whose mean is taken; see `parse_layers`.
+        further: names of backbones that make a further stream each, such as ``flow``.
 
     Raises:
         WeightsError: a network cannot be had; the message gives the ways out.
@@ -58,8 +66,19 @@ def make_recipe(
     }
     if video_weights:
         source["video"]["file"] = video_weights
-    video, audio = _networks(source, torch.device("cpu"), precision)
-    streams = {"video": video.recipe, "audio": audio.recipe}
+    if layers != LAST:
+        source["audio"]["layers"] = layers
+    source |= {name: {"backbone": name} for name in further}
+    networks = load_networks(source, torch.device("cpu"), precision)
+    for stream, network in networks.items():
+        if network.reads == "frames":
+            reach = max(map(abs, network.prepare.instants))
+            if reach > snippet_seconds / 2:
+                raise ValueError(
+                    f"snippet seconds: {snippet_seconds}; the stream {stream} looks at frames "
+                    f"{2 * reach:g} s apart, which must lie in one snippet"
+                )
+    streams = {stream: network.recipe for stream, network in networks.items()}
     return Recipe(float(snippet_seconds), precision, streams, source)
 
 
@@ -83,8 +102,10 @@ class Extractor:
         self.recipe = recipe
         self.reader = reader or Reader()
         self.device = pick_device(device)
-        self._video, self._audio = _networks(recipe.source, self.device, recipe.precision)
-        found = {"video": self._video.recipe, "audio": self._audio.recipe}
+        self._networks = load_networks(recipe.source, self.device, recipe.precision)
+        self._eyes = {n: eye for n, eye in self._networks.items() if eye.reads == "frames"}
+        self._batch = FRAMES_PER_BATCH if self.device.type == "cpu" else FRAMES_PER_GPU_BATCH
+        found = {name: network.recipe for name, network in self._networks.items()}
         differing = recipe.differences(Recipe(recipe.snippet_seconds, recipe.precision, found))
         if differing:
             raise WeightsError(
@@ -113,51 +134,58 @@ class Extractor:
         """Yield each clip with its features, or with the reason why there are none, in order.
 
         Clips are read ahead, in a process of their own, and frames of several clips share a batch.
-        Memory does not grow with their number, and with their length only by what is returned and
-        by the waveform (64 KB a second).
+        Memory does not grow with their number, and with their length only by what is returned.
 
         Args:
             clips: have the attributes ``video`` and ``audio``, as in `__call__`.
         """
         open_clips: deque[_Clip[T]] = deque()
-        waiting: list[tuple[_Clip[T], Frame]] = []
+        waiting: dict[str, list[tuple[_Clip[T], Frame]]] = {name: [] for name in self._eyes}
 
-        def run_network() -> None:
-            rows = self._video([frame.pixels for _, frame in waiting])
-            for (clip, frame), row in zip(waiting, rows, strict=True):
-                clip.add_picture(frame.snippet, row)
-            waiting.clear()
+        def see(stream: str) -> None:
+            given, waiting[stream] = waiting[stream], []
+            rows = self._eyes[stream]([frame.pixels for _, frame in given])
+            for (clip, frame), row in zip(given, rows, strict=True):
+                clip.add_picture(frame, row)
 
-        sizes = {"video": self._video.features, "audio": self._audio.features}
+        def forget(clip: _Clip[T]) -> None:
+            for stream, given in waiting.items():
+                waiting[stream] = [(owner, frame) for owner, frame in given if owner is not clip]
+            clip.unseen = 0
+
         step = self.recipe.snippet_seconds
-        for item, message in self.reader.read(clips, step, self._video.prepare):
+        prepare = {name: eye.prepare for name, eye in self._eyes.items()}
+        for item, message in self.reader.read(clips, step, prepare):
             if not open_clips or open_clips[-1].item is not item or open_clips[-1].ended:
-                open_clips.append(_Clip(item, step, sizes))
+                open_clips.append(self._open(item))
             clip = open_clips[-1]
             if isinstance(message, Begin):
                 if clip.begun:  # a second try
-                    waiting = [(owner, frame) for owner, frame in waiting if owner is not clip]
-                    open_clips[-1] = clip = _Clip(item, step, sizes)
+                    forget(clip)
+                    open_clips[-1] = clip = self._open(item)
                 clip.begin(message)
             elif isinstance(message, Frame):
-                waiting.append((clip, message))
-                if len(waiting) == FRAMES_PER_BATCH:
-                    run_network()
+                waiting[message.stream].append((clip, message))
+                clip.unseen += 1
+                if len(waiting[message.stream]) == self._batch:
+                    see(message.stream)
             elif isinstance(message, Sound):
                 clip.add_sound(message)
             elif isinstance(message, Failed):
-                waiting = [(owner, frame) for owner, frame in waiting if owner is not clip]
-                clip.result = ClipError(message.reason)
-                clip.ended = True
+                forget(clip)
+                clip.fail(message)
             else:
-                clip.end(message, self._audio)
-            unread = {id(owner) for owner, _ in waiting}
-            while open_clips and open_clips[0].ended and id(open_clips[0]) not in unread:
+                clip.end(message)
+            while open_clips and open_clips[0].ended and not open_clips[0].unseen:
                 yield open_clips[0].item, open_clips.popleft().outcome()
-        if waiting:
-            run_network()
+        for stream, given in waiting.items():
+            if given:
+                see(stream)
         for clip in open_clips:
             yield clip.item, clip.outcome()
+
+    def _open(self, item: T) -> _Clip[T]:
+        return _Clip(item, self.recipe.snippet_seconds, self._networks)
 
     def close(self) -> None:
         """End the reading process; it is started again when needed."""
@@ -172,58 +200,67 @@ class _File(NamedTuple):
 class _Clip(Generic[T]):
     """A clip on its way: what has come of it so far."""
 
-    def __init__(self, item: T, step: float, sizes: dict[str, int]) -> None:
+    def __init__(self, item: T, step: float, networks: Networks) -> None:
         self.item = item
-        self.ended = False
-        self.result: Features | ClipError | None = None
+        self.unseen = 0  # frames that wait for a network
         self._step = step
-        self._sizes = sizes
+        self._networks = networks
         self._begin: Begin | None = None
-        self._waveform: NDArray[np.float32] | None = None
-        self._first = self._last = 0  # of the waveform, in samples
+        self._end: End | Failed | None = None
+        self._listening: dict[str, Listening] = {}
 
     @property
     def begun(self) -> bool:
         return self._begin is not None
 
+    @property
+    def ended(self) -> bool:
+        return self._end is not None
+
     def begin(self, message: Begin) -> None:
         self._begin = message
         self._rows = {
-            name: np.zeros((message.snippets, size), np.float16)
-            for name, size in self._sizes.items()
+            name: np.zeros((message.snippets, network.features), np.float16)
+            for name, network in self._networks.items()
         }
-        self._valid = {name: np.zeros(message.snippets, bool) for name in self._sizes}
+        self._valid = {name: np.zeros(message.snippets, bool) for name in self._networks}
 
-    def add_picture(self, snippet: int, row: NDArray[np.float32]) -> None:
-        self._rows["video"][snippet] = row
-        self._valid["video"][snippet] = True
+    def add_picture(self, frame: Frame, row: NDArray[np.float32]) -> None:
+        self._rows[frame.stream][frame.snippet] = row
+        self._valid[frame.stream][frame.snippet] = True
+        self.unseen -= 1
 
     def add_sound(self, message: Sound) -> None:
-        if self._waveform is None:
-            assert self._begin is not None
-            self._first = self._last = message.first
-            end = round(self._begin.snippets * self._step * SAMPLE_RATE)
-            self._waveform = np.empty(end - self._first, np.float32)
-        start = self._last - self._first
-        self._waveform[start : start + len(message.samples)] = message.samples
-        self._last += len(message.samples)
-
-    def end(self, message: End, network: AudioBackbone) -> None:
         assert self._begin is not None
-        snippets = self._begin.snippets
-        if self._waveform is not None and not message.sound_damaged:
-            heard = self._waveform[: self._last - self._first]
-            rows, valid = network(heard, self._first, snippets, self._step)
-            self._rows["audio"], self._valid["audio"] = rows.astype(np.float16), valid
-        self._waveform = None
+        if not self._listening:
+            snippets, step = self._begin.snippets, self._step
+            self._listening = {
+                name: Listening(ear, message.first, snippets, step)
+                for name, ear in self._networks.items()
+                if ear.reads == "sound"
+            }
+        for listening in self._listening.values():
+            listening.add(message.samples)
+
+    def end(self, message: End) -> None:
+        if not message.sound_damaged:
+            for name, listening in self._listening.items():
+                rows, valid = listening.finish()
+                self._rows[name], self._valid[name] = rows.astype(np.float16), valid
+        self._listening.clear()
         self._end = message
-        self.ended = True
+
+    def fail(self, message: Failed) -> None:
+        self._end = message
 
     def outcome(self) -> Features | ClipError:
-        if self.result is not None:
-            return self.result
+        if isinstance(self._end, Failed):
+            return ClipError(self._end.reason)
         assert self._begin is not None
-        flags = Flag.NONE if self._valid["video"].all() else Flag.PICTURE_DAMAGED
+        assert self._end is not None
+        eyes = [name for name, network in self._networks.items() if network.reads == "frames"]
+        seen = all(self._valid[name].all() for name in eyes)
+        flags = Flag.NONE if seen else Flag.PICTURE_DAMAGED
         if self._end.sound_damaged:
             flags |= Flag.SOUND_DAMAGED
         return Features(
@@ -231,13 +268,14 @@ class _Clip(Generic[T]):
         )
 
 
-def _networks(
+def load_networks(
     source: dict[str, dict[str, Any]], device: torch.device, precision: str
-) -> tuple[VideoBackbone, AudioBackbone]:
-    return (
-        VideoBackbone(source["video"], device, precision),
-        AudioBackbone(source["audio"], device, precision),
-    )
+) -> Networks:
+    """Return stream name -> its network; see `load_backbone`."""
+    return {
+        stream: load_backbone(stream, settings, device, precision)
+        for stream, settings in source.items()
+    }
 
 
 def pick_device(name: str) -> torch.device:

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
@@ -33,6 +33,7 @@ from extract.decode import (
     CLOCK_SLACK,
     SAMPLE_RATE,
     ClipError,
+    Media,
     frames,
     probe,
     sound_beside,
@@ -48,6 +49,19 @@ MESSAGES_AHEAD = 64  # read before the networks ask for them
 CLIPS_AHEAD = 4
 
 
+class Prepare(Protocol):
+    """What becomes of a snippet's frames before they leave the reading process; picklable."""
+
+    @property
+    def instants(self) -> tuple[float, ...]:
+        """When the frames are shown that it takes, in seconds after the snippet's middle."""
+        ...
+
+    def __call__(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """Turn a (H, W, 3) RGB frame for each instant into what the network takes."""
+        ...
+
+
 @dataclass(frozen=True)
 class Preparation:
     """How a frame is brought to the size that a network reads: as timm does it for evaluation.
@@ -56,14 +70,17 @@ class Preparation:
         scale: pixels of the shorter edge after resizing.
         crop: (height, width) cut out of the middle.
         interpolation: a PIL resampling filter.
+        instants: see `Prepare`.
     """
 
     scale: int
     crop: tuple[int, int]
     interpolation: int
+    instants: tuple[float, ...] = (0.0,)
 
-    def __call__(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Turn (H, W, 3) RGB into (*crop, 3)."""
+    def __call__(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """Turn one (H, W, 3) RGB frame into (*crop, 3)."""
+        (frame,) = frames
         height, width = frame.shape[:2]
         short = min(height, width)
         size = (int(self.scale * width / short), int(self.scale * height / short))
@@ -90,7 +107,7 @@ class Request(NamedTuple):
     video: Path
     audio: Path | None
     snippet_seconds: float
-    prepare: Preparation
+    prepare: dict[str, Prepare]  # for each stream of frames
 
 
 class Begin(NamedTuple):
@@ -101,8 +118,9 @@ class Begin(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """The prepared frame in the middle of a snippet."""
+    """What a stream's `Prepare` has made of the frames of a snippet."""
 
+    stream: str
     snippet: int
     pixels: NDArray[np.uint8]
 
@@ -141,13 +159,10 @@ def read(request: Request) -> Iterator[Message]:
     media = probe(path)
     snippets = max(1, math.ceil(media.duration / step - 1e-3))
     yield Begin(snippets, media.duration)
-    middles = (np.arange(snippets) + 0.5) * step
-    shown = np.searchsorted(media.frame_times, middles + CLOCK_SLACK) - 1
     seen = False
-    for snippet, frame in enumerate(frames(path, media, shown)):
-        if frame.size:
-            seen = True
-            yield Frame(snippet, request.prepare(frame))
+    for frame in _frames(request, media, snippets):
+        seen = True
+        yield frame
     if not seen:
         raise ClipError("none of its frames can be decoded")
     beside = request.audio or sound_beside(path)
@@ -168,6 +183,20 @@ def read(request: Request) -> Iterator[Message]:
         yield End(damaged, hashlib.file_digest(file, "sha256").hexdigest())
 
 
+def _frames(request: Request, media: Media, snippets: int) -> Iterator[Frame]:
+    instants = sorted({at for prepare in request.prepare.values() for at in prepare.instants})
+    middles = (np.arange(snippets) + 0.5) * request.snippet_seconds
+    times = np.add.outer(middles, instants).ravel()
+    shown = np.searchsorted(media.frame_times, times + CLOCK_SLACK) - 1
+    pictures = frames(request.video, media, shown)
+    for snippet in range(snippets):
+        seen = {at: next(pictures) for at in instants}
+        for stream, prepare in request.prepare.items():
+            taken = [seen[at] for at in prepare.instants]
+            if all(picture.size for picture in taken):
+                yield Frame(stream, snippet, prepare(taken))
+
+
 class Reader:
     """The reading process as seen from outside; started when needed, and again after a crash.
 
@@ -183,7 +212,7 @@ class Reader:
         self._messages: queue.Queue[Message | None] = queue.Queue()
 
     def read(
-        self, clips: Iterable[T], snippet_seconds: float, prepare: Preparation
+        self, clips: Iterable[T], snippet_seconds: float, prepare: dict[str, Prepare]
     ) -> Iterator[tuple[T, Message]]:
         """Yield each clip's messages, clip after clip in their order; reading runs ahead.
 
@@ -216,7 +245,7 @@ class Reader:
             if asked:
                 self.close()  # what it still sends, nobody wants
 
-    def _ask(self, clip: Readable, snippet_seconds: float, prepare: Preparation) -> None:
+    def _ask(self, clip: Readable, snippet_seconds: float, prepare: dict[str, Prepare]) -> None:
         if self.process is None:
             self._start()
         assert self.process is not None

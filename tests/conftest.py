@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from little import LITTLE
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor
 
 from extract import make_recipe
@@ -27,15 +28,7 @@ def shared() -> Path:
 def sound_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder in transformers' format with a small Wav2Vec2's architecture, without weights."""
     folder = tmp_path_factory.mktemp("wav2vec2-small")
-    Wav2Vec2Config(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        conv_dim=(32,) * 7,
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=4,
-    ).save_pretrained(folder)
+    Wav2Vec2Config(**LITTLE).save_pretrained(folder)
     Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
     return str(folder)
 

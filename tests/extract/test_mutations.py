@@ -14,7 +14,7 @@ from extract.decode import SAMPLE_RATE
 from extract.reader import Begin, End, Failed, Frame, Preparation, Reader, Sound
 
 CASES = 1000
-PREPARE = Preparation(64, (64, 64), Image.Resampling.BILINEAR)
+PREPARE = {"video": Preparation(64, (64, 64), Image.Resampling.BILINEAR)}
 INTERESTING = [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\x01", b"\0\x01\0\0"]
 
 

@@ -21,13 +21,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from extract import ClipError, Extractor
-from extract.backbones import _preparation
 from extract.decode import SAMPLE_RATE, _track_in_blocks, read_sound_track
 from extract.reader import Begin, End, Failed, Frame, Preparation, Reader, Sound
 from extract.synthetic import make_clip
+from extract.video import _preparation
 from features import Features, Recipe
 
-PREPARE = Preparation(64, (64, 64), Image.Resampling.BILINEAR)
+PREPARE = {"video": Preparation(64, (64, 64), Image.Resampling.BILINEAR)}
 
 
 class Files(NamedTuple):
@@ -53,7 +53,7 @@ def test_frames_are_prepared_as_timm_does(model: str, height: int, width: int) -
     resize, crop, *_ = timm.data.create_transform(**config, is_training=False).transforms
     frame = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
     theirs = np.asarray(crop(resize(Image.fromarray(frame))))
-    assert (_preparation(config)(frame) == theirs).all()
+    assert (_preparation(config)([frame]) == theirs).all()
 
 
 def test_messages_of_a_clip(clips: Path) -> None:
@@ -201,7 +201,7 @@ class Files(NamedTuple):
     video: Path
     audio: Path | None = None
 reader = Reader()
-prepare = Preparation(64, (64, 64), Image.Resampling.BILINEAR)
+prepare = {"video": Preparation(64, (64, 64), Image.Resampling.BILINEAR)}
 messages = reader.read([Files(Path(sys.argv[1]))], 0.25, prepare)
 next(messages)
 print(reader.process.pid, "torch" in sys.modules, flush=True)

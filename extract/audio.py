@@ -1,0 +1,273 @@
+"""Sound by a transformers encoder: Wav2Vec2, HuBERT, WavLM and their kin."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    PretrainedConfig,
+    PreTrainedModel,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+)
+
+from extract.backbones import (
+    SoundBackbone,
+    WeightsError,
+    autocast,
+    cache_first,
+    freeze,
+    no_weights,
+    seeded,
+    weights_hash,
+)
+from extract.decode import SAMPLE_RATE
+
+WINDOW_SECONDS = 20.0  # of sound that a network reads at once
+OVERLAP_SECONDS = 4.0  # in which one window's rows fade into the next one's
+LAST = "last"  # layer, and after it the normalisation that some networks end with
+
+
+class AudioBackbone:
+    """A transformers encoder of waveforms.
+
+    The base checkpoints normalise over the whole of what they are given, so that padding a batch
+    would change the values: every window goes alone, at its own length, without padding.
+
+    Args:
+        source: ``{"name": hub name or folder, "weights": "pretrained" | "random", "layers": which
+            hidden layers to average, "last" if absent}``; see `parse_layers`.
+        device: where it runs.
+        precision: ``fp32`` or ``bf16``.
+    """
+
+    reads: Literal["sound"] = "sound"
+
+    def __init__(self, source: dict[str, Any], device: torch.device, precision: str) -> None:
+        model, self.extractor = _load(source)
+        config: Any = model.config
+        layers = source.get("layers", LAST)
+        whole = weights_hash(model)
+        self._layers = parse_layers(layers, config.num_hidden_layers)
+        self._said: dict[int, torch.Tensor] = {}
+        if self._layers:
+            self._watch(model)
+        self.model = freeze(model, device)
+        self.device = device
+        self.precision = precision
+        self.features = int(config.hidden_size)
+        self.stride = math.prod(config.conv_stride)
+        self.field = 1
+        for kernel, stride in zip(
+            reversed(config.conv_kernel), reversed(config.conv_stride), strict=True
+        ):
+            self.field = (self.field - 1) * stride + kernel
+        self.recipe = {
+            "model": config.model_type,
+            "features": self.features,
+            "weights_sha256": whole,
+            "architecture": {
+                key: getattr(config, key, None)
+                for key in (
+                    "num_hidden_layers",
+                    "num_attention_heads",
+                    "feat_extract_norm",
+                    "do_stable_layer_norm",
+                    "hidden_act",
+                    "layer_norm_eps",
+                )
+            },
+            "preprocessing": {
+                "sample_rate": SAMPLE_RATE,
+                "normalize": bool(self.extractor.do_normalize),
+            },
+            "layer": "mean of " + ", ".join(map(str, self._layers)) if self._layers else LAST,
+            "pooling": "mean over the frames centred in the snippet",
+            "window_seconds": WINDOW_SECONDS,
+            "overlap_seconds": OVERLAP_SECONDS,
+        }
+
+    def __call__(self, window: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Turn (samples,) into (frames, features): what the network gives for this very window."""
+        values = self.extractor(window, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_values
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            outputs = self.model(values.to(self.device)).last_hidden_state[0]
+            if self._layers:
+                outputs = torch.stack([self._said[n] for n in self._layers]).float().mean(0)
+        return np.asarray(outputs.float().cpu().numpy())
+
+    def _watch(self, model: PreTrainedModel) -> None:
+        """Note what the chosen layers say, and leave out those behind the last chosen one."""
+
+        def note(number: int) -> Callable[..., None]:
+            def hook(module: nn.Module, given: Any, output: Any) -> None:
+                rows = output if isinstance(output, torch.Tensor) else output[0]
+                self._said[number] = rows[0]
+
+            return hook
+
+        for number in self._layers:
+            model.encoder.layers[number - 1].register_forward_hook(note(number))
+        model.encoder.layers = model.encoder.layers[: max(self._layers)]
+
+
+def parse_layers(text: str, depth: int) -> list[int]:
+    """Return the hidden layers that a text names; none for ``last``.
+
+    Args:
+        text: ``last``, ``mean`` (all), ``6``, ``4-8`` or ``3,6,9``; 1 is the first.
+        depth: how many layers there are.
+
+    Raises:
+        WeightsError: it names none, or more than there are.
+
+    >>> parse_layers("4-6", 12), parse_layers("last", 12), parse_layers("3,9", 12)
+    ([4, 5, 6], [], [3, 9])
+    """
+    if text == LAST:
+        return []
+    if text == "mean":
+        return list(range(1, depth + 1))
+    found: set[int] = set()
+    for part in text.split(","):
+        ends = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        low, high = (int(ends[1]), int(ends[2] or ends[1])) if ends else (0, 0)
+        if not 0 < low <= high <= depth:
+            raise WeightsError(
+                f"--layers {text}: expected last, mean, or numbers from 1 to {depth} (the layers "
+                "of this network), such as 6, 4-8 or 3,6,9"
+            )
+        found |= set(range(low, high + 1))
+    return sorted(found)
+
+
+def _load(source: dict[str, Any]) -> tuple[PreTrainedModel, Wav2Vec2FeatureExtractor]:
+    name = source["name"]
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        config = _config(name, source["weights"])
+        if not (hasattr(config, "conv_stride") and hasattr(config, "conv_kernel")):
+            raise WeightsError(
+                f"{name} is a {config.model_type}, which does not read waveforms; expected a "
+                "Wav2Vec2, HuBERT, WavLM or another network with their convolutions"
+            )
+        if source["weights"] == "random":
+            with seeded():
+                model = AutoModel.from_config(config)
+        else:
+            model, report = cache_first(
+                lambda: AutoModel.from_pretrained(name, output_loading_info=True)
+            )
+            # the mask embedding serves pretraining only; some checkpoints leave it out
+            lost = sorted(set(report["missing_keys"]) - {"masked_spec_embed"})
+            if lost:
+                raise WeightsError(
+                    f"the checkpoint {name} lacks {len(lost)} weights of its network ({lost[0]}, "
+                    "...) and would be random there; give a complete checkpoint"
+                )
+    except WeightsError:
+        raise
+    except Exception as error:  # the hub, its cache and every file format fail in their own way
+        raise no_weights("audio", name, "--audio-model FOLDER", error) from error
+    try:
+        extractor = cache_first(lambda: Wav2Vec2FeatureExtractor.from_pretrained(name))
+    except Exception:  # absent: the class's defaults are those of the published checkpoints
+        extractor = Wav2Vec2FeatureExtractor()
+    return model, extractor
+
+
+def _config(name: str, weights: str) -> PretrainedConfig:
+    """Return an architecture; with random weights, that of wav2vec2-base needs no download."""
+    if name == "facebook/wav2vec2-base" and weights == "random":
+        return Wav2Vec2Config()
+    return cache_first(lambda: AutoConfig.from_pretrained(name))
+
+
+class Listening:
+    """A clip's sound on its way through a network, block by block, in bounded memory.
+
+    The network reads windows that overlap, and whose rows fade into each other. A row is the mean
+    of the output frames whose centre is in its snippet.
+
+    Args:
+        network: that listens.
+        first: where the sound begins on the clip's clock, in samples; not negative.
+        snippets: T, how many the clip has.
+        snippet_seconds: their length.
+    """
+
+    def __init__(
+        self, network: SoundBackbone, first: int, snippets: int, snippet_seconds: float
+    ) -> None:
+        self._network = network
+        self._snippets = snippets
+        self._step = snippet_seconds * SAMPLE_RATE  # samples per snippet
+        self._length = round(WINDOW_SECONDS / snippet_seconds)
+        self._overlap = round(OVERLAP_SECONDS / snippet_seconds)
+        self._first = self._low = self._last = first  # of the sound, of what is kept; its end
+        self._begin = self._start = int(first / self._step)  # of the sound, of the next window
+        self._kept: NDArray[np.float32] = np.empty(0, np.float32)
+        self._rows = np.zeros((snippets, network.features), np.float32)
+        self._weight = np.zeros(snippets, np.float32)
+
+    def add(self, samples: NDArray[np.float32]) -> None:
+        """Take the next samples."""
+        self._kept = np.concatenate([self._kept, samples])
+        self._last += len(samples)
+        while self._start + self._length < self._end():
+            stop = self._start + self._length
+            self._hear(self._start, stop, more=True)
+            # the last window begins behind this one's begin
+            drop = max(0, math.floor(self._start * self._step) - self._low)
+            self._kept, self._low = self._kept[drop:], self._low + drop
+            self._start = stop - self._overlap
+
+    def finish(self) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return (T, features) rows, and (T,) validity: False where there was no sound."""
+        end = self._end()
+        if self._begin < end:
+            self._hear(max(self._begin, end - self._length), end, more=False)
+        valid = self._weight > 0
+        self._rows[valid] /= self._weight[valid, None]
+        return self._rows, valid
+
+    def _end(self) -> int:
+        return min(self._snippets, math.ceil(self._last / self._step))
+
+    def _hear(self, start: int, stop: int, more: bool) -> None:
+        """Add the window [start, stop) to the rows; `more` if another one follows."""
+        low = max(self._first, round(start * self._step))
+        high = min(self._last, round(stop * self._step))
+        if high - low < self._network.field:
+            return
+        outputs = self._network(self._kept[low - self._low : high - self._low])
+        frames = np.arange(len(outputs))
+        centres = low + self._network.stride * frames + self._network.field / 2
+        snippet = np.minimum((centres / self._step).astype(np.int64), stop - 1) - start
+        count = np.bincount(snippet, minlength=stop - start)
+        total = np.zeros((stop - start, self._network.features), np.float32)
+        np.add.at(total, snippet, outputs)
+        heard = count > 0
+        fade = self._fade(start, stop, more) * heard
+        self._rows[start:stop][heard] += fade[heard, None] * total[heard] / count[heard, None]
+        self._weight[start:stop] += fade
+
+    def _fade(self, start: int, stop: int, more: bool) -> NDArray[np.float32]:
+        """Return the weight of a window in each of its snippets: ramps where others overlap."""
+        snippet = np.arange(start, stop)
+        weight = np.ones(stop - start)
+        if start > self._begin:
+            weight = np.minimum(weight, (snippet - start + 1) / (self._overlap + 1))
+        if more:
+            weight = np.minimum(weight, (stop - snippet) / (self._overlap + 1))
+        return weight.astype(np.float32)

@@ -1,0 +1,109 @@
+"""Frames by a timm image model: MobileViT, or any other."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import timm
+import timm.data
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+
+from extract.backbones import (
+    WeightsError,
+    autocast,
+    cache_first,
+    freeze,
+    no_weights,
+    seeded,
+    weights_hash,
+)
+from extract.reader import Preparation
+
+
+class VideoBackbone:
+    """A timm image model: the middle frame of a snippet, preprocessed as the model was trained.
+
+    Args:
+        source: ``{"name": timm model or folder, "weights": "pretrained" | "random",
+            "file": weights file or None}``.
+        device: where it runs.
+        precision: ``fp32`` or ``bf16``.
+    """
+
+    reads: Literal["frames"] = "frames"
+
+    def __init__(self, source: dict[str, Any], device: torch.device, precision: str) -> None:
+        name = source["name"]
+        if Path(name).is_dir():
+            name = f"local-dir:{name}"
+        options: dict[str, Any] = {"num_classes": 0, "pretrained": source["weights"] != "random"}
+        if source.get("file"):
+            options["pretrained_cfg_overlay"] = {"file": source["file"]}
+
+        def load() -> nn.Module:
+            with seeded():
+                model: nn.Module = timm.create_model(name, **options)
+                return model
+
+        try:
+            model = cache_first(load)
+        except Exception as error:  # the hub, its cache and every file format fail in their own way
+            if options["pretrained"]:
+                wanted = source.get("file") or source["name"]
+                raise no_weights("video", wanted, "--video-weights FILE", error) from error
+            raise WeightsError(
+                f"timm has no model {name!r}; give one of timm.list_models(), such as mobilevit_s"
+            ) from error
+        self.model = freeze(model, device).to(memory_format=torch.channels_last)
+        self.device = device
+        self.precision = precision
+        self.features = int(model.head_hidden_size)
+        self.config = timm.data.resolve_data_config(model=model)
+        self.prepare = _preparation(self.config)
+        self._mean = torch.tensor(self.config["mean"], device=device)[:, None, None]
+        self._std = torch.tensor(self.config["std"], device=device)[:, None, None]
+        self.recipe = {
+            "model": model.pretrained_cfg["architecture"],
+            "features": self.features,
+            "weights_sha256": weights_hash(model),
+            "preprocessing": {
+                key: list(value) if isinstance(value, tuple) else value
+                for key, value in sorted(self.config.items())
+            },
+            "frame": "middle of the snippet",
+        }
+
+    def __call__(self, prepared: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Turn frames of (H, W, 3), which `prepare` has brought to size, into (n, features)."""
+        batch = torch.from_numpy(np.stack(prepared))
+        if self.device.type == "cuda":
+            batch = batch.pin_memory()
+        # (n, H, W, 3) seen as (n, 3, H, W): channels last, which convolutions like best
+        pixels = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            rows = self.model((pixels / 255 - self._mean) / self._std)
+        return np.asarray(rows.float().cpu().numpy())
+
+
+def _preparation(config: dict[str, Any]) -> Preparation:
+    """Return what timm's transform for evaluation does before it makes tensors."""
+    _, height, width = config["input_size"]
+    interpolation = str(config["interpolation"]).upper()
+    if (
+        config["crop_mode"] != "center"
+        or height != width
+        or interpolation not in Image.Resampling.__members__
+    ):
+        raise WeightsError(
+            f"the video network wants its frames of {height} x {width} with crop mode "
+            f"{config['crop_mode']} and {interpolation.lower()} interpolation; expected a square "
+            "cut out of the centre: give another --video-model"
+        )
+    scale = math.floor(height / config["crop_pct"])
+    return Preparation(scale, (height, width), Image.Resampling[interpolation])

@@ -1,0 +1,176 @@
+"""The rows of sound are what transformers gives, whichever window, block or layer they came by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from little import LITTLE, save_wav2vec2
+from numpy.typing import NDArray
+from transformers import Wav2Vec2FeatureExtractor
+
+from extract import WeightsError
+from extract.audio import AudioBackbone, Listening
+
+CPU = torch.device("cpu")
+
+
+def noise(samples: int) -> NDArray[np.float32]:
+    return np.random.default_rng(0).normal(0.1, 0.3, samples).astype(np.float32)
+
+
+def rows_of(
+    network: Any, waveform: NDArray[np.float32], first: int, snippets: int, block: int = 160_000
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    listening = Listening(network, first, snippets, 0.25)
+    for begin in range(0, len(waveform), block):
+        listening.add(waveform[begin : begin + block])
+    return listening.finish()
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_sound_gives_what_transformers_gives(tmp_path: Path, normalize: bool) -> None:
+    model = save_wav2vec2(tmp_path)
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=normalize)
+    extractor.save_pretrained(tmp_path)
+    network = AudioBackbone({"name": str(tmp_path), "weights": "pretrained"}, CPU, "fp32")
+    rows, valid = rows_of(network, noise(33_000), 0, 9)
+    values = extractor(noise(33_000), sampling_rate=16_000, return_tensors="pt").input_values
+    with torch.inference_mode():
+        outputs = model(values).last_hidden_state[0].numpy()
+    # output frame k of Wav2Vec2 sees the 400 samples from 320 k on
+    centres = (320 * np.arange(len(outputs)) + 200) / 4000
+    expected = np.stack([outputs[(centres >= t) & (centres < t + 1)].mean(0) for t in range(9)])
+    assert valid.all()
+    assert np.allclose(rows, expected, atol=1e-5)
+
+
+KINDS = {
+    "Wav2Vec2": {},
+    "Wav2Vec2 ": {"do_stable_layer_norm": True, "feat_extract_norm": "layer"},  # as the large one
+    "Hubert": {},
+    "WavLM": {},
+    "WavLM ": {"do_stable_layer_norm": True, "feat_extract_norm": "layer"},
+    "Data2VecAudio": {"conv_pos_kernel_size": 7, "num_conv_pos_embeddings": 2},
+}
+
+
+@pytest.mark.parametrize("layers", ["last", "1", "1,3", "mean"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_encoder_and_its_hidden_layers(tmp_path: Path, kind: str, layers: str) -> None:
+    config = getattr(transformers, f"{kind.strip()}Config")
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind.strip()}Model")(
+        config(**{**LITTLE, "num_hidden_layers": 3, **KINDS[kind]})
+    ).eval()
+    model.save_pretrained(tmp_path)
+    source = {"name": str(tmp_path), "weights": "pretrained", "layers": layers}
+    network = AudioBackbone(source, CPU, "fp32")
+    values = network.extractor(noise(8000), sampling_rate=16_000, return_tensors="pt").input_values
+    with torch.inference_mode():
+        said = model(values, output_hidden_states=True)
+    chosen = {"1": [1], "1,3": [1, 3], "mean": [1, 2, 3]}.get(layers)
+    expected = said.last_hidden_state[0]
+    if chosen:
+        expected = torch.stack([said.hidden_states[n][0] for n in chosen]).mean(0)
+    assert np.allclose(network(noise(8000)), expected.numpy(), atol=1e-5)
+    assert network.recipe["model"] == model.config.model_type
+    assert network.recipe["layer"] == (
+        f"mean of {', '.join(map(str, chosen))}" if chosen else "last"
+    )
+
+
+@pytest.mark.parametrize("layers", ["0", "3", "2-1", "1-9", "first", "1,", "-1", ""])
+def test_layers_that_are_not_there(sound_model: str, layers: str) -> None:
+    with pytest.raises(WeightsError, match="numbers from 1 to 2"):
+        AudioBackbone({"name": sound_model, "weights": "random", "layers": layers}, CPU, "fp32")
+
+
+def test_a_network_that_reads_no_waveforms_is_refused(tmp_path: Path) -> None:
+    transformers.ASTConfig().save_pretrained(tmp_path)
+    with pytest.raises(WeightsError, match="does not read waveforms; expected a Wav2Vec2"):
+        AudioBackbone({"name": str(tmp_path), "weights": "random"}, CPU, "fp32")
+
+
+def test_sound_that_starts_late_and_ends_early_is_flagged(sound_model: str) -> None:
+    network = AudioBackbone({"name": sound_model, "weights": "random"}, CPU, "fp32")
+    rows, valid = rows_of(network, noise(16_000), 8_000, 10)
+    assert valid.tolist() == [False] * 2 + [True] * 4 + [False] * 4
+    assert not rows[~valid].any()
+    _, valid = rows_of(network, noise(399), 0, 10)
+    assert not valid.any()
+    _, valid = rows_of(network, noise(0), 0, 10)
+    assert not valid.any()
+
+
+def test_no_seams_between_windows(sound_model: str) -> None:
+    """Where one window's rows pass into the next one's, they change no more than elsewhere."""
+    network = AudioBackbone({"name": sound_model, "weights": "random"}, CPU, "fp32")
+    rng = np.random.default_rng(0)
+    loudness = np.repeat(rng.uniform(0.01, 0.5, 60), 16_000)  # windows differ in loudness
+    waveform = (rng.normal(0, 1, 60 * 16_000) * loudness).astype(np.float32)
+    rows, valid = rows_of(network, waveform, 0, 240)
+    assert valid.all()
+    change = np.linalg.norm(np.diff(rows, axis=0), axis=1)
+    at_edges = change[np.array([64, 80, 128, 144, 160]) - 1]
+    steady = np.ones(len(change), bool)
+    steady[3::4] = False  # the loudness itself jumps there
+    assert at_edges.max() < np.percentile(change, 99)
+    assert np.median(at_edges) < 2 * np.median(change)
+
+
+class Recorder:
+    """A network whose output frames are 1 s long and say which second they saw."""
+
+    reads: Literal["sound"] = "sound"
+    features = 1
+    recipe: dict[str, Any] = {}  # noqa: RUF012
+    field = stride = 4000
+
+    def __init__(self) -> None:
+        self.windows: list[tuple[int, int]] = []  # in snippets
+
+    def __call__(self, window: NDArray[np.float32]) -> NDArray[np.float32]:
+        self.windows.append((round(window[0] / 4000), round((window[-1] + 1) / 4000)))
+        return window[2000::4000, None] // 4000
+
+
+def counted(snippets: int) -> NDArray[np.float32]:
+    return np.arange(snippets * 4000).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("snippets", "expected"),
+    [
+        (3, [(0, 3)]),
+        (80, [(0, 80)]),
+        (81, [(0, 80), (1, 81)]),
+        (144, [(0, 80), (64, 144)]),
+        (150, [(0, 80), (64, 144), (70, 150)]),
+    ],
+)
+def test_windows_have_one_length(snippets: int, expected: list[tuple[int, int]]) -> None:
+    network = Recorder()
+    rows_of(network, counted(snippets), 0, snippets)
+    assert network.windows == expected
+
+
+@given(st.integers(1, 400), st.integers(0, 50), st.integers(4000, 500_000))
+@settings(max_examples=60, deadline=None)
+def test_every_row_has_its_own_sound_in_any_blocks(snippets: int, late: int, block: int) -> None:
+    rows, valid = rows_of(Recorder(), counted(snippets), 4000 * late, snippets + late, block)
+    assert valid.tolist() == [False] * late + [True] * snippets
+    assert np.allclose(rows[late:, 0], np.arange(snippets))
+
+
+def test_only_two_windows_of_sound_are_kept() -> None:
+    listening = Listening(Recorder(), 0, 40_000, 0.25)
+    for _ in range(200):
+        listening.add(np.zeros(160_000, np.float32))
+        assert len(listening._kept) <= 2 * 20 * 16_000 + 160_000
