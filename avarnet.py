@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from fractions import Fraction
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -277,11 +278,20 @@ def extract(
     manifest: Manifest,
     store: StorePath,
     video_model: Annotated[
-        str, typer.Option(help="A timm MobileViT, or a folder in the hub's format.")
+        str, typer.Option(help="A timm image model, or a folder in the hub's format.")
     ] = "mobilevit_s",
     audio_model: Annotated[
-        str, typer.Option(help="A Wav2Vec2 checkpoint: its name on the hub, or a folder.")
+        str,
+        typer.Option(help="A Wav2Vec2, HuBERT or WavLM: its name on the hub, or a folder."),
     ] = "facebook/wav2vec2-base",
+    layers: Annotated[
+        str,
+        typer.Option(help="Hidden layers of the audio model to average: last, mean, 6, 4-8, 3,6."),
+    ] = "last",
+    stream: Annotated[
+        list[str] | None,
+        typer.Option(help="A further stream: flow, or a backbone that another package brings."),
+    ] = None,
     weights: Annotated[
         Literal["pretrained", "random"],
         typer.Option(help="random: seeded networks that have learned nothing, to try things out."),
@@ -290,8 +300,16 @@ def extract(
         Path | None, typer.Option(help="A weights file for the video model.")
     ] = None,
     snippet_seconds: Annotated[float, typer.Option(help="Length of one time step.")] = 0.25,
-    precision: Annotated[Literal["fp32", "bf16"], typer.Option()] = "fp32",
+    precision: Annotated[
+        Literal["fp32", "bf16", "auto"],
+        typer.Option(
+            help="auto: the store's; for a new one bf16 if it is faster here and as good."
+        ),
+    ] = "fp32",
     device: Device = "auto",
+    clip_memory: Annotated[
+        float, typer.Option(min=0.1, help="GB that reading a clip may take before it fails.")
+    ] = 2.0,
     scheduler: Annotated[
         str,
         typer.Option(
@@ -362,12 +380,17 @@ def extract(
             weights,
             str(video_weights) if video_weights else None,
             snippet_seconds,
-            precision,
+            "fp32" if precision == "auto" else precision,
+            layers,
+            stream or (),
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    if precision == "auto":
+        recipe = _with_best_precision(recipe, store, device)
     _say_random(recipe)
-    summary = _extract(clips, _root(manifest, root), store, recipe, cluster, retry_failed)
+    make = partial(stage1.Extractor, memory_bytes=int(clip_memory * 2**30))
+    summary = _extract(clips, _root(manifest, root), store, recipe, cluster, retry_failed, make)
     if as_json:
         _print_json({"store": str(store), "fingerprint": recipe.fingerprint, **asdict(summary)})
     else:
@@ -378,6 +401,19 @@ def extract(
             "the same command again to go on"
         )
     raise typer.Exit(SOME_FAILED if summary.failed else DONE)
+
+
+def _with_best_precision(recipe: Recipe, store: Path, device: str) -> Recipe:
+    import extract as stage1
+
+    held = store / features.RECIPE_FILE
+    if held.exists():
+        precision = features.Recipe.from_json(held.read_text(encoding="utf-8")).precision
+        why = f"as {store} has it"
+    else:
+        precision, why = stage1.choose_precision(recipe.source, device)
+    err.print(f"precision: {precision} ({_plain(why)})", soft_wrap=True)
+    return replace(recipe, precision=precision)
 
 
 def _range(text: str) -> tuple[int, int]:
@@ -400,6 +436,7 @@ def _extract(
     recipe: Recipe,
     cluster: Cluster | None = None,
     retry_failed: bool = False,
+    make: Callable[[Recipe, str], Any] | None = None,
 ) -> Summary:
     import extract as stage1
 
@@ -412,6 +449,7 @@ def _extract(
                 cluster=cluster,
                 retry_failed=retry_failed,
                 progress=progress,
+                make=make or stage1.Extractor,
             )
         features.write_card(store, {clip.id: clip.label for clip in clips})
         return summary

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from extract.extractor import Extractor, make_recipe
     from extract.job import Outcome, Summary, extract
     from extract.plan import Status, Task, status
+    from extract.precision import choose_precision
 
 __all__ = [
     "ClipError",
@@ -23,6 +24,7 @@ __all__ = [
     "Summary",
     "Task",
     "WeightsError",
+    "choose_precision",
     "extract",
     "make_recipe",
     "status",
@@ -31,6 +33,7 @@ _MODULES = {"ClipError": "decode", "WeightsError": "backbones"}
 _MODULES |= dict.fromkeys(("Extractor", "make_recipe"), "extractor")
 _MODULES |= dict.fromkeys(("Outcome", "Summary", "extract"), "job")
 _MODULES |= {"Task": "plan", "Status": "plan", "status": "plan"}
+_MODULES |= {"choose_precision": "precision"}
 _MODULES |= {"Cluster": "cluster", "ClusterError": "cluster"}
 
 

@@ -14,7 +14,17 @@ from numpy.typing import NDArray
 from extract.audio import LAST, Listening
 from extract.backbones import FrameBackbone, SoundBackbone, WeightsError, load_backbone
 from extract.decode import ClipError
-from extract.reader import Begin, End, Failed, Frame, Readable, Reader, Sound
+from extract.reader import (
+    MEMORY_BYTES,
+    PATIENCE,
+    Begin,
+    End,
+    Failed,
+    Frame,
+    Readable,
+    Reader,
+    Sound,
+)
 from features import Features, Flag, Recipe
 
 T = TypeVar("T", bound=Readable)
@@ -92,15 +102,22 @@ class Extractor:
     Args:
         recipe: from `make_recipe`, or of a store or a run.
         device: ``auto`` (CUDA, then Apple's MPS, then the CPU) or a torch device.
-        reader: the process that reads the files, with other limits than the usual ones.
+        memory_bytes: that reading a clip may take; see `Reader`.
+        patience: seconds without a sign of the reading process, after which a clip hangs.
 
     Raises:
         WeightsError: the networks cannot be had, or are not those of the recipe.
     """
 
-    def __init__(self, recipe: Recipe, device: str = "auto", reader: Reader | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        device: str = "auto",
+        memory_bytes: int = MEMORY_BYTES,
+        patience: float = PATIENCE,
+    ) -> None:
         self.recipe = recipe
-        self.reader = reader or Reader()
+        self.reader = Reader(memory_bytes, patience)
         self.device = pick_device(device)
         self._networks = load_networks(recipe.source, self.device, recipe.precision)
         self._eyes = {n: eye for n, eye in self._networks.items() if eye.reads == "frames"}

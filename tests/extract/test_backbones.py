@@ -14,10 +14,11 @@ from little import save_wav2vec2
 from PIL import Image
 from safetensors.torch import save_file
 
-from extract import WeightsError, make_recipe
+from extract import WeightsError, choose_precision, make_recipe
 from extract.audio import AudioBackbone
 from extract.decode import frames, probe
 from extract.video import VideoBackbone
+from features import Recipe
 
 CPU = torch.device("cpu")
 
@@ -138,3 +139,54 @@ def test_settings_out_of_range(settings: dict[str, Any]) -> None:
 def test_no_such_model() -> None:
     with pytest.raises(WeightsError, match="timm has no model"):
         make_recipe("mobilevit_nope", weights="random")
+
+
+def capable(monkeypatch: pytest.MonkeyPatch, capability: str) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+
+
+def test_a_processor_without_bf16_keeps_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    capable(monkeypatch, "AVX2")
+    choice = choose_precision({}, "cpu")
+    assert choice.precision == "fp32"
+    assert "AVX2" in choice.why
+
+
+@pytest.mark.parametrize(
+    ("gain", "same", "chosen"), [(2.0, True, "bf16"), (1.05, True, "fp32"), (2.0, False, "fp32")]
+)
+def test_bf16_must_be_faster_and_as_good(
+    gain: float, same: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Network:
+        """Takes its time on a clock of its own, and says the same in both precisions, or not."""
+
+        reads = "sound"
+
+        def __init__(self, precision: str) -> None:
+            self.precision = precision
+
+        def __call__(self, window: np.ndarray) -> np.ndarray:
+            clock[0] += 1.0 if self.precision == "fp32" else 1.0 / gain
+            turned = not same and self.precision == "bf16"
+            return np.array([[1.0, 0.1 if turned else 0.0], [0.0, 0.0]], np.float32)
+
+    clock = [0.0]
+    capable(monkeypatch, "AVX512")
+    monkeypatch.setattr("extract.precision.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr(
+        "extract.precision.load_networks", lambda source, device, p: {"audio": Network(p)}
+    )
+    choice = choose_precision({}, "cpu")
+    assert choice.precision == chosen
+    assert f"{gain:.2f} x as fast" in choice.why
+
+
+def test_both_precisions_are_really_tried(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    capable(monkeypatch, "AVX512")
+    monkeypatch.setattr("extract.precision.FRAMES_PER_BATCH", 1)  # bf16 may be very slow here
+    monkeypatch.setattr("extract.precision.ROUNDS", 1)
+    choice = choose_precision(recipe.source, "cpu")
+    assert choice.precision in ("fp32", "bf16")
+    likeness = float(choice.why.split()[-1])
+    assert 0.99 < likeness < 1

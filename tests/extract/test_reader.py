@@ -148,9 +148,8 @@ def strike(reader: Reader, number: signal.Signals, path: Path, over: threading.E
 def test_a_crash_or_a_hang_takes_one_clip_only(
     recipe: Recipe, clips: Path, long_clip: Path, number: signal.Signals, reason: str
 ) -> None:
-    reader, over = Reader(patience=5.0), threading.Event()
-    extractor = Extractor(recipe, reader=reader)
-    killer = threading.Thread(target=strike, args=(reader, number, long_clip, over))
+    extractor, over = Extractor(recipe, patience=5.0), threading.Event()
+    killer = threading.Thread(target=strike, args=(extractor.reader, number, long_clip, over))
     killer.start()
     good = sorted((clips / "Explosion").glob("*.mp4"))
     try:

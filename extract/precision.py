@@ -1,0 +1,77 @@
+"""Which arithmetic pays: bfloat16 where it is faster here and the features stay what they are."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from extract.backbones import FrameBackbone, SoundBackbone
+from extract.decode import SAMPLE_RATE
+from extract.extractor import FRAMES_PER_BATCH, load_networks, pick_device
+
+SAME = 0.999  # cosine of each row of bfloat16 with that of float32, at the least
+FASTER = 1.1  # times, to be worth features that others cannot mix with theirs
+ROUNDS = 3
+
+
+class Choice(NamedTuple):
+    """A precision, and why."""
+
+    precision: str
+    why: str
+
+
+def choose_precision(source: dict[str, dict[str, Any]], device: str = "auto") -> Choice:
+    """Run the networks of a recipe's `source` in both precisions, and choose.
+
+    Args:
+        source: see `Recipe`.
+        device: as the `Extractor`'s.
+
+    Raises:
+        WeightsError: a network cannot be had.
+    """
+    where = pick_device(device)
+    processor = torch.backends.cpu.get_cpu_capability()
+    if where.type == "cpu" and processor in ("DEFAULT", "AVX2") and platform.machine() == "x86_64":
+        return Choice("fp32", f"this processor has no arithmetic of bf16 ({processor})")
+    seconds, rows = {}, {}
+    for precision in ("fp32", "bf16"):
+        networks = load_networks(source, where, precision)
+        runs = [_sample(network) for network in networks.values()]
+        rows[precision] = [run() for run in runs]  # also warms up
+        seconds[precision] = sum(min(_timed(run) for _ in range(ROUNDS)) for run in runs)
+    likeness = min(map(_likeness, rows["fp32"], rows["bf16"]))
+    gain = seconds["fp32"] / seconds["bf16"]
+    why = f"on this {where.type}, bf16 is {gain:.2f} x as fast, and its cosine {likeness:.5f}"
+    return Choice("bf16" if gain >= FASTER and likeness >= SAME else "fp32", why)
+
+
+def _sample(network: FrameBackbone | SoundBackbone) -> Callable[[], NDArray[np.float32]]:
+    """Return the network's work on soft clouds, or on five seconds of noise that swells."""
+    rng = np.random.default_rng(0)
+    if network.reads == "sound":
+        swell = np.linspace(0, 0.3, 5 * SAMPLE_RATE)
+        window = (rng.normal(0, 1, len(swell)) * swell).astype(np.float32)
+        return lambda: network(window)
+    clouds = rng.integers(0, 256, (FRAMES_PER_BATCH, 24, 32, 3), np.uint8).repeat(10, 1)
+    frames = [network.prepare([cloud] * len(network.prepare.instants)) for cloud in clouds]
+    return lambda: network(frames)
+
+
+def _timed(run: Callable[[], object]) -> float:
+    before = time.perf_counter()
+    run()
+    return time.perf_counter() - before
+
+
+def _likeness(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    there = lengths > 0  # flow has nothing to say where nothing moves
+    return float(((one * other).sum(1)[there] / lengths[there]).min(initial=1.0))
