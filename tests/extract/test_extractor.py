@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import soundfile
 from compare import cosine
@@ -173,8 +174,10 @@ def test_killed_in_the_middle_and_run_again(recipe: Recipe, clips: Path, tmp_pat
     while job.poll() is None and finished < 3:
         finished = len(list(store.glob(".spool-*/*.h5")))
         time.sleep(0.02)
+    workers = psutil.Process(job.pid).children(recursive=True)
     os.killpg(job.pid, signal.SIGKILL)
     job.wait()
+    psutil.wait_procs(workers, timeout=20)  # until then they hold what they have finished
     assert len(list(store.glob("*.h5"))) == 0  # killed before anything was sealed
     summary = extract(tasks(clips), store, recipe, cluster=Cluster(workers=1))
     assert len(summary.already) >= finished >= 3
