@@ -129,12 +129,12 @@ class Status(NamedTuple):
 def status(clip_ids: Iterable[str], store: Path) -> Status:
     """Tell how far the extraction of some clips into a store is, also while it runs."""
     from features import Store
-    from features.writer import SPOOL
+    from features.spool import CLIP, SPOOL
 
     wanted = set(clip_ids)
     done = wanted & set(Store(store))
     failures = read_failures(store)
     failed = {i: f.reason for i, f in failures.items() if i in wanted and i not in done}
-    unsealed = len(list(store.glob(f"{SPOOL}*/*.h5")))
+    unsealed = len(list(store.glob(f"{SPOOL}*/*{CLIP}")))
     left = max(0, len(wanted) - len(done) - len(failed) - unsealed)
     return Status(len(wanted), len(done), unsealed, failed, left)

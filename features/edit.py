@@ -11,8 +11,9 @@ from typing import NamedTuple
 from features.clip import Features
 from features.recipe import FeatureError
 from features.shard import Shard, file_hash, sync_folder, write_error
+from features.spool import Spool
 from features.store import Store, create
-from features.writer import SHARD_BYTES, Spool, pack, recover
+from features.writer import SHARD_BYTES, pack, recover
 
 
 def merge(sources: Collection[Path], target: Path) -> int:

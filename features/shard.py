@@ -65,8 +65,7 @@ def write_shard(
         WriteError: the disk is full, or the folder is read-only or gone; nothing is left behind.
     """
     for clip_id, clip in clips.items():
-        check_id(clip_id)
-        _check_fits(clip_id, clip, recipe)
+        check_clip(clip_id, clip, recipe)
     temporary = (scratch or folder) / f".writing-{uuid.uuid4().hex}"
     try:
         with open(temporary, "w+b", buffering=0) as disk:
@@ -350,7 +349,9 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _check_fits(clip_id: str, clip: Features, recipe: Recipe) -> None:
+def check_clip(clip_id: str, clip: Features, recipe: Recipe) -> None:
+    """Refuse a clip that does not fit a recipe, or whose id is none, by a `FeatureError`."""
+    check_id(clip_id)
     found = {name: rows.shape[1] for name, rows in clip.streams.items()}
     wanted = {name: int(settings["features"]) for name, settings in recipe.streams.items()}
     if found != wanted or clip.snippet_seconds != recipe.snippet_seconds:

@@ -172,7 +172,7 @@ def test_killed_in_the_middle_and_run_again(recipe: Recipe, clips: Path, tmp_pat
     job = subprocess.Popen([*command, str(tmp_path / "recipe.json")], start_new_session=True)
     finished = 0
     while job.poll() is None and finished < 3:
-        finished = len(list(store.glob(".spool-*/*.h5")))
+        finished = len(list(store.glob(".spool-*/*.safetensors")))
         time.sleep(0.02)
     workers = psutil.Process(job.pid).children(recursive=True)
     os.killpg(job.pid, signal.SIGKILL)

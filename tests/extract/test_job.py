@@ -108,7 +108,7 @@ def test_the_folder_is_away_for_a_while(tmp_path: Path) -> None:
     store, away = tmp_path / "s", tmp_path / "away"
 
     def take_away() -> None:
-        while not list(store.glob(".spool-*/*.h5")):
+        while not list(store.glob(".spool-*/*.safetensors")):
             time.sleep(0.01)
         store.rename(away)
         time.sleep(3)
@@ -128,7 +128,7 @@ def test_a_folder_that_cannot_be_written_ends_the_job(tmp_path: Path) -> None:
     Writer(store, RECIPE)
 
     def fill_up() -> None:
-        while not list(store.glob(".spool-*/*.h5")):
+        while not list(store.glob(".spool-*/*.safetensors")):
             time.sleep(0.01)
         for spool in store.glob(".spool-*"):  # as if the disk took no more
             for file in spool.iterdir():
@@ -167,7 +167,7 @@ def job(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
-        while len(list((tmp_path / "s").glob(".spool-*/*.h5"))) < 4:
+        while len(list((tmp_path / "s").glob(".spool-*/*.safetensors"))) < 4:
             assert process.poll() is None
             time.sleep(0.02)
         yield process

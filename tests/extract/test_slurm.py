@@ -63,7 +63,7 @@ def in_the_middle(store: Path, action: list[str]) -> threading.Thread:
     """Run a command on the first of two running jobs when some clips are finished."""
 
     def wait_and_act() -> None:
-        while len(list(store.glob(".spool-*/*.h5"))) < 6 or len(jobs()) < 2:
+        while len(list(store.glob(".spool-*/*.safetensors"))) < 6 or len(jobs()) < 2:
             time.sleep(0.05)
         subprocess.run([*action[:-1], action[-1] + jobs()[0]], check=True)
 
@@ -116,7 +116,7 @@ def test_a_killed_client(cluster: Cluster, tasks: list[Task], tmp_path: Path) ->
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", CLIENT, str(tmp_path / "job.pickle")]
     with subprocess.Popen(command, env=environment) as client:
-        while len(list(store.glob(".spool-*/*.h5"))) < 6:
+        while len(list(store.glob(".spool-*/*.safetensors"))) < 6:
             assert client.poll() is None
             time.sleep(0.05)
         client.kill()
