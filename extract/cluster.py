@@ -37,11 +37,19 @@ SETTINGS = {
     "distributed.scheduler.allowed-failures": 0,
     # no worker hoards tasks that another could begin
     "distributed.scheduler.worker-saturation": 1.0,
+    # a worker keeps an hour of call stacks: 2 GB of them when networks are at work
+    "distributed.worker.profile.enabled": False,
 }
 # the batch system watches the memory; Dask's own limits would stop or kill workers long before
 PROLOGUE = [
-    f"export DASK_DISTRIBUTED__WORKER__MEMORY__{what}=False"
-    for what in ("TARGET", "SPILL", "PAUSE", "TERMINATE")
+    f"export DASK_DISTRIBUTED__WORKER__{what}=False"
+    for what in (
+        "MEMORY__TARGET",
+        "MEMORY__SPILL",
+        "MEMORY__PAUSE",
+        "MEMORY__TERMINATE",
+        "PROFILE__ENABLED",
+    )
 ]
 
 

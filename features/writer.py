@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from features.clip import Features
-from features.recipe import FeatureError, Recipe
+from features.recipe import FeatureError, Recipe, WriteError
 from features.shard import check_clip, write_shard
 from features.spool import Spool, abandoned_spools
 from features.store import UNFINISHED, Store, create
@@ -39,7 +39,7 @@ class Writer:
         self.recipe = recipe
         self.shard_bytes = shard_bytes
         self._spool = Spool(path)
-        self._waiting: dict[str, Features] = {}
+        self._waiting: set[str] = set()  # ids; the clips themselves are in the spool
         self._bytes = 0
 
     def add(self, clip_id: str, features: Features) -> None:
@@ -49,7 +49,7 @@ class Writer:
         """
         check_clip(clip_id, features, self.recipe)
         self._spool.add(clip_id, features, self.recipe.fingerprint)
-        self._waiting[clip_id] = features
+        self._waiting.add(clip_id)
         self._bytes += _nbytes(features)
         if self._bytes >= self.shard_bytes:
             self.seal()
@@ -57,9 +57,17 @@ class Writer:
     def seal(self) -> None:
         """Seal what has been added so far."""
         if self._waiting:
-            write_shard(self.path, self.recipe, self._waiting, self._spool.path)
+            clips = dict(self._spool.clips(self.recipe.fingerprint))
+            lost = self._waiting - clips.keys()
+            if lost:
+                raise WriteError(
+                    f"{self._spool.path}: {len(lost)} finished clips can no longer be read there "
+                    f"({min(lost)}, ...); was the folder or its disk taken away? Run the same "
+                    "command again: what is missing is done again"
+                )
+            write_shard(self.path, self.recipe, clips, self._spool.path)
             self._spool.clear()
-        self._waiting, self._bytes = {}, 0
+        self._waiting, self._bytes = set(), 0
 
     def __enter__(self) -> Self:
         return self

@@ -16,7 +16,7 @@ import pytest
 import soundfile
 from compare import cosine
 
-from extract import ClipError, Cluster, Extractor, Task, WeightsError, extract
+from extract import ClipError, Cluster, Extractor, Task, WeightsError, extract, make_recipe
 from extract.synthetic import SOUND_RATE, write_video
 from features import Features, Flag, Recipe, Store, verify
 
@@ -185,3 +185,27 @@ def test_killed_in_the_middle_and_run_again(recipe: Recipe, clips: Path, tmp_pat
     assert verify(store) == (12, [])
     assert sum(len(shard) for shard in Store(store).shards) == 12  # none twice
     assert not list(store.glob(".*"))
+
+
+def test_two_thousand_clips_leave_a_worker_as_it_was(
+    sound_model: str, clips: Path, tmp_path: Path
+) -> None:
+    recipe = make_recipe("test_vit", sound_model, weights="random")
+    files = sorted(clips.glob("*/*.mp4"))
+    some = [Task(str(number), files[number % len(files)], None, 1.0) for number in range(2000)]
+    sizes: list[tuple[float, int]] = []  # (share of the footage done, bytes)
+
+    def weigh(done: float, total: float) -> None:
+        family = psutil.Process().children(recursive=True)
+        readers = [p for p in family if "extract.reader" in " ".join(p.cmdline())]
+        if readers:
+            worker = readers[0].parent()
+            assert worker is not None
+            size = sum(p.memory_info().rss for p in (worker, readers[0]))
+            sizes.append((done / total, size))
+
+    summary = extract(some, tmp_path / "s", recipe, cluster=Cluster(workers=1), progress=weigh)
+    assert len(summary.extracted) == 2000
+    early = max(size for share, size in sizes if share < 0.3)
+    late = max(size for share, size in sizes if share > 0.7)
+    assert late - early < 10e6
