@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from fractions import Fraction
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -389,8 +388,15 @@ def extract(
     if precision == "auto":
         recipe = _with_best_precision(recipe, store, device)
     _say_random(recipe)
-    make = partial(stage1.Extractor, memory_bytes=int(clip_memory * 2**30))
-    summary = _extract(clips, _root(manifest, root), store, recipe, cluster, retry_failed, make)
+    summary = _extract(
+        clips,
+        _root(manifest, root),
+        store,
+        recipe,
+        cluster=cluster,
+        retry_failed=retry_failed,
+        memory_bytes=int(clip_memory * 2**30),
+    )
     if as_json:
         _print_json({"store": str(store), "fingerprint": recipe.fingerprint, **asdict(summary)})
     else:
@@ -434,9 +440,7 @@ def _extract(
     root: Path,
     store: Path,
     recipe: Recipe,
-    cluster: Cluster | None = None,
-    retry_failed: bool = False,
-    make: Callable[[Recipe, str], Any] | None = None,
+    **settings: Any,
 ) -> Summary:
     import extract as stage1
 
@@ -446,10 +450,8 @@ def _extract(
                 _tasks(clips, root),
                 store,
                 recipe,
-                cluster=cluster,
-                retry_failed=retry_failed,
                 progress=progress,
-                make=make or stage1.Extractor,
+                **settings,
             )
         features.write_card(store, {clip.id: clip.label for clip in clips})
         return summary

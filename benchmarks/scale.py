@@ -46,7 +46,7 @@ VALID = {name: np.ones(40, bool) for name in SIZES}
 class Instant:
     """An extractor that reads nothing."""
 
-    def __init__(self, recipe: Recipe, device: str) -> None:
+    def __init__(self, recipe: Recipe, device: str, memory_bytes: int) -> None:
         pass
 
     def stream(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Features]]:

@@ -28,6 +28,7 @@ from extract.plan import (
     stamp,
     write_failures,
 )
+from extract.reader import MEMORY_BYTES
 from features import (
     RECIPE_FILE,
     FeatureError,
@@ -50,7 +51,8 @@ SLOWEST = 5  # clips that the summary names
 GONE = 300.0  # seconds that a store's folder may be away, as network folders are at times
 AGAIN = 2.0  # seconds between two looks for it
 
-Make = Callable[[Recipe, str], Any]  # makes what has `Extractor.stream`
+Make = Callable[[Recipe, str, int], Any]  # makes what has `Extractor.stream`
+Payload = tuple[str, Path, str, int, int, Make]  # what `_tools` takes; equal in each batch
 
 
 class Outcome(NamedTuple):
@@ -91,6 +93,7 @@ def extract(
     *,
     cluster: Cluster | None = None,
     retry_failed: bool = False,
+    memory_bytes: int = MEMORY_BYTES,
     progress: Callable[[float, float], None] | None = None,
     make: Make = Extractor,
 ) -> Summary:
@@ -107,6 +110,7 @@ def extract(
         recipe: of the features; a store of another recipe is refused.
         cluster: where to work; processes on this machine if None.
         retry_failed: try also the clips that failed in earlier runs and whose file is the same.
+        memory_bytes: that reading a clip may take before it fails.
         progress: called with (seconds of footage done, seconds of footage in all).
         make: makes the extractor of a worker.
 
@@ -140,7 +144,7 @@ def extract(
         where = cluster or Cluster()
         try:
             with where.client(len(todo)) as client:
-                job = _Job(client, where, store, recipe, summary, progress, make)
+                job = _Job(client, where, store, recipe, summary, memory_bytes, progress, make)
                 job.run(todo)
                 write_failures(store, (failures | job.failures).values())
         finally:
@@ -160,6 +164,7 @@ class _Job:
         store: Path,
         recipe: Recipe,
         summary: Summary,
+        memory_bytes: int,
         progress: Callable[[float, float], None] | None,
         make: Make,
     ) -> None:
@@ -171,7 +176,14 @@ class _Job:
         threads = max(1, (os.cpu_count() or 1) // cluster.processes)
         if cluster.scheduler != "local":
             threads = 1
-        self.payload = (recipe.to_json(), self.store, cluster.device, threads, make)
+        self.payload: Payload = (
+            recipe.to_json(),
+            self.store,
+            cluster.device,
+            threads,
+            memory_bytes,
+            make,
+        )
         self.failures: dict[str, Failure] = {}
         self.attempts: dict[str, int] = {}
         self.times: list[tuple[str, float]] = []
@@ -343,11 +355,13 @@ _stopping = [False]
 
 
 @cache  # one pair of networks and one writer for each worker process and job
-def _tools(recipe_json: str, store: Path, device: str, threads: int, make: Make) -> _Tools:
+def _tools(
+    recipe_json: str, store: Path, device: str, threads: int, memory_bytes: int, make: Make
+) -> _Tools:
     torch.set_num_threads(threads)
     recipe = Recipe.from_json(recipe_json)
     _wait_for(store)  # or the writer would make a new one
-    tools = _Tools(make(recipe, _own_device(device)), Writer(store, recipe))
+    tools = _Tools(make(recipe, _own_device(device), memory_bytes), Writer(store, recipe))
     _in_use.append(tools)
     return tools
 
@@ -360,7 +374,7 @@ def _own_device(device: str) -> str:
     return device
 
 
-def _extract_batch(batch: list[Task], payload: tuple[str, Path, str, int, Make]) -> Report:
+def _extract_batch(batch: list[Task], payload: Payload) -> Report:
     tools = _tools(*payload)
     outcomes: list[Outcome] = []
     before = time.monotonic()

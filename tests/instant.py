@@ -17,7 +17,7 @@ from features import Features, Recipe
 class Instant:
     """Takes a clip's features from its number, and its fate from the words in its file."""
 
-    def __init__(self, recipe: Recipe, device: str) -> None:
+    def __init__(self, recipe: Recipe, device: str, memory_bytes: int) -> None:
         pass
 
     def stream(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Features | ClipError]]:
