@@ -899,6 +899,18 @@ def train(
     manifest: Manifest,
     store: StorePath,
     run: RunPath,
+    task: Annotated[
+        Literal["recognition", "detection"] | None,
+        typer.Option(
+            help="A class for each clip; or a score for each snippet, learned from which clips are "
+            "normal and judged by the manifest's intervals.",
+            show_default="recognition",
+        ),
+    ] = None,
+    normal: Annotated[
+        str | None,
+        typer.Option(help="In detection, the label of normal clips.", show_default="A or Normal"),
+    ] = None,
     streams: Annotated[
         str | None, typer.Option(help="Comma-separated.", show_default="all in the store")
     ] = None,
@@ -917,11 +929,13 @@ def train(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Stage 2: train the MTCN to recognise each clip's class."""
+    """Stage 2: train the MTCN to recognise clips, or to detect when something happens in them."""
     import train as stage2
 
     settings = stage2.Config.load(
         config,
+        task=task,
+        normal=normal,
         streams=streams.split(",") if streams else None,
         folds=folds,
         seed=seed,
@@ -1030,6 +1044,9 @@ def evaluate(
     if as_json:
         _print_json(metrics)
         return
+    if metrics["task"] == "detection":
+        _print_detection(metrics, loaded)
+        return
     _print_metrics(metrics, loaded)
     out.print(f"report: {_plain(str(run / 'report.html'))}")
 
@@ -1039,10 +1056,32 @@ def _evaluate(run: Run, stores: list[Path] | None = None) -> dict[str, Any]:
     from train.report import write_report
 
     metrics = stage2.evaluate_run(run, _open(stores or run.stores))
+    if metrics["task"] == "detection":
+        return metrics
     with open(run.path / "predictions.csv", newline="", encoding="utf-8") as file:
         rows: list[dict[str, Any]] = list(csv.DictReader(file))
     write_report(run, metrics, rows, run.path / "report.html")
     return metrics
+
+
+def _print_detection(metrics: dict[str, Any], run: Run) -> None:
+    _say_random(run.recipe)
+    model, linear = metrics["model"], metrics["linear"]
+    table = Table("frames of", "clips", "anomalous", "AP", "ROC-AUC", "linear AP", "linear ROC-AUC")
+    rows = {f"all {model['clips']} clips": (model["all"], linear["all"], str(model["clips"]))}
+    rows["abnormal clips"] = (model["abnormal"], linear["abnormal"], "")
+    for name, row in model["per_class"].items():
+        rows[name] = (row, linear["per_class"][name], str(row["clips"]))
+    for name, (ours, theirs, clips) in rows.items():
+        figures = [
+            "n/a" if value is None else f"{value:.4f}"
+            for value in (ours["ap"], ours["roc_auc"], theirs["ap"], theirs["roc_auc"])
+        ]
+        share = f"{ours['anomalous'] / ours['frames']:.1%}"
+        table.add_row(_plain(name), clips, share, *figures)
+    out.print(table)
+    out.print("AP: area under the precision-recall curve, as XD-Violence reports it")
+    out.print(f"every snippet's score: {_plain(str(run.path / 'predictions.csv'))}")
 
 
 def _print_metrics(metrics: dict[str, Any], run: Run) -> None:

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+TASKS = ("recognition", "detection")
+
 
 class TrainError(Exception):
     """Something that keeps a run from being trained or read; the message gives the way out."""
@@ -18,10 +20,14 @@ class Config:
     """Settings of a run.
 
     Attributes:
+        task: ``recognition``, one class for a clip, or ``detection``, a score for each snippet that
+            is learned from whether there is an anomaly in a clip at all.
+        normal: in detection, the label of clips without anomaly; empty takes the usual ones.
         streams: the streams to fuse, in this order; none takes all that the store has.
         stages, channels: of the MTCN; the paper's are 4 and 64.
         layers: dilated layers per stage; 0 takes the fewest whose receptive field covers most
-            training clips (10 at most): layers beyond that see nothing but padding.
+            training clips (10 at most): layers beyond that see nothing but padding; in
+            detection, 2.
         dropout: in the MTCN's layers.
         input_dropout: of single feature values.
         stream_dropout: how often a whole stream of a clip is hidden in training.
@@ -38,6 +44,8 @@ class Config:
         seed: of everything random.
     """
 
+    task: str = "recognition"
+    normal: str = ""
     streams: tuple[str, ...] = ()
     stages: int = 4
     layers: int = 0
@@ -60,6 +68,7 @@ class Config:
 
     def __post_init__(self) -> None:
         checks = {
+            "task": self.task in TASKS,
             "streams": len(set(self.streams)) == len(self.streams),
             "stages": self.stages >= 1,
             "layers": 0 <= self.layers <= 20,

@@ -132,6 +132,15 @@ class Clips:
             table.append(np.concatenate([*means, np.array(there, np.float32)]))
         return np.stack(table)
 
+    def snippets(self, index: int) -> NDArray[np.float32]:
+        """Return a table like `averages`, of the snippets of one clip: (T, sum of D + streams)."""
+        valid = [self.valid[index][name][:, None] for name in self.sizes]
+        rows = [
+            np.where(there, self.rows[index][name].astype(np.float32), 0)
+            for name, there in zip(self.sizes, valid, strict=True)
+        ]
+        return np.concatenate([*rows, *valid], axis=1, dtype=np.float32)
+
 
 def _average(rows: NDArray[np.float16], crops: int) -> NDArray[np.float16]:
     """Turn (T, crops x D) into (T, D); the view that came where there is one crop."""

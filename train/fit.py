@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -16,7 +17,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from train.config import Config
 from train.data import Batch, Clips
-from train.model import AVARNet, mtcn_loss, pool
+from train.detection import top_pool, weak_loss
+from train.model import AVARNet, Pooling, mtcn_loss, pool
 
 MOST_LAYERS = 10  # as in the paper
 SMALLEST_BATCH, LARGEST_BATCH = 4, 32
@@ -24,6 +26,9 @@ STEPS_PER_EPOCH = 12  # at least, where there are clips enough: refinement stage
 WARM_UP = 0.1  # share of all steps in which the learning rate rises
 MIN_STEPS = 4  # what the schedule needs for a rise and a fall
 GRADIENT_LIMIT = 1.0  # norm
+LOSS: dict[str, Callable[..., Tensor]] = {"recognition": mtcn_loss, "detection": weak_loss}
+POOLING: dict[str, Pooling] = {"recognition": pool, "detection": top_pool}
+DETECTION_LAYERS = 2  # the farther a stage sees, the less a clip's label tells it when
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,22 @@ def build(sizes: dict[str, int], num_classes: int, config: Config) -> AVARNet:
     )
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep PyTorch to one thread inside.
+
+    The matrices are so small that threads mostly wait for each other; where another program keeps
+    a core busy, two threads took thirty times as long as one.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@_one_thread()
 def fit(
     clips: Clips,
     targets: NDArray[np.int64],
@@ -134,7 +155,7 @@ def fit(
         for chosen, batch in clips.batches(train, batch_size, rng):
             optimiser.zero_grad()
             logits, mask = _forward(model, batch, device)
-            loss = mtcn_loss(
+            loss = LOSS[config.task](
                 logits,
                 mask,
                 torch.from_numpy(targets[chosen]).to(device),
@@ -149,7 +170,7 @@ def fit(
             schedule.step()
             average.update_parameters(model)
             losses.append(float(loss.detach()))
-        log_p, _ = score(averaged, clips, val, device)
+        log_p, _ = score(averaged, clips, val, device, POOLING[config.task])
         truth = torch.from_numpy(targets[val])
         val_loss = float(F.nll_loss(torch.from_numpy(log_p), truth))
         predicted = log_p.argmax(1)
@@ -173,12 +194,14 @@ def fit(
     return averaged, history
 
 
+@_one_thread()
 @torch.no_grad()
 def score(
     model: AVARNet,
     clips: Clips,
     indices: NDArray[np.int64],
     device: torch.device,
+    pooling: Pooling = pool,
 ) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
     """Return the last stage's answers for some clips, in the order of `indices`.
 
@@ -192,7 +215,7 @@ def score(
     place = {int(index): k for k, index in enumerate(indices)}
     for chosen, batch in clips.batches(indices, LARGEST_BATCH):
         logits, mask = _forward(model, batch, device)
-        log_p = F.log_softmax(pool(logits[-1], mask), dim=1).cpu().numpy()
+        log_p = F.log_softmax(pooling(logits[-1], mask), dim=1).cpu().numpy()
         steps = F.softmax(logits[-1], dim=1).transpose(1, 2).cpu().numpy()
         for row, index in enumerate(chosen):
             whole[place[int(index)]] = log_p[row]

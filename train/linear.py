@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from train.config import Config
@@ -20,7 +20,28 @@ def linear_predictions(
     config: Config,
 ) -> NDArray[np.int64]:
     """Train on the clips `known` and return the classes of the clips `held_out`."""
+    model = _trained(clips, targets, known, config)
+    return np.asarray(model.predict(clips.averages(held_out)), np.int64)
+
+
+def linear_scores(
+    clips: Clips,
+    targets: NDArray[np.int64],
+    known: NDArray[np.int64],
+    held_out: NDArray[np.int64],
+    config: Config,
+) -> list[NDArray[np.float32]]:
+    """Train on the averages of the clips `known`; return (T,) probabilities of class 1.
+
+    They are those of each snippet of the clips `held_out`, taken for a clip of its own.
+    """
+    model = _trained(clips, targets, known, config)
+    return [model.predict_proba(clips.snippets(i))[:, 1].astype(np.float32) for i in held_out]
+
+
+def _trained(
+    clips: Clips, targets: NDArray[np.int64], known: NDArray[np.int64], config: Config
+) -> Pipeline:
     balance = "balanced" if config.class_weights else None
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000, class_weight=balance))
-    model.fit(clips.averages(known), targets[known])
-    return np.asarray(model.predict(clips.averages(held_out)), np.int64)
+    return model.fit(clips.averages(known), targets[known])

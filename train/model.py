@@ -6,11 +6,13 @@ Action Segmentation", CVPR 2019 (arXiv 1903.01945). Early fusion as in AVAR-Net,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+Pooling = Callable[[Tensor, Tensor], Tensor]  # (batch, classes, time), mask -> (batch, classes)
 
 
 class Dropout(nn.Module):
@@ -155,6 +157,7 @@ def mtcn_loss(
     smoothing_limit: float = 4.0,
     class_weights: Tensor | None = None,
     label_smoothing: float = 0.0,
+    pooling: Pooling | None = None,
 ) -> Tensor:
     """Return the sum over stages of cross-entropy and truncated smoothing (MS-TCN, eq. 8 to 12).
 
@@ -168,12 +171,13 @@ def mtcn_loss(
         smoothing_limit: the paper's tau, where the change of a log-probability is cut off.
         class_weights: (classes,) or None.
         label_smoothing: share of the target spread over all classes.
+        pooling: from a stage's logits to a clip's; `pool` if None.
     """
     pairs = (mask[:, 1:] & mask[:, :-1])[:, None]  # neighbours that are both in the clip
     total = logits.new_zeros(())
     for stage in logits:
         total = total + F.cross_entropy(
-            pool(stage, mask), targets, class_weights, label_smoothing=label_smoothing
+            (pooling or pool)(stage, mask), targets, class_weights, label_smoothing=label_smoothing
         )
         log_p = F.log_softmax(stage, dim=1)
         change = (log_p[:, :, 1:] - log_p[:, :, :-1].detach()).abs().clamp(max=smoothing_limit)
