@@ -1067,9 +1067,9 @@ def _evaluate(run: Run, stores: list[Path] | None = None) -> dict[str, Any]:
 def _print_detection(metrics: dict[str, Any], run: Run) -> None:
     _say_random(run.recipe)
     model, linear = metrics["model"], metrics["linear"]
-    table = Table("frames of", "clips", "anomalous", "AP", "ROC-AUC", "linear AP", "linear ROC-AUC")
-    rows = {f"all {model['clips']} clips": (model["all"], linear["all"], str(model["clips"]))}
-    rows["abnormal clips"] = (model["abnormal"], linear["abnormal"], "")
+    table = Table("frames of", "clips", "positive", "AP", "ROC-AUC", "linear:", "AP", "ROC-AUC")
+    rows = {"all": (model["all"], linear["all"], str(model["clips"]))}
+    rows["abnormal"] = (model["abnormal"], linear["abnormal"], "")
     for name, row in model["per_class"].items():
         rows[name] = (row, linear["per_class"][name], str(row["clips"]))
     for name, (ours, theirs, clips) in rows.items():
@@ -1078,7 +1078,7 @@ def _print_detection(metrics: dict[str, Any], run: Run) -> None:
             for value in (ours["ap"], ours["roc_auc"], theirs["ap"], theirs["roc_auc"])
         ]
         share = f"{ours['anomalous'] / ours['frames']:.1%}"
-        table.add_row(_plain(name), clips, share, *figures)
+        table.add_row(_plain(name), clips, share, *figures[:2], "", *figures[2:])
     out.print(table)
     out.print("AP: area under the precision-recall curve, as XD-Violence reports it")
     out.print(f"every snippet's score: {_plain(str(run.path / 'predictions.csv'))}")

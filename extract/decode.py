@@ -214,13 +214,13 @@ def sound_blocks(
     Args:
         video: the clip; its own track is read if `beside` is None.
         beside: the file of its sound.
-        duration: seconds; the track of a long clip is never in memory as a whole.
+        duration: seconds; the sound of a long clip is never in memory as a whole.
 
     Raises:
         ClipError: it cannot be decoded.
     """
-    if beside is None and duration > LONG_SOUND:
-        yield from _track_in_blocks(video)
+    if duration > LONG_SOUND:
+        yield from _track_in_blocks(beside or video)
         return
     whole = read_sound_track(video) if beside is None else read_sound_file(beside)
     for first in range(0, len(whole), SOUND_BLOCK):

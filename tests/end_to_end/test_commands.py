@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from command import as_json, avarnet
 
 from extract.synthetic import make_clip
 from features import Shard
-from manifests import read
+from manifests import Interval, read, write
 
 BACKBONES = ["--weights", "random", "--video-model", "mobilevit_xxs"]
 
@@ -66,6 +67,49 @@ def test_features_commands(project: dict[str, Any]) -> None:
     assert all(row["snippets"] == 4 for row in rows)
     assert "Explosion/0" in avarnet("features", "list", store)
     assert as_json("features", "verify", store) == {"intact_clips": 12, "damaged_shards": []}
+
+
+def test_detection_from_labels_to_frames(project: dict[str, Any], tmp_path: Path) -> None:
+    clips = [
+        replace(c, intervals=() if c.label == "Normal" else (Interval(0.25, 0.75),), fps=25.0)
+        for c in read(project["folder"] / "m.jsonl")
+    ]
+    manifest, run = tmp_path / "m.jsonl", tmp_path / "run"
+    write(manifest, clips)
+    store = project["folder"] / "store"
+    avarnet("train", manifest, store, run, "--task", "detection", "--epochs", 2)
+    metrics = as_json("evaluate", run)
+    assert metrics["task"] == "detection"
+    frames = metrics["model"]["all"]
+    assert (frames["frames"], 0 < frames["anomalous"] < frames["frames"]) == (
+        25 * metrics["model"]["clips"],
+        True,
+    )
+    said = avarnet("evaluate", run)
+    assert "ROC-AUC" in said
+    assert "abnormal" in said
+    assert f"{frames['ap']:.4f}" in said
+    clip = project["folder"].parent / "unseen.mp4"
+    make_clip(clip, "Explosion", 77, seconds=1.0)
+    answer = as_json("predict", run, clip)[0]
+    assert set(answer["scores"]) == {"normal", "anomaly"}
+
+
+def test_other_networks_and_streams(project: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "videos" / "Crash"
+    folder.mkdir(parents=True)
+    make_clip(folder / "a.mp4", "Crash", 5, seconds=1.0)
+    as_json("manifest", "folders", tmp_path / "videos", "-o", tmp_path / "m.jsonl")
+    command = ["extract", tmp_path / "m.jsonl", tmp_path / "s", "--weights", "random"]
+    command += ["--video-model", "test_vit", "--audio-model", project["network"][-1]]
+    command += ["--layers", "1-2", "--stream", "flow", "--precision", "auto", "--clip-memory", 1]
+    assert as_json(*command)["extracted"] == ["Crash/a"]
+    recipe = as_json("features", "info", tmp_path / "s")["recipe"]
+    assert list(recipe["streams"]) == ["video", "audio", "flow"]
+    assert recipe["streams"]["audio"]["layer"] == "mean of 1, 2"
+    assert as_json(*command)["already"] == ["Crash/a"]
+    command[-7] = "2"  # the layers
+    assert "streams.audio.layer: mean of 2, not mean of 1, 2" in avarnet(*command, code=1)
 
 
 def test_damage_is_found_and_mended(project: dict[str, Any], tmp_path: Path) -> None:

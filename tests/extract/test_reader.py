@@ -15,13 +15,21 @@ import av
 import numpy as np
 import psutil
 import pytest
+import soundfile
 import timm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from extract import ClipError, Extractor
-from extract.decode import SAMPLE_RATE, _track_in_blocks, read_sound_track
+from extract.decode import (
+    LONG_SOUND,
+    SAMPLE_RATE,
+    _track_in_blocks,
+    read_sound_file,
+    read_sound_track,
+    sound_blocks,
+)
 from extract.reader import Begin, End, Failed, Frame, Preparation, Reader, Sound
 from extract.synthetic import make_clip
 from extract.video import _preparation
@@ -76,6 +84,16 @@ def test_sound_in_blocks_is_the_same(clips: Path, shared: Path) -> None:
     for path in (clips / "Explosion" / "0.mp4", shared / "media" / "nasa_13013.mp4"):
         blocks = np.concatenate([*_track_in_blocks(path)])
         assert np.array_equal(blocks, read_sound_track(path))
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_a_sound_file_in_blocks_is_the_same(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, 30 * SAMPLE_RATE)
+    soundfile.write(path, sound, SAMPLE_RATE)
+    blocks = list(sound_blocks(tmp_path / "a.mp4", path, LONG_SOUND + 1))
+    assert len(blocks) == 3
+    assert np.allclose(np.concatenate(blocks), read_sound_file(path), atol=1e-4)
 
 
 def write_huge(path: Path) -> None:
