@@ -1109,6 +1109,33 @@ def _print_metrics(metrics: dict[str, Any], run: Run) -> None:
     out.print(table)
 
 
+@app.command(epilog="Example: `avarnet compare video-only fused`")
+def compare(
+    one: Annotated[Path, typer.Argument(metavar="RUN_A", help="Folder of an evaluated run.")],
+    other: Annotated[Path, typer.Argument(metavar="RUN_B", help="Folder of another.")],
+    as_json: Json = False,
+) -> None:
+    """Is one of two runs better on the clips that both were judged by, or was it luck?"""
+    import train as stage2
+
+    found = stage2.compare_runs(one, other)
+    if as_json:
+        _print_json(found)
+        return
+    table = Table("", "accuracy", "right where the other is wrong")
+    for path, accuracy, alone in zip(
+        (one, other), found["accuracy"], (found["only_one"], found["only_other"]), strict=True
+    ):
+        table.add_row(_plain(str(path)), f"{accuracy:.3f}", str(alone))
+    out.print(table)
+    d = found["difference"]
+    out.print(
+        f"{found['clips']} clips; difference {d['value']:+.3f} (95 % interval {d['low']:+.3f} to "
+        f"{d['high']:+.3f}); McNemar's exact test: p = {found['p']:.3f}",
+        soft_wrap=True,
+    )
+
+
 @app.command(epilog="Example: `avarnet predict run new.mp4`")
 def predict(
     run: RunPath,

@@ -1,5 +1,6 @@
 """Stage 2: fuse, MTCN, train, evaluate, predict, report; from a feature store alone."""
 
+from train.compare import compare_runs
 from train.config import Config, TrainError
 from train.model import MTCN, AVARNet, mtcn_loss
 from train.run import Prediction, Predictor, Run, evaluate_run, train_run
@@ -12,6 +13,7 @@ __all__ = [
     "Predictor",
     "Run",
     "TrainError",
+    "compare_runs",
     "evaluate_run",
     "mtcn_loss",
     "train_run",
