@@ -114,6 +114,11 @@ def load_backbone(
         made: FrameBackbone | SoundBackbone = found[0].load()(source, device, precision)
     except ImportError as error:
         raise WeightsError(f"the backbone {name!r} cannot be imported: {error}") from error
+    except KeyError as error:
+        raise WeightsError(
+            f"the backbone {name!r} must be told its {error}, which --stream cannot; the networks "
+            "of timm and transformers are chosen by --video-model and --audio-model"
+        ) from error
     return made
 
 

@@ -91,3 +91,8 @@ def test_another_packages_backbone(sound_model: str, tmp_path: Path, other_packa
 def test_a_backbone_that_is_not_there(sound_model: str) -> None:
     with pytest.raises(WeightsError, match=r"no backbone 'depth'.* flow, timm, transformers"):
         make_recipe("mobilevit_xxs", sound_model, "random", further=["depth"])
+
+
+def test_a_backbone_that_needs_more_than_its_name(sound_model: str) -> None:
+    with pytest.raises(WeightsError, match="'timm' must be told its 'name'.*--video-model"):
+        make_recipe("mobilevit_xxs", sound_model, "random", further=["timm"])
