@@ -94,5 +94,5 @@ def test_a_backbone_that_is_not_there(sound_model: str) -> None:
 
 
 def test_a_backbone_that_needs_more_than_its_name(sound_model: str) -> None:
-    with pytest.raises(WeightsError, match="'timm' must be told its 'name'.*--video-model"):
+    with pytest.raises(WeightsError, match=r"'timm' must be told its 'name'.*--video-model"):
         make_recipe("mobilevit_xxs", sound_model, "random", further=["timm"])
