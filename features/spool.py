@@ -45,6 +45,7 @@ class Spool:
     """
 
     def __init__(self, store: Path, adopt: Path | None = None) -> None:
+        self._added = 0
         while True:
             self.path = adopt or store / f"{SPOOL}{uuid.uuid4().hex}"
             try:
@@ -78,7 +79,7 @@ class Spool:
         return True
 
     def add(self, clip_id: str, features: Features, fingerprint: str) -> None:
-        """Put a clip into a file of its own, named after its recipe and its content.
+        """Put a clip into a file of its own, named after its recipe, its turn and its content.
 
         Raises:
             WriteError: the disk is full, or the folder is gone.
@@ -95,7 +96,7 @@ class Spool:
             "source": features.source,
         }
         content = safetensors.numpy.save(arrays, about)
-        file = self.path / f"{fingerprint}-{_hash(content)}{CLIP}"
+        file = self.path / f"{fingerprint}-{self._added:08d}-{_hash(content)}{CLIP}"
         half = file.with_suffix(".half")
         try:
             half.write_bytes(content)
@@ -104,12 +105,16 @@ class Spool:
             with suppress(OSError):
                 half.unlink()
             raise write_error(self.path.parent, error) from error
+        self._added += 1
 
     def clips(self, fingerprint: str) -> Iterator[tuple[str, Features]]:
-        """Yield its clips of a recipe; files that a power cut has left half are passed over."""
+        """Yield its clips of a recipe in the order in which they were added.
+
+        Files that a power cut has left half are passed over.
+        """
         for file in sorted(self.path.glob(f"{fingerprint}-*{CLIP}")):
             content = file.read_bytes()
-            if file.stem != f"{fingerprint}-{_hash(content)}":
+            if not file.stem.endswith(f"-{_hash(content)}"):
                 continue
             try:
                 arrays = safetensors.numpy.load(content)
