@@ -73,6 +73,12 @@ Url = Annotated[
 ]
 Ids = Annotated[Path | None, typer.Option(help="A file of clip ids, one a line.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="That train at once, if there are several models.", show_default="the cores"
+    ),
+]
 
 
 def main() -> None:
@@ -914,16 +920,37 @@ def train(
     streams: Annotated[
         str | None, typer.Option(help="Comma-separated.", show_default="all in the store")
     ] = None,
+    fusion: Annotated[
+        Literal["early", "gated", "bottleneck", "cross", "late"] | None,
+        typer.Option(help="How the streams become one sequence.", show_default="early"),
+    ] = None,
+    model: Annotated[
+        Literal["mtcn", "tcn", "lstm", "transformer", "linear"] | None,
+        typer.Option(help="What reads that sequence.", show_default="mtcn"),
+    ] = None,
+    causal: Annotated[
+        bool | None, typer.Option("--causal", help="Let no answer see the future, for streams.")
+    ] = None,
     folds: Annotated[
         int | None,
         typer.Option(help="Cross-validate; a manifest's own split is then not used."),
     ] = None,
     seed: Annotated[int | None, typer.Option(show_default="0")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Train so often; the answers are averaged.", show_default="1")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="At most this many.")] = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML with any setting; options win over it.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps, auto.")] = "cpu",
+    processes: Processes = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was interrupted.")
+    ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Log to RUN/tensorboard too.")
+    ] = False,
     join: Annotated[
         list[Path] | None, typer.Option(help="A store with more streams of the same clips.")
     ] = None,
@@ -937,18 +964,32 @@ def train(
         task=task,
         normal=normal,
         streams=streams.split(",") if streams else None,
+        fusion=fusion,
+        model=model,
+        causal=causal,
         folds=folds,
         seed=seed,
+        seeds=seeds,
         epochs=epochs,
     )
     clips = manifests.read(manifest)
     opened = _open([store, *(join or [])])
     if not as_json:
         _say_random(opened.recipe)
-    trained = _train(clips, opened, run, settings, device, quiet=as_json)
+    trained = _train(
+        clips,
+        opened,
+        run,
+        settings,
+        device,
+        quiet=as_json,
+        processes=processes,
+        resume=resume,
+        tensorboard=tensorboard,
+    )
     best = [
         max(rows, key=lambda row: (row["val_recall"], -row["val_loss"]))
-        for rows in _by_fold(trained.history())
+        for rows in _by_model(trained.history())
     ]
     if as_json:
         _print_json(
@@ -977,8 +1018,12 @@ def _train(
     settings: Any,
     device: str = "cpu",
     quiet: bool = False,
+    processes: int | None = None,
+    resume: bool = False,
+    tensorboard: bool = False,
 ) -> Run:
-    """Train with a table on the way: a row an epoch, or a row a fold."""
+    """Train with a table on the way: a row an epoch, or the best epoch of each model."""
+    import joblib
     import torch
 
     import train as stage2
@@ -987,44 +1032,67 @@ def _train(
     torch_device = torch.device(
         "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
     )
-    header = "  fold  epoch  train loss  val loss  val accuracy  val recall"
-
-    def row(fold: int, epoch: Epoch, mark: str) -> str:
-        return (
-            f"{fold:6d} {epoch.epoch:6d} {epoch.train_loss:11.4f} {epoch.val_loss:9.4f} "
-            f"{epoch.val_accuracy:13.3f} {epoch.val_recall:11.3f}{mark}"
-        )
-
+    if processes is None:  # one device is shared by no more than one process
+        processes = joblib.cpu_count() if torch_device.type == "cpu" else 1
+    log = _tensorboard(run) if tensorboard else None
     bests: dict[int, Epoch] = {}
-
     with Progress(console=err, transient=True, disable=quiet or not err.is_terminal) as bar:
         task = bar.add_task("training", total=None)
 
-        def show(fold: int, count: int, epoch: Epoch, best: bool) -> None:
-            if quiet:
-                return
-            if fold == 0 and epoch.epoch == 1:
-                out.print(header, highlight=False)
-            if count == 1:
-                out.print(row(fold, epoch, "  best" if best else ""), highlight=False)
-            elif fold not in bests and fold:
-                out.print(row(fold - 1, bests[fold - 1], ""), highlight=False)
-            if best or fold not in bests:
-                bests[fold] = epoch
-            total = count * settings.epochs
-            bar.update(task, total=total, completed=fold * settings.epochs + epoch.epoch)
+        def show(number: int, count: int, epoch: Epoch, best: bool) -> None:
+            if log is not None:
+                for name, value in asdict(epoch).items():
+                    log.add_scalar(f"{name}/model-{number}", value, epoch.epoch)
+            if best:
+                bests[number] = epoch
+            if count == 1 and not quiet:
+                if epoch.epoch == 1:
+                    out.print(EPOCH_HEADER, highlight=False)
+                out.print(_epoch_row(0, epoch, "  best" if best else ""), highlight=False)
+            bar.update(task, total=count * settings.epochs, advance=1)
 
-        trained = stage2.train_run(clips, store, run, settings, device=torch_device, on_epoch=show)
-    if not quiet and len(trained.parts) > 1:
-        out.print(row(len(trained.parts) - 1, bests[len(trained.parts) - 1], ""), highlight=False)
+        trained = stage2.train_run(
+            clips,
+            store,
+            run,
+            settings,
+            device=torch_device,
+            processes=processes,
+            resume=resume,
+            on_epoch=show,
+        )
+    if log is not None:
+        log.close()
+    if not quiet and len(bests) > 1:
+        out.print("the best epoch of each model:", EPOCH_HEADER, sep="\n", highlight=False)
+        for number in sorted(bests):
+            out.print(_epoch_row(number, bests[number], ""), highlight=False)
     return trained
 
 
-def _by_fold(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    folds: dict[int, list[dict[str, Any]]] = {}
+EPOCH_HEADER = " model  epoch  train loss  val loss  val accuracy  val recall"
+
+
+def _epoch_row(number: int, epoch: Any, mark: str) -> str:
+    return (
+        f"{number:6d} {epoch.epoch:6d} {epoch.train_loss:11.4f} {epoch.val_loss:9.4f} "
+        f"{epoch.val_accuracy:13.3f} {epoch.val_recall:11.3f}{mark}"
+    )
+
+
+def _tensorboard(run: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        fail("--tensorboard needs a package more: pip install tensorboard")
+    return SummaryWriter(str(run / "tensorboard"))
+
+
+def _by_model(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    models: dict[tuple[int, int], list[dict[str, Any]]] = {}
     for row in rows:
-        folds.setdefault(row["fold"], []).append(row)
-    return list(folds.values())
+        models.setdefault((row["seed"], row["fold"]), []).append(row)
+    return list(models.values())
 
 
 @app.command(epilog="Example: `avarnet evaluate run`")
@@ -1081,6 +1149,18 @@ def _print_detection(metrics: dict[str, Any], run: Run) -> None:
         table.add_row(_plain(name), clips, share, *figures[:2], "", *figures[2:])
     out.print(table)
     out.print("AP: area under the precision-recall curve, as XD-Violence reports it")
+    for name, row in (("MTCN", model), ("linear", linear)):
+        if not row["intervals"]:
+            continue
+        (low, high), (auc_low, auc_high) = row["intervals"]["ap"], row["intervals"]["roc_auc"]
+        alarms, segments = row["false_alarms"], row["segments"]
+        out.print(
+            f"{name}: AP {low:.3f} to {high:.3f}, ROC-AUC {auc_low:.3f} to {auc_high:.3f} (95 %); "
+            f"segments' mAP at IoU 0.1 to 0.5 {segments['mean']:.3f}; {alarms['per_hour']:.1f} "
+            f"false alarms an hour to notice {alarms['recall']:.0%} of the anomalies",
+            soft_wrap=True,
+            highlight=False,
+        )
     out.print(f"every snippet's score: {_plain(str(run.path / 'predictions.csv'))}")
 
 
@@ -1096,6 +1176,16 @@ def _print_metrics(metrics: dict[str, Any], run: Run) -> None:
             cells += [f"{row['value']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}"]
         table.add_row(name if name == "accuracy" else f"macro {name}", *cells)
     out.print(table)
+    if len(metrics["models"]["each"]) > 1:
+        each = metrics["models"]
+        out.print(
+            f"single models (folds x seeds): accuracy {each['accuracy']['mean']:.3f} ± "
+            f"{each['accuracy']['std']:.3f}, macro f1 {each['f1']['mean']:.3f} ± "
+            f"{each['f1']['std']:.3f}",
+            highlight=False,
+        )
+    ece = [row["calibration"]["ece"] for row in (model, linear)]
+    out.print(f"calibration error (ECE): MTCN {ece[0]:.3f}, linear {ece[1]:.3f}", highlight=False)
     table = Table("class", "clips", "precision", "recall", "F1", title="MTCN, by class")
     for name, row in model["per_class"].items():
         scores = (f"{row[key]:.3f}" for key in ("precision", "recall", "f1"))

@@ -2,8 +2,12 @@
 
 from train.compare import compare_runs
 from train.config import Config, TrainError
-from train.model import MTCN, AVARNet, mtcn_loss
-from train.run import Prediction, Predictor, Run, evaluate_run, train_run
+from train.evaluate import evaluate_run
+from train.loss import mtcn_loss
+from train.mtcn import MTCN
+from train.network import AVARNet
+from train.predict import Prediction, Predictor
+from train.run import Run, train_run
 
 __all__ = [
     "MTCN",

@@ -9,6 +9,11 @@ from pathlib import Path
 from typing import Any
 
 TASKS = ("recognition", "detection")
+MODELS = ("mtcn", "tcn", "lstm", "transformer", "linear")
+FUSIONS = ("early", "gated", "bottleneck", "cross", "late")
+LOSSES = ("cross_entropy", "focal")
+SAMPLINGS = ("clips", "classes")
+ATTENTION_HEADS = 4
 
 
 class TrainError(Exception):
@@ -24,6 +29,11 @@ class Config:
             is learned from whether there is an anomaly in a clip at all.
         normal: in detection, the label of clips without anomaly; empty takes the usual ones.
         streams: the streams to fuse, in this order; none takes all that the store has.
+        fusion: how the streams become one sequence: ``early`` (the paper's concatenation),
+            ``gated``, ``bottleneck``, ``cross`` or ``late``.
+        model: what reads that sequence: ``mtcn``, ``tcn`` (one stage of it), ``lstm``,
+            ``transformer`` or ``linear`` (each snippet for itself).
+        causal: let no answer see the future, for streams.
         stages, channels: of the MTCN; the paper's are 4 and 64.
         layers: dilated layers per stage; 0 takes the fewest whose receptive field covers most
             training clips (10 at most): layers beyond that see nothing but padding; in
@@ -32,8 +42,16 @@ class Config:
         input_dropout: of single feature values.
         stream_dropout: how often a whole stream of a clip is hidden in training.
         smoothing_weight, smoothing_limit: lambda and tau of the smoothing loss.
+        loss: ``cross_entropy``, or ``focal``, which cares less for what is known already.
         label_smoothing: share of the target spread over all classes.
         class_weights: weigh classes by the inverse of how often they occur.
+        sampling: draw ``clips`` as they come, each once an epoch, or all ``classes`` equally
+            often, clips of rare ones several times.
+        time_crop: cut a training clip to a random stretch of at least this share; 1 keeps all.
+        time_mask: blank a random stretch of a training clip of at most this share.
+        snippet_dropout: blank this share of the snippets of a training clip.
+        mixup: alpha of the Beta distribution by which pairs of training clips are mixed; 0 for
+            none.
         epochs: at most this many.
         patience: stop after this many epochs without a better validation recall.
         batch_size: clips per step; 0 takes up to 32, fewer for small sets.
@@ -41,12 +59,16 @@ class Config:
         validation: share of the training clips that picks the best epoch, where the manifest gives
             no validation clips.
         folds: cross-validate with this many folds; 0 takes the manifest's own split.
+        seeds: train so many times, with this seed and those after it; their answers are averaged.
         seed: of everything random.
     """
 
     task: str = "recognition"
     normal: str = ""
     streams: tuple[str, ...] = ()
+    fusion: str = "early"
+    model: str = "mtcn"
+    causal: bool = False
     stages: int = 4
     layers: int = 0
     channels: int = 64
@@ -55,8 +77,14 @@ class Config:
     stream_dropout: float = 0.1
     smoothing_weight: float = 0.15
     smoothing_limit: float = 4.0
+    loss: str = "cross_entropy"
     label_smoothing: float = 0.1
     class_weights: bool = True
+    sampling: str = "clips"
+    time_crop: float = 1.0
+    time_mask: float = 0.0
+    snippet_dropout: float = 0.0
+    mixup: float = 0.0
     epochs: int = 40
     patience: int = 20
     batch_size: int = 0
@@ -64,12 +92,21 @@ class Config:
     weight_decay: float = 1e-2
     validation: float = 0.15
     folds: int = 0
+    seeds: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
         checks = {
             "task": self.task in TASKS,
             "streams": len(set(self.streams)) == len(self.streams),
+            "fusion": self.fusion in FUSIONS,
+            "model": self.model in MODELS,
+            "loss": self.loss in LOSSES,
+            "sampling": self.sampling in SAMPLINGS,
+            "time_crop": 0 < self.time_crop <= 1,
+            "time_mask": 0 <= self.time_mask < 1,
+            "snippet_dropout": 0 <= self.snippet_dropout < 1,
+            "mixup": self.mixup >= 0,
             "stages": self.stages >= 1,
             "layers": 0 <= self.layers <= 20,
             "channels": self.channels >= 1,
@@ -84,10 +121,23 @@ class Config:
             "weight_decay": self.weight_decay >= 0,
             "validation": 0 < self.validation < 1,
             "folds": self.folds == 0 or self.folds >= 2,
+            "seeds": self.seeds >= 1,
+            "seed": self.seed >= 0,
         }
         wrong = [f"{name} = {getattr(self, name)!r}" for name, good in checks.items() if not good]
         if wrong:
             raise TrainError("settings out of range: " + ", ".join(wrong))
+        attends = self.model == "transformer" or self.fusion in ("bottleneck", "cross")
+        if attends and self.channels % ATTENTION_HEADS:
+            raise TrainError(
+                f"channels = {self.channels}: attention needs a multiple of {ATTENTION_HEADS}"
+            )
+        if self.causal and self.fusion == "bottleneck":
+            raise TrainError(
+                "bottleneck fusion sees the whole clip and has no causal form; take another fusion"
+            )
+        if self.mixup and self.task == "detection":
+            raise TrainError("mixup is for recognition: mixed clips have no highest snippets")
 
     @classmethod
     def load(cls, file: Path | None, **overrides: Any) -> Config:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +30,21 @@ class Batch:
     valid: dict[str, Tensor]
     mask: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        """Return it on a device."""
+        return self._each(lambda tensor: tensor.to(device))
+
+    def stacked(self, models: int) -> Batch:
+        """Return (models x batch, ...) as (models, batch, ...)."""
+        return self._each(lambda tensor: tensor.view(models, -1, *tensor.shape[1:]))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(
+            {name: change(rows) for name, rows in self.streams.items()},
+            {name: change(there) for name, there in self.valid.items()},
+            change(self.mask),
+        )
+
 
 class Clips:
     """The features of some clips in memory, ready for batching.
@@ -50,6 +67,7 @@ class Clips:
         crops: Mapping[str, int],
     ) -> None:
         self.ids = list(ids)
+        self.crops = dict(crops)
         self.rows: list[dict[str, NDArray[np.float16]]] = []
         self.valid: list[dict[str, NDArray[np.bool_]]] = []
         for clip_id in self.ids:
@@ -72,34 +90,58 @@ class Clips:
             self.valid.append({name: clip.valid[name] for name in streams})
         self.lengths = np.array([len(next(iter(rows.values()))) for rows in self.rows])
         self.sizes = {name: self.rows[0][name].shape[1] for name in streams}
+        with warnings.catch_warnings():
+            # mapped rows are read-only, which torch cannot express; nothing here writes to them
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            self._rows = [{n: torch.from_numpy(x) for n, x in rows.items()} for rows in self.rows]
+            self._valid = [
+                {n: torch.from_numpy(x) for n, x in there.items()} for there in self.valid
+            ]
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
-        """Return the clips number `indices` as one batch."""
-        longest = int(self.lengths[indices].max())
-        mask = torch.arange(longest)[None] < torch.from_numpy(self.lengths[indices])[:, None]
+        """Return the clips number `indices` as one batch; -1 stands for a clip without snippets."""
+        indices = np.asarray(indices)
+        lengths = np.where(indices < 0, 0, self.lengths[indices])
+        longest = int(lengths.max())
+        mask = torch.arange(longest)[None] < torch.from_numpy(lengths)[:, None]
         streams = {
             name: torch.zeros(len(indices), longest, size) for name, size in self.sizes.items()
         }
         valid = {name: torch.zeros(len(indices), longest, dtype=torch.bool) for name in self.sizes}
-        for place, index in enumerate(indices):
-            length = self.lengths[index]
-            for name in self.sizes:
-                # copies: mapped rows are read-only, which torch cannot express
-                streams[name][place, :length] = torch.tensor(self.rows[index][name]).float()
-                valid[name][place, :length] = torch.tensor(self.valid[index][name])
+        for place, (index, length) in enumerate(zip(indices, lengths, strict=True)):
+            if length:
+                for name in self.sizes:
+                    streams[name][place, :length] = self._rows[index][name]
+                    valid[name][place, :length] = self._valid[index][name]
         return Batch(streams, valid, mask)
 
     def batches(
-        self, indices: NDArray[np.int64], size: int, shuffle: np.random.Generator | None = None
+        self, indices: NDArray[np.int64], size: int
     ) -> Iterator[tuple[NDArray[np.int64], Batch]]:
         """Yield (indices, batch) over `indices`: clips of like length together, to pad little."""
-        noise = shuffle.uniform(0.8, 1.25, len(indices)) if shuffle else 1.0
-        order = indices[np.argsort(self.lengths[indices] * noise, kind="stable")]
-        chunks = [order[first : first + size] for first in range(0, len(order), size)]
-        if shuffle:
-            shuffle.shuffle(chunks)
-        for chunk in chunks:
+        order = indices[np.argsort(self.lengths[indices], kind="stable")]
+        for first in range(0, len(order), size):
+            chunk = order[first : first + size]
             yield chunk, self.batch(chunk)
+
+    def shuffled(
+        self, sets: Sequence[NDArray[np.int64]], size: int, rng: np.random.Generator
+    ) -> Iterator[NDArray[np.int64]]:
+        """Yield (sets, up to `size`) clips of each set at once, each clip of a set once.
+
+        As in `batches`, clips of like length are together, but not always the same ones. Every set
+        gives the same number of batches; -1 fills those that are shorter.
+        """
+        count = min(math.ceil(max(map(len, sets)) / size), min(map(len, sets)))
+        chunks = []
+        for chosen in sets:
+            noise = rng.uniform(0.8, 1.25, len(chosen))
+            order = chosen[np.argsort(self.lengths[chosen] * noise, kind="stable")]
+            chunks.append(np.array_split(order, count))
+        for number in rng.permutation(count):
+            own = [chunk[number] for chunk in chunks]
+            longest = max(map(len, own))
+            yield np.stack([np.pad(c, (0, longest - len(c)), constant_values=-1) for c in own])
 
     def valid_rows(self, name: str, indices: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return every valid row (N, D) of one stream of some clips."""

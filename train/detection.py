@@ -13,17 +13,26 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
+from sklearn.metrics import (
+    auc,
+    average_precision_score,
+    precision_recall_curve,
+    roc_auc_score,
+    roc_curve,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
 from manifests import Clip
 from train.config import TrainError
-from train.model import mtcn_loss
+from train.loss import SMOOTHING_LIMIT, SMOOTHING_WEIGHT, average, mtcn_loss
+from train.segments import false_alarms, segment_ap
 
 CLASSES = ["normal", "anomaly"]
 NORMAL_LABELS = ("A", "Normal", "normal")  # of XD-Violence; of UCF-Crime and VAAR
 SNIPPETS_PER_TOP = 16  # one snippet in 16, and one more, speaks for its clip
+FRAME_BOOTSTRAPS = 200
+CURVE_POINTS = 300
 DEFAULT_FPS = 25.0  # where a manifest tells no rate: it only sets how finely time is cut
 
 
@@ -34,7 +43,7 @@ def top_pool(logits: Tensor, mask: Tensor) -> Tensor:
         logits: (batch, 2, time), normal and anomalous.
         mask: (batch, time), true inside the clip.
     """
-    return _mean(logits, top_snippets(logits, mask))
+    return average(logits, top_snippets(logits, mask))
 
 
 def top_snippets(logits: Tensor, mask: Tensor) -> Tensor:
@@ -51,10 +60,11 @@ def weak_loss(
     logits: Tensor,
     mask: Tensor,
     targets: Tensor,
-    smoothing_weight: float = 0.15,
-    smoothing_limit: float = 4.0,
+    smoothing_weight: float = SMOOTHING_WEIGHT,
+    smoothing_limit: float = SMOOTHING_LIMIT,
     class_weights: Tensor | None = None,
     label_smoothing: float = 0.0,
+    focus: float = 0.0,
 ) -> Tensor:
     """Return the loss of all stages where only the clips' labels are known.
 
@@ -73,18 +83,12 @@ def weak_loss(
         smoothing_limit,
         class_weights,
         label_smoothing,
-        lambda stage, _: _mean(stage, top),
+        focus,
+        lambda stages, _: average(stages, top),
     )
     first = F.softmax(logits[0].detach(), dim=1)
-    for stage in logits[1:]:
-        apart = F.cross_entropy(stage, first, reduction="none")
-        total = total + (apart * mask).sum() / mask.sum()
-    return total
-
-
-def _mean(logits: Tensor, chosen: Tensor) -> Tensor:
-    weight = chosen[:, None].to(logits.dtype)
-    return (logits * weight).sum(2) / weight.sum(2)
+    apart = -(first * F.log_softmax(logits[1:], dim=2)).sum(2)
+    return total + (apart * mask).sum() / mask.sum().clamp(min=1)
 
 
 def weak_labels(clips: Sequence[Clip], normal: str) -> list[Clip]:
@@ -161,6 +165,7 @@ def detection(
     scores: Sequence[NDArray[np.float32]],
     snippet_seconds: float,
     normal: Sequence[bool],
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Judge the snippets' scores of some clips, frame by frame.
 
@@ -169,10 +174,13 @@ def detection(
         scores: (T,) of each.
         snippet_seconds: length of a snippet.
         normal: which of them have no anomaly.
+        seed: of the bootstrap over clips (percentile intervals, 95 %).
 
     Returns:
         `frame_metrics` of ``all`` clips, of the ``abnormal`` ones alone, and ``per_class``: of the
-        abnormal clips with that label, among whose labels it is.
+        abnormal clips with that label, among whose labels it is; ``intervals`` of ``ap`` and
+        ``roc_auc`` of all clips, as ``[low, high]``; ``segments`` (`segment_ap`) and
+        ``false_alarms``; ``curves``, points of the precision-recall and ROC curves.
     """
     truth = [
         frame_truth(clip, len(s), snippet_seconds) for clip, s in zip(clips, scores, strict=True)
@@ -189,6 +197,10 @@ def detection(
     labels = sorted({label for i in abnormal for label in clips[i].labels})
     return {
         "all": of(list(range(len(clips)))),
+        "intervals": _intervals(truth, held, seed),
+        "segments": segment_ap(clips, scores, snippet_seconds),
+        "false_alarms": false_alarms(clips, scores, snippet_seconds),
+        "curves": _curves(np.concatenate(truth), np.concatenate(held)),
         "abnormal": of(abnormal) if abnormal else None,
         "per_class": {
             label: {**of(chosen), "clips": len(chosen)}
@@ -197,3 +209,51 @@ def detection(
         },
         "clips": len(clips),
     }
+
+
+def _intervals(
+    truth: Sequence[NDArray[np.uint8]], scores: Sequence[NDArray[np.float32]], seed: int
+) -> dict[str, list[float]]:
+    """Return 95 % intervals of AP and ROC-AUC, from clips drawn anew."""
+    said = np.concatenate(list(scores))
+    # frames of one score in one clip count together; sorting is done once for all draws
+    owner = np.repeat(np.arange(len(scores)), [len(s) for s in scores])
+    values, level = np.unique(-said, return_inverse=True)
+    key, place = np.unique(owner * len(values) + level, return_inverse=True)
+    positive = np.bincount(place, np.concatenate(list(truth)))
+    negative = np.bincount(place) - positive
+    owner, level = np.divmod(key, len(values))
+    draws = []
+    rng = np.random.default_rng(seed)
+    for chosen in rng.integers(0, len(scores), (FRAME_BOOTSTRAPS, len(scores))):
+        times = np.bincount(chosen, minlength=len(scores))[owner]
+        hits = np.bincount(level, times * positive).cumsum()
+        misses = np.bincount(level, times * negative).cumsum()
+        if not hits[-1] or not misses[-1]:
+            continue
+        seen = hits + misses > 0
+        hits, misses = hits[seen], misses[seen]
+        precision = np.concatenate([[1.0], hits / (hits + misses)])
+        recall = np.concatenate([[0.0], hits / hits[-1]])
+        alarms = np.concatenate([[0.0], misses / misses[-1]])
+        draws.append((auc(recall, precision), auc(alarms, recall)))
+    if not draws:
+        return {}
+    low, high = np.percentile(draws, [2.5, 97.5], axis=0)
+    return {
+        "ap": [float(low[0]), float(high[0])],
+        "roc_auc": [float(low[1]), float(high[1])],
+    }
+
+
+def _curves(truth: NDArray[np.uint8], scores: NDArray[np.float32]) -> dict[str, list[list[float]]]:
+    """Return some points (x, y) of the precision-recall and the ROC curve."""
+    if not 0 < truth.sum() < len(truth):
+        return {}
+    precision, recall, _ = precision_recall_curve(truth, scores)
+    alarms, hits, _ = roc_curve(truth, scores)
+    result = {}
+    for name, x, y in (("precision_recall", recall, precision), ("roc", alarms, hits)):
+        some = np.unique(np.linspace(0, len(x) - 1, CURVE_POINTS).astype(int))
+        result[name] = np.stack([x[some], y[some]], axis=1).round(5).tolist()
+    return result

@@ -1,24 +1,34 @@
-"""Trains one model on one part: the loss, the epochs, early stopping."""
+"""Trains models: the epochs, early stopping, and several models of one kind at once."""
 
 from __future__ import annotations
 
+import copy
+import json
 import math
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors.torch
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor
+from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from train.config import Config
-from train.data import Batch, Clips
+from train.augment import augment, mixup
+from train.config import Config, TrainError
+from train.data import Clips
 from train.detection import top_pool, weak_loss
-from train.model import AVARNet, Pooling, mtcn_loss, pool
+from train.loss import Pooling, mtcn_loss, pool
+from train.network import AVARNet
 
 MOST_LAYERS = 10  # as in the paper
 SMALLEST_BATCH, LARGEST_BATCH = 4, 32
@@ -26,6 +36,9 @@ STEPS_PER_EPOCH = 12  # at least, where there are clips enough: refinement stage
 WARM_UP = 0.1  # share of all steps in which the learning rate rises
 MIN_STEPS = 4  # what the schedule needs for a rise and a fall
 GRADIENT_LIMIT = 1.0  # norm
+FOCUS = 2.0  # gamma of the focal loss, as its authors take it
+SAVE_SECONDS = 10.0  # between two checkpoints
+STACK_SNIPPETS = 2000  # of one step of all models of a stack: more fills a core without stacking
 LOSS: dict[str, Callable[..., Tensor]] = {"recognition": mtcn_loss, "detection": weak_loss}
 POOLING: dict[str, Pooling] = {"recognition": pool, "detection": top_pool}
 DETECTION_LAYERS = 2  # the farther a stage sees, the less a clip's label tells it when
@@ -40,6 +53,22 @@ class Epoch:
     val_loss: float
     val_accuracy: float
     val_recall: float  # mean over classes: no reward for always answering the commonest
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Epochs of one training are compared by this: the greater, the better.
+
+        Where the validation clips lean to one class, accuracy would prefer a model that only knows
+        that one, so it is the recall that counts, and of equals the loss.
+        """
+        return self.val_recall, -self.val_loss
+
+
+class Sides(NamedTuple):
+    """Which clips train a model, and which pick its best epoch."""
+
+    train: NDArray[np.int64]
+    val: NDArray[np.int64]
 
 
 def layers_to_cover(lengths: NDArray[np.int64]) -> int:
@@ -63,18 +92,17 @@ def batch_to_learn(clips: int) -> int:
     return min(LARGEST_BATCH, max(SMALLEST_BATCH, clips // STEPS_PER_EPOCH))
 
 
-def build(sizes: dict[str, int], num_classes: int, config: Config) -> AVARNet:
-    """Return an untrained model; ``config.layers`` must be settled (not 0)."""
-    return AVARNet(
-        sizes,
-        num_classes,
-        stages=config.stages,
-        layers=config.layers,
-        channels=config.channels,
-        dropout=config.dropout,
-        input_dropout=config.input_dropout,
-        stream_dropout=config.stream_dropout,
-    )
+def stack_size(clips: Clips, models: Sequence[Sides], config: Config) -> int:
+    """Return how many of some models are best trained at once.
+
+    The steps of small models leave a core idle between operations; long clips do not. It depends
+    on nothing but data and settings: the same command draws the same numbers on any machine.
+    """
+    if config.model in ("lstm", "transformer") or config.fusion in ("bottleneck", "cross"):
+        return 1  # torch cannot stack them
+    train = models[0].train
+    snippets = (config.batch_size or batch_to_learn(len(train))) * np.median(clips.lengths[train])
+    return int(np.clip(STACK_SNIPPETS // snippets, 1, len(models)))
 
 
 @contextmanager
@@ -97,101 +125,304 @@ def fit(
     clips: Clips,
     targets: NDArray[np.int64],
     num_classes: int,
-    train: NDArray[np.int64],
-    val: NDArray[np.int64],
+    models: Sequence[Sides],
+    seed: int,
     config: Config,
     device: torch.device,
-    on_epoch: Callable[[Epoch, bool], None],
-) -> tuple[AVARNet, list[Epoch]]:
-    """Train a model and return it as it was in its best epoch, with the history.
+    on_epoch: Callable[[int, Epoch, bool], None] = lambda *_: None,
+    checkpoint: Path | None = None,
+) -> list[tuple[AVARNet, list[Epoch]]]:
+    """Train models side by side; return each as it was in its best epoch, with its history.
 
-    What is validated and kept is the running average of the weights. The best epoch is the one of
-    the highest macro recall on the validation clips (where these lean to one class, accuracy would
-    prefer a model that only knows that one), and of equals the one of the lowest loss.
+    What is validated and kept is the running average of the weights. The best epoch is that of the
+    highest `Epoch.rank`.
 
     Args:
         clips: features of all clips.
         targets: (clips,) class of each.
         num_classes: number of classes.
-        train, val: which clips train, and which pick the best epoch.
+        models: the clips of each model.
+        seed: of everything random.
         config: settings, ``layers`` settled.
         device: where to train.
-        on_epoch: called after each epoch with its figures and whether it is the best so far.
+        on_epoch: called after each epoch with the model's number, its figures, and whether they
+            are its best so far. Called for the epochs before a checkpoint too.
+        checkpoint: a file to save the state in, every ten seconds and at the end, and to go on from
+            if it is there.
+
+    Raises:
+        TrainError: the checkpoint cannot be read.
     """
-    torch.manual_seed(config.seed)
-    rng = np.random.default_rng(config.seed)
-    model = build(clips.sizes, num_classes, config)
-    for name in clips.sizes:
-        model.fusion.standardise(
-            name,
-            torch.from_numpy(clips.valid_rows(name, train)),
-            torch.from_numpy(clips.changes(name, train)),
+    training = _Training(clips, targets, num_classes, models, seed, config, device)
+    if checkpoint is not None and checkpoint.exists():
+        training.load(checkpoint)
+        for number, history in enumerate(training.histories):
+            best: tuple[float, float] | None = None
+            for epoch in history:
+                on_epoch(number, epoch, best is None or epoch.rank > best)
+                best = epoch.rank if best is None else max(best, epoch.rank)
+    saved = time.monotonic()
+    while not training.finished:
+        for number, epoch, better in training.epoch():
+            on_epoch(number, epoch, better)
+        due = training.finished or time.monotonic() - saved > SAVE_SECONDS
+        if checkpoint is not None and due:
+            training.save(checkpoint)
+            saved = time.monotonic()
+    return training.result()
+
+
+class _Training:
+    """The state of the training of a stack of models, whose tensors have a leading dimension."""
+
+    def __init__(
+        self,
+        clips: Clips,
+        targets: NDArray[np.int64],
+        num_classes: int,
+        models: Sequence[Sides],
+        seed: int,
+        config: Config,
+        device: torch.device,
+    ) -> None:
+        torch.manual_seed(seed)
+        self.rng = np.random.default_rng(seed)
+        self.clips, self.targets, self.models = clips, targets, models
+        self.config, self.device = config, device
+        built = [AVARNet(clips.sizes, num_classes, config).train() for _ in models]
+        for model, sides in zip(built, models, strict=True):
+            for name in clips.sizes:
+                model.streams.standardise(
+                    name,
+                    torch.from_numpy(clips.valid_rows(name, sides.train)),
+                    torch.from_numpy(clips.changes(name, sides.train)),
+                )
+            model.to(device)
+        self.template = built[0]
+        self.params, self.buffers = stack_module_state(built)
+        self.one_hot = F.one_hot(torch.from_numpy(targets), num_classes).float()
+        self.class_weights = torch.ones(len(models), num_classes, device=device)
+        if config.class_weights:
+            counts = [np.bincount(targets[m.train], minlength=num_classes) for m in models]
+            balance = [
+                len(m.train) / (num_classes * n) for m, n in zip(models, counts, strict=True)
+            ]
+            self.class_weights = torch.tensor(np.array(balance, np.float32), device=device)
+        fewest = min(len(m.train) for m in models)
+        self.batch_size = config.batch_size or batch_to_learn(fewest)
+        longest = max(len(m.train) for m in models)
+        steps = max(MIN_STEPS, config.epochs * math.ceil(longest / self.batch_size))
+        self.optimiser = torch.optim.AdamW(
+            self.params.values(),
+            config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=device.type != "mps",
         )
-    model.to(device)
-    weights = None
-    if config.class_weights:
-        counts = np.bincount(targets[train], minlength=num_classes)
-        weights = torch.tensor(len(train) / (num_classes * counts), dtype=torch.float32).to(device)
-    batch_size = config.batch_size or batch_to_learn(len(train))
-    optimiser = torch.optim.AdamW(
-        model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
-    steps = max(MIN_STEPS, config.epochs * math.ceil(len(train) / batch_size))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, config.learning_rate, total_steps=steps, pct_start=max(WARM_UP, 2 / steps)
-    )
-    # the mean of the weights over the last quarter or so of training: on small data single epochs
-    # differ more from each other than the settings do
-    decay = max(0.0, 1 - 4 / steps)
-    averaging = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    average = AveragedModel(model, multi_avg_fn=averaging)
-    averaged = average.module
-    assert isinstance(averaged, AVARNet)
-    history: list[Epoch] = []
-    best, best_state, stale = (-1.0, -math.inf), averaged.state_dict(), 0
-    for number in range(1, config.epochs + 1):
-        model.train()
-        losses = []
-        for chosen, batch in clips.batches(train, batch_size, rng):
-            optimiser.zero_grad()
-            logits, mask = _forward(model, batch, device)
-            loss = LOSS[config.task](
-                logits,
-                mask,
-                torch.from_numpy(targets[chosen]).to(device),
-                config.smoothing_weight,
-                config.smoothing_limit,
-                weights,
-                config.label_smoothing,
+        rise = max(WARM_UP, 2 / steps)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimiser, config.learning_rate, total_steps=steps, pct_start=rise
+        )
+        # the mean of the weights over the last quarter or so of training: on small data single
+        # epochs differ more from each other than the settings do
+        decay = max(0.0, 1 - 4 / steps)
+        self.update_average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        self.average = {name: value.detach().clone() for name, value in self.params.items()}
+        self.best = {name: value.clone() for name, value in self.average.items()}
+        self.steps = 0
+        self.histories: list[list[Epoch]] = [[] for _ in models]
+        self.stale = [0] * len(models)
+        self._shown = AVARNet(clips.sizes, num_classes, config).to(device)
+
+    @property
+    def finished(self) -> bool:
+        done = len(max(self.histories, key=len)) >= self.config.epochs
+        return done or all(self._stopped(number) for number in range(len(self.models)))
+
+    def _stopped(self, number: int) -> bool:
+        return self.stale[number] >= self.config.patience
+
+    def epoch(self) -> Iterator[tuple[int, Epoch, bool]]:
+        """Train an epoch; yield number, figures and whether they are the best, of each model."""
+        sets = [self._drawn(sides.train) for sides in self.models]
+        losses = [
+            self._step(indices) for indices in self.clips.shuffled(sets, self.batch_size, self.rng)
+        ]
+        mean = torch.stack(losses).mean(0).tolist()
+        for number, sides in enumerate(self.models):
+            if self._stopped(number):
+                continue  # it is trained on with the others, but what comes of that is not kept
+            model = self._model(self.average, number)
+            log_p, _ = score(model, self.clips, sides.val, self.device, POOLING[self.config.task])
+            real, predicted = self.targets[sides.val], log_p.argmax(1)
+            history = self.histories[number]
+            epoch = Epoch(
+                len(history) + 1,
+                mean[number],
+                float(-log_p[np.arange(len(real)), real].mean()),
+                float((predicted == real).mean()),
+                float(balanced_accuracy_score(real, predicted)),
             )
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_LIMIT)
-            optimiser.step()
-            schedule.step()
-            average.update_parameters(model)
-            losses.append(float(loss.detach()))
-        log_p, _ = score(averaged, clips, val, device, POOLING[config.task])
-        truth = torch.from_numpy(targets[val])
-        val_loss = float(F.nll_loss(torch.from_numpy(log_p), truth))
-        predicted = log_p.argmax(1)
-        epoch = Epoch(
-            number,
-            float(np.mean(losses)),
-            val_loss,
-            float((predicted == targets[val]).mean()),
-            float(balanced_accuracy_score(targets[val], predicted)),
+            better = not history or epoch.rank > max(before.rank for before in history)
+            history.append(epoch)
+            self.stale[number] = 0 if better else self.stale[number] + 1
+            if better:
+                for name, value in self.average.items():
+                    self.best[name][number] = value[number]
+            yield number, epoch, better
+
+    def _drawn(self, train: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the clips of one epoch: each once, or every class equally often."""
+        if self.config.sampling == "clips":
+            return train
+        counts = np.bincount(self.targets[train])
+        chance = 1 / counts[self.targets[train]]
+        return self.rng.choice(train, len(train), p=chance / chance.sum())
+
+    def _step(self, indices: NDArray[np.int64]) -> Tensor:
+        """Take one step with (models, clips); return the loss of each model."""
+        models, config = len(self.models), self.config
+        batch = augment(self.clips.batch(indices.flatten()), config)
+        shares = self.one_hot[indices.flatten()]
+        if config.mixup:
+            batch, shares = mixup(batch, shares, config.mixup, models)
+        batch = batch.to(self.device).stacked(models)
+        shares = shares.to(self.device).view(models, -1, shares.shape[1])
+        self.optimiser.zero_grad()
+        losses: Tensor = _each(self._loss, models)(
+            self.params, self.buffers, batch.streams, batch.valid, batch.mask, shares,
+            self.class_weights,
+        )  # fmt: skip
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        self._limit_gradients()
+        self.optimiser.step()
+        self.schedule.step()
+        with torch.no_grad():
+            values = list(self.params.values())
+            if self.steps == 0:
+                torch._foreach_copy_(list(self.average.values()), values)
+            else:
+                self.update_average(list(self.average.values()), values, self.steps)
+        self.steps += 1
+        return losses.detach()
+
+    def _loss(
+        self,
+        params: dict[str, Tensor],
+        buffers: dict[str, Tensor],
+        streams: dict[str, Tensor],
+        valid: dict[str, Tensor],
+        mask: Tensor,
+        shares: Tensor,
+        class_weights: Tensor,
+    ) -> Tensor:
+        """Return the loss of one model."""
+        logits = functional_call(self.template, (params, buffers), (streams, valid, mask))
+        config = self.config
+        return LOSS[config.task](
+            logits,
+            mask,
+            shares,
+            config.smoothing_weight,
+            config.smoothing_limit,
+            class_weights if config.class_weights else None,
+            config.label_smoothing,
+            FOCUS if config.loss == "focal" else 0.0,
         )
-        history.append(epoch)
-        better = (epoch.val_recall, -val_loss) > best
-        stale = 0 if better else stale + 1
-        if better:
-            best = (epoch.val_recall, -val_loss)
-            best_state = {name: value.clone() for name, value in averaged.state_dict().items()}
-        on_epoch(epoch, better)
-        if stale >= config.patience:
-            break
-    averaged.load_state_dict(best_state)
-    return averaged, history
+
+    def _limit_gradients(self) -> None:
+        """Scale each model's gradients down to a norm of `GRADIENT_LIMIT`."""
+        gradients = [value.grad for value in self.params.values() if value.grad is not None]
+        norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients])
+        norm = torch.linalg.vector_norm(norms, dim=0)
+        scale = (GRADIENT_LIMIT / (norm + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))
+
+    def _model(self, values: dict[str, Tensor], number: int) -> AVARNet:
+        """Return one model in a network of its own, which the next call uses again."""
+        whole = {**values, **self.buffers}
+        self._shown.load_state_dict({name: value[number] for name, value in whole.items()})
+        return self._shown
+
+    def result(self) -> list[tuple[AVARNet, list[Epoch]]]:
+        return [
+            (copy.deepcopy(self._model(self.best, number)), history)
+            for number, history in enumerate(self.histories)
+        ]
+
+    def save(self, file: Path) -> None:
+        """Write all that the coming epochs depend on, at once or not at all."""
+        state = self.optimiser.state_dict()
+        tensors = {
+            **{f"params/{name}": value.detach() for name, value in self.params.items()},
+            **{f"average/{name}": value for name, value in self.average.items()},
+            **{f"best/{name}": value for name, value in self.best.items()},
+            **{
+                f"optimiser/{number}/{name}": value
+                for number, values in state["state"].items()
+                for name, value in values.items()
+            },
+            "random": torch.get_rng_state(),
+        }
+        if self.device.type == "cuda":
+            tensors["random_cuda"] = torch.cuda.get_rng_state(self.device)
+        rest = {
+            "groups": state["param_groups"],
+            "schedule": self.schedule.state_dict(),
+            "rng": self.rng.bit_generator.state,
+            "steps": self.steps,
+            "stale": self.stale,
+            "histories": [[asdict(epoch) for epoch in history] for history in self.histories],
+        }
+        half = file.with_suffix(".half")
+        about = {"state": json.dumps(rest)}
+        safetensors.torch.save_file({n: t.contiguous() for n, t in tensors.items()}, half, about)
+        half.replace(file)
+
+    def load(self, file: Path) -> None:
+        """Go on from what `save` wrote."""
+        try:
+            with safetensors.safe_open(file, "pt") as opened:
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+                rest = json.loads(opened.metadata()["state"])
+            with torch.no_grad():
+                for kind, values in (
+                    ("params", self.params), ("average", self.average), ("best", self.best)
+                ):  # fmt: skip
+                    for name, value in values.items():
+                        value.copy_(tensors[f"{kind}/{name}"])
+            moments: dict[int, dict[str, Tensor]] = {}
+            for key, value in tensors.items():
+                if key.startswith("optimiser/"):
+                    _, number, name = key.split("/")
+                    moments.setdefault(int(number), {})[name] = value
+            self.optimiser.load_state_dict({"state": moments, "param_groups": rest["groups"]})
+            self.schedule.load_state_dict(rest["schedule"])
+            self.rng.bit_generator.state = rest["rng"]
+            self.steps, self.stale = rest["steps"], rest["stale"]
+            self.histories = [[Epoch(**row) for row in history] for history in rest["histories"]]
+            torch.set_rng_state(tensors["random"])
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state(tensors["random_cuda"], self.device)
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise TrainError(
+                f"{file} cannot be gone on from ({error}); delete it to train these models anew"
+            ) from error
+
+
+def _each(function: Callable[..., Tensor], models: int) -> Callable[..., Tensor]:
+    """Make a function of one model one of a stack; a stack of one needs no vmap."""
+    if models > 1:
+        return vmap(function, randomness="different")
+
+    def of_one(*stacks: Any) -> Tensor:
+        return function(*(torch.utils._pytree.tree_map(_only, stack) for stack in stacks))[None]
+
+    return of_one
+
+
+def _only(stacked: Tensor) -> Tensor:
+    return stacked.squeeze(0)
 
 
 @_one_thread()
@@ -214,22 +445,11 @@ def score(
     snippets: list[NDArray[np.float32]] = [np.zeros((0, 0), np.float32)] * len(indices)
     place = {int(index): k for k, index in enumerate(indices)}
     for chosen, batch in clips.batches(indices, LARGEST_BATCH):
-        logits, mask = _forward(model, batch, device)
-        log_p = F.log_softmax(pooling(logits[-1], mask), dim=1).cpu().numpy()
+        there = batch.to(device)
+        logits = model(there.streams, there.valid, there.mask)
+        log_p = F.log_softmax(pooling(logits[-1], there.mask), dim=1).cpu().numpy()
         steps = F.softmax(logits[-1], dim=1).transpose(1, 2).cpu().numpy()
         for row, index in enumerate(chosen):
             whole[place[int(index)]] = log_p[row]
             snippets[place[int(index)]] = steps[row, : clips.lengths[index]]
     return whole, snippets
-
-
-def _forward(model: AVARNet, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    mask = batch.mask.to(device)
-    streams = {name: rows.to(device) for name, rows in batch.streams.items()}
-    valid = {name: there.to(device) for name, there in batch.valid.items()}
-    return model(streams, valid, mask), mask
-
-
-def history_rows(fold: int, history: list[Epoch]) -> list[dict[str, float]]:
-    """Return a history as rows of plain data."""
-    return [{"fold": fold, **asdict(epoch)} for epoch in history]

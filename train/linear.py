@@ -12,16 +12,19 @@ from train.config import Config
 from train.data import Clips
 
 
-def linear_predictions(
+def linear_probabilities(
     clips: Clips,
     targets: NDArray[np.int64],
     known: NDArray[np.int64],
     held_out: NDArray[np.int64],
     config: Config,
-) -> NDArray[np.int64]:
-    """Train on the clips `known` and return the classes of the clips `held_out`."""
+) -> NDArray[np.float32]:
+    """Train on the clips `known`; return (clips, classes) probabilities of the clips `held_out`.
+
+    Every class must be known.
+    """
     model = _trained(clips, targets, known, config)
-    return np.asarray(model.predict(clips.averages(held_out)), np.int64)
+    return np.asarray(model.predict_proba(clips.averages(held_out)), np.float32)
 
 
 def linear_scores(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,24 +11,30 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 BOOTSTRAPS = 1000
 CONFIDENCE = 0.95
+BINS = 15  # of the calibration error, as its authors take
 
 
 def recognition(
-    truth: NDArray[np.int64], predicted: NDArray[np.int64], classes: list[str], seed: int = 0
+    truth: NDArray[np.int64],
+    probabilities: NDArray[np.float32],
+    classes: list[str],
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """Return accuracy, macro precision, recall and F1 with intervals, and the per-class table.
+    """Return accuracy, macro precision, recall and F1 with intervals, per class, and calibration.
 
     Args:
         truth: (clips,) class indices.
-        predicted: (clips,) class indices.
+        probabilities: (clips, classes); the likeliest class is the answer.
         classes: class names; every one of them counts in the macro averages if it occurs in
-            `truth` or `predicted`.
+            `truth` or among the answers.
         seed: of the bootstrap over clips (percentile intervals, 95 %).
 
     Returns:
         Plain data, ready for JSON: ``accuracy``, ``precision``, ``recall``, ``f1`` each as
-        ``{"value", "low", "high"}``; ``per_class``; ``confusion`` (rows truth, columns predicted).
+        ``{"value", "low", "high"}``; ``per_class``; ``confusion`` (rows truth, columns predicted);
+        ``calibration`` (see there).
     """
+    predicted = probabilities.argmax(1)
     rng = np.random.default_rng(seed)
     draws = np.array(
         [
@@ -56,8 +63,57 @@ def recognition(
             for i, name in enumerate(classes)
         },
         "confusion": confusion_matrix(truth, predicted, labels=labels).tolist(),
+        "calibration": calibration(truth, probabilities),
         "clips": len(truth),
     }
+
+
+def calibration(
+    truth: NDArray[np.int64], probabilities: NDArray[np.float32]
+) -> dict[str, float | list[dict[str, float]]]:
+    """Return how far the confidence of the answers is from how often they are right.
+
+    Returns:
+        ``ece``, the expected calibration error (Guo et al., ICML 2017): the mean distance of
+        confidence and accuracy over `BINS` bins of equal width, weighed by their clips; and
+        ``bins``, the points of the reliability diagram, those that have clips.
+    """
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
+    number = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    bins = [
+        {
+            "confidence": float(confidence[number == n].mean()),
+            "accuracy": float(right[number == n].mean()),
+            "clips": int((number == n).sum()),
+        }
+        for n in np.unique(number)
+    ]
+    gaps = sum(b["clips"] * abs(b["confidence"] - b["accuracy"]) for b in bins)
+    return {"ece": gaps / len(truth), "bins": bins}
+
+
+def spread(
+    answers: Sequence[tuple[int, int, NDArray[np.int64], NDArray[np.int64]]],
+) -> dict[str, Any]:
+    """Return what single models reach on the clips held out from them, and how they differ.
+
+    Args:
+        answers: (fold, seed, truth, predicted) of each model.
+
+    Returns:
+        ``each``: fold, seed, accuracy and macro F1; ``accuracy`` and ``f1`` as ``{"mean", "std"}``
+        over all of them (the standard deviation of the sample; None of a single one).
+    """
+    each = []
+    for fold, seed, truth, predicted in answers:
+        accuracy, _, _, f1 = _summary(truth, predicted)
+        each.append({"fold": fold, "seed": seed, "accuracy": accuracy, "f1": f1})
+    result: dict[str, Any] = {"each": each}
+    for name in ("accuracy", "f1"):
+        values = np.array([row[name] for row in each])
+        std = float(values.std(ddof=1)) if len(values) > 1 else None
+        result[name] = {"mean": float(values.mean()), "std": std}
+    return result
 
 
 def _summary(truth: NDArray[np.int64], predicted: NDArray[np.int64]) -> list[float]:

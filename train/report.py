@@ -140,10 +140,11 @@ def _confusion(axes: Axes, metrics: dict[str, Any], classes: list[str]) -> None:
 def _curves(axes: Axes, run: Run) -> None:
     rows = run.history()
     right = axes.twinx()
-    for fold in sorted({row["fold"] for row in rows}):
-        own = [row for row in rows if row["fold"] == fold]
+    models = list(dict.fromkeys((row["seed"], row["fold"]) for row in rows))
+    for model in models:
+        own = [row for row in rows if (row["seed"], row["fold"]) == model]
         epochs = [row["epoch"] for row in own]
-        first = fold == 0
+        first = model == models[0]
         axes.plot(
             epochs,
             [row["val_loss"] for row in own],

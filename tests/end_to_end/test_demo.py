@@ -23,7 +23,7 @@ def test_demo(tmp_path: Path) -> None:
     assert done.stdout.strip().splitlines()[-1] == "Report: demo/run/report.html"
     assert "These backbones were random" in " ".join(done.stdout.split())
     assert "RANDOM WEIGHTS" in done.stderr
-    metrics = json.loads((tmp_path / "demo" / "run" / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "demo" / "run" / "evaluation.json").read_text())
     assert len(metrics["model"]["per_class"]) == 10
     assert metrics["missing_streams"]["audio"] > 0
     # chance is 0.1; the interval's lower end is clear of it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,27 +11,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from train.config import Config
 from train.fit import layers_to_cover
-from train.model import MTCN, AVARNet, Dropout, EarlyFusion, mtcn_loss, pool
+from train.fusion import Streams
+from train.loss import mtcn_loss, pool
+from train.mtcn import MTCN, Dropout
+from train.network import AVARNet
 
 SIZES = {"video": 5, "audio": 3}
 
 
-def network(**settings: object) -> AVARNet:
+def network(**settings: Any) -> AVARNet:
     torch.manual_seed(0)
-    options = {
-        "stages": 3,
-        "layers": 4,
-        "channels": 8,
-        "dropout": 0.5,
-        "input_dropout": 0.2,
-        "stream_dropout": 0.3,
-        **settings,
-    }
-    model = AVARNet(SIZES, 4, **options)  # type: ignore[arg-type]
-    for name in SIZES:  # an absent vector that is not the mean, as after training
-        torch.nn.init.normal_(model.fusion.absent[name])
-    return model.eval()
+    options = {"stages": 3, "layers": 4, "channels": 8, **settings}
+    return AVARNet(SIZES, 4, Config(**options)).eval()
 
 
 def by_the_paper(model: MTCN, x: np.ndarray) -> list[np.ndarray]:
@@ -154,25 +148,27 @@ def test_missing_sound_is_not_silence() -> None:
 
 
 def test_hidden_streams_leave_at_least_one() -> None:
-    fusion = EarlyFusion(SIZES, stream_dropout=0.9).train()
+    streams = Streams(SIZES, stream_dropout=0.9).train()
     torch.manual_seed(0)
-    hidden = fusion._hidden(torch.ones(500, 1, dtype=torch.bool))
+    hidden = streams._hidden(torch.ones(500, 1, dtype=torch.bool))
     assert hidden is not None
     assert not hidden.all(1).any()
     assert 0.4 < hidden.float().mean() < 0.5
-    assert fusion.eval()._hidden(torch.ones(5, 1, dtype=torch.bool)) is None
+    assert streams.eval()._hidden(torch.ones(5, 1, dtype=torch.bool)) is None
 
 
 def test_standardised_streams_have_mean_0_and_deviation_1() -> None:
-    fusion = EarlyFusion({"video": 4}).eval()
+    ready = Streams({"video": 4}).eval()
     rows = 100 + 5 * torch.randn(50, 4)
     changes = (rows[1:] - rows[:-1]).abs()
-    fusion.standardise("video", rows, changes)
-    out = fusion({"video": rows[None]}, {"video": torch.ones(1, 50, dtype=torch.bool)})[0]
-    assert torch.allclose(out[:4].mean(1), torch.zeros(4), atol=1e-4)
-    assert torch.allclose(out[:4].std(1, unbiased=False), torch.ones(4), atol=1e-3)
-    assert torch.allclose(out[4:, 1:].mean(1), torch.zeros(4), atol=1e-4)
-    assert not out[4:, 0].any()
+    ready.standardise("video", rows, changes)
+    (out,) = ready({"video": rows[None]}, {"video": torch.ones(1, 50, dtype=torch.bool)})
+    values, changes, absent = out[0].split([4, 4, 1], dim=1)
+    assert torch.allclose(values.mean(0), torch.zeros(4), atol=1e-4)
+    assert torch.allclose(values.std(0, unbiased=False), torch.ones(4), atol=1e-3)
+    assert torch.allclose(changes[1:].mean(0), torch.zeros(4), atol=1e-4)
+    assert not changes[0].any()
+    assert not absent.any()
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])

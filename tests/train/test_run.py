@@ -67,7 +67,7 @@ def test_it_learns_what_there_is_to_learn(world: tuple[list[Clip], Store], run: 
     assert result["missing_streams"]["video"] == 0
     table = (run.path / "predictions.csv").read_text().splitlines()
     assert len(table) == 1 + result["model"]["clips"]
-    assert json.loads((run.path / "metrics.json").read_text()) == result
+    assert json.loads((run.path / "evaluation.json").read_text()) == result
 
 
 def test_the_same_seed_gives_the_same_weights(
@@ -244,7 +244,7 @@ def test_options_win_over_the_file(tmp_path: Path) -> None:
 @settings(max_examples=25, deadline=None)
 def test_metrics_are_those_of_scikit_learn(pairs: list[tuple[int, int]]) -> None:
     truth, said = np.array(pairs).T
-    ours = recognition(truth, said, ["a", "b", "c", "d"])
+    ours = recognition(truth, np.eye(4, dtype=np.float32)[said], ["a", "b", "c", "d"])
     theirs = precision_recall_fscore_support(truth, said, average="macro", zero_division=0)
     assert ours["accuracy"]["value"] == pytest.approx(accuracy_score(truth, said))
     for name, value in zip(("precision", "recall", "f1"), theirs[:3], strict=True):

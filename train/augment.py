@@ -1,0 +1,88 @@
+"""Changes to training batches that keep what a clip is: crops, blanks and mixtures of features."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from train.config import Config
+from train.data import Batch
+
+
+def augment(batch: Batch, config: Config) -> Batch:
+    """Crop clips in time, blank stretches and single snippets, as the settings say."""
+    if config.time_crop < 1:
+        batch = time_crop(batch, config.time_crop)
+    if config.time_mask:
+        batch = _blanked(batch, _stretch(batch.mask, config.time_mask))
+    if config.snippet_dropout:
+        batch = _blanked(batch, torch.rand(batch.mask.shape) < config.snippet_dropout)
+    return batch
+
+
+def time_crop(batch: Batch, least: float) -> Batch:
+    """Cut each clip to a random stretch of a share between `least` and all of it."""
+    length = batch.mask.sum(1)
+    share = least + (1 - least) * torch.rand(len(length))
+    kept = (length * share).ceil().long()
+    first = (torch.rand(len(length)) * (length - kept + 1)).long()
+    longest = int(kept.max())
+    at = torch.arange(longest)[None]
+    mask = at < kept[:, None]
+    index = torch.where(mask, first[:, None] + at, 0)
+    row = torch.arange(len(length))[:, None]
+    return Batch(
+        {name: rows[row, index] for name, rows in batch.streams.items()},
+        {name: there[row, index] & mask for name, there in batch.valid.items()},
+        mask,
+    )
+
+
+def mixup(batch: Batch, targets: Tensor, alpha: float, models: int) -> tuple[Batch, Tensor]:
+    """Mix each clip with another one of its model's batch (Zhang et al., ICLR 2018).
+
+    The other clip is repeated or cut to the clip's length. A stream is mixed where both have it.
+
+    Args:
+        batch: of several models' clips, one after the other.
+        targets: (clips, classes), the share of each class.
+        alpha: of the Beta distribution of the shares.
+        models: how many.
+    """
+    clips = len(targets)
+    own = torch.rand(models, clips // models).argsort(1)
+    other = (own + torch.arange(models)[:, None] * own.shape[1]).flatten()
+    share = torch.from_numpy(np.asarray(_beta(alpha, clips), np.float32))
+    share = torch.maximum(share, 1 - share)  # the clip itself is always the larger part
+    length = batch.mask.sum(1)
+    share = torch.where(length[other] > 0, share, 1.0)
+    index = torch.arange(batch.mask.shape[1])[None] % length[other].clamp(min=1)[:, None]
+    row = other[:, None]
+    streams = {}
+    for name, rows in batch.streams.items():
+        there, theirs = batch.valid[name], batch.valid[name][row, index]
+        part = torch.where(there & theirs, share[:, None], 1.0)[..., None]
+        streams[name] = part * rows + (1 - part) * rows[row, index]
+    mixed = share[:, None] * targets + (1 - share[:, None]) * targets[other]
+    return replace(batch, streams=streams), mixed
+
+
+def _beta(alpha: float, count: int) -> np.ndarray:
+    rng = np.random.default_rng(int(torch.randint(2**31, ())))  # one source of chance: torch's
+    return rng.beta(alpha, alpha, count)
+
+
+def _stretch(mask: Tensor, most: float) -> Tensor:
+    """Return (clips, time), true in a random stretch of each clip, of at most a share of it."""
+    length = mask.sum(1)
+    span = (torch.rand(len(length)) * most * length).long()
+    first = (torch.rand(len(length)) * (length - span + 1)).long()
+    at = torch.arange(mask.shape[1])[None]
+    return (at >= first[:, None]) & (at < (first + span)[:, None])
+
+
+def _blanked(batch: Batch, where: Tensor) -> Batch:
+    return replace(batch, valid={name: v & ~where for name, v in batch.valid.items()})

@@ -1,0 +1,67 @@
+"""The whole network: streams, their fusion, and the sequence model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from train.config import Config
+from train.fusion import FUSIONS, Streams
+from train.mtcn import MTCN
+from train.temporal import MODELS
+
+
+class AVARNet(nn.Module):
+    """Streams that are readied, fused, and read by a sequence model.
+
+    Late fusion is a sequence model for each stream, whose logits are averaged; every other fusion
+    makes one sequence for one model.
+
+    Args:
+        sizes: stream name -> values per snippet.
+        num_classes: number of classes.
+        config: settings; ``layers`` must be settled (not 0).
+    """
+
+    def __init__(self, sizes: Mapping[str, int], num_classes: int, config: Config) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.streams = Streams(sizes, config.input_dropout, config.stream_dropout)
+        inputs = self.streams.out_sizes
+        self.fusion = None
+        if config.fusion != "late":
+            fuse = FUSIONS[config.fusion]
+            self.fusion = fuse(inputs, config.channels, config.dropout, config.causal)
+            inputs = [self.fusion.out_features]
+        self.models = nn.ModuleList(_model(size, num_classes, config) for size in inputs)
+
+    def forward(
+        self, streams: Mapping[str, Tensor], valid: Mapping[str, Tensor], mask: Tensor
+    ) -> Tensor:
+        """Return logits (stages, batch, num_classes, time); see `Streams` and `MTCN`."""
+        parts = self.streams(streams, valid)
+        if self.fusion is not None:
+            parts = [self.fusion(parts, mask)]
+        answers = [
+            model(part.transpose(1, 2), mask)
+            for model, part in zip(self.models, parts, strict=True)
+        ]
+        return answers[0] if len(answers) == 1 else torch.stack(answers).mean(0)
+
+
+def _model(in_features: int, num_classes: int, config: Config) -> nn.Module:
+    if config.model in ("mtcn", "tcn"):
+        return MTCN(
+            in_features,
+            num_classes,
+            config.stages if config.model == "mtcn" else 1,
+            config.layers,
+            config.channels,
+            config.causal,
+            config.dropout,
+        )
+    return MODELS[config.model](
+        in_features, num_classes, config.channels, config.causal, config.dropout
+    )

@@ -1,0 +1,88 @@
+"""Sequence models that the MTCN is compared with. All take and give what `MTCN` does."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from train.fusion import ATTENTION_LAYERS, encoder_layer, future, positions
+
+
+class Recurrent(nn.Module):
+    """An LSTM between two projections, in both directions unless it is causal.
+
+    Args:
+        in_features: values per snippet.
+        num_classes: number of classes.
+        channels: width.
+        causal: let no output see the future.
+        dropout: before and after the LSTM.
+    """
+
+    def __init__(
+        self, in_features: int, num_classes: int, channels: int, causal: bool, dropout: float
+    ) -> None:
+        super().__init__()
+        self.enter = nn.Linear(in_features, channels)
+        self.lstm = nn.LSTM(channels, channels, batch_first=True, bidirectional=not causal)
+        self.dropout = nn.Dropout(dropout)
+        self.leave = nn.Linear(channels if causal else 2 * channels, num_classes)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Map (batch, in_features, time) to logits (1, batch, num_classes, time)."""
+        entered = self.dropout(self.enter(x.transpose(1, 2)))
+        lengths = mask.sum(1).cpu()
+        packed = pack_padded_sequence(entered, lengths, batch_first=True, enforce_sorted=False)
+        rows, _ = pad_packed_sequence(
+            self.lstm(packed)[0], batch_first=True, total_length=mask.shape[1]
+        )
+        logits: Tensor = self.leave(self.dropout(rows))
+        return logits.transpose(1, 2)[None]
+
+
+class Transformer(nn.Module):
+    """Layers of self-attention between two projections. Args: as `Recurrent`'s."""
+
+    def __init__(
+        self, in_features: int, num_classes: int, channels: int, causal: bool, dropout: float
+    ) -> None:
+        super().__init__()
+        self.causal = causal
+        self.enter = nn.Linear(in_features, channels)
+        self.layers = nn.ModuleList(
+            encoder_layer(channels, dropout) for _ in range(ATTENTION_LAYERS)
+        )
+        self.norm = nn.LayerNorm(channels)
+        self.leave = nn.Linear(channels, num_classes)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Map (batch, in_features, time) to logits (1, batch, num_classes, time)."""
+        rows = self.enter(x.transpose(1, 2))
+        rows = rows + positions(rows.shape[1], rows)
+        ahead = future(rows.shape[1], mask) if self.causal else None
+        for layer in self.layers:
+            rows = layer(rows, src_mask=ahead, src_key_padding_mask=~mask)
+        logits: Tensor = self.leave(self.norm(rows))
+        return logits.transpose(1, 2)[None]
+
+
+class Linear(nn.Module):
+    """Each snippet judged for itself. Args: as `Recurrent`'s; only the first two are used."""
+
+    def __init__(
+        self, in_features: int, num_classes: int, channels: int, causal: bool, dropout: float
+    ) -> None:
+        super().__init__()
+        self.leave = nn.Linear(in_features, num_classes)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Map (batch, in_features, time) to logits (1, batch, num_classes, time)."""
+        logits: Tensor = self.leave(x.transpose(1, 2))
+        return logits.transpose(1, 2)[None]
+
+
+MODELS: dict[str, type[nn.Module]] = {
+    "lstm": Recurrent,
+    "transformer": Transformer,
+    "linear": Linear,
+}
