@@ -38,6 +38,13 @@ class Batch:
         """Return (models x batch, ...) as (models, batch, ...)."""
         return self._each(lambda tensor: tensor.view(models, -1, *tensor.shape[1:]))
 
+    def of(self, model: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the streams and their validity of one model of a stack."""
+        return (
+            {name: rows[model] for name, rows in self.streams.items()},
+            {name: there[model] for name, there in self.valid.items()},
+        )
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return Batch(
             {name: change(rows) for name, rows in self.streams.items()},

@@ -38,7 +38,7 @@ MIN_STEPS = 4  # what the schedule needs for a rise and a fall
 GRADIENT_LIMIT = 1.0  # norm
 FOCUS = 2.0  # gamma of the focal loss, as its authors take it
 SAVE_SECONDS = 10.0  # between two checkpoints
-STACK_SNIPPETS = 2000  # of one step of all models of a stack: more fills a core without stacking
+STACK_SNIPPETS = 2000  # in one step: so many fill a core without stacks and pay for threads
 LOSS: dict[str, Callable[..., Tensor]] = {"recognition": mtcn_loss, "detection": weak_loss}
 POOLING: dict[str, Pooling] = {"recognition": pool, "detection": top_pool}
 DETECTION_LAYERS = 2  # the farther a stage sees, the less a clip's label tells it when
@@ -100,27 +100,30 @@ def stack_size(clips: Clips, models: Sequence[Sides], config: Config) -> int:
     """
     if config.model in ("lstm", "transformer") or config.fusion in ("bottleneck", "cross"):
         return 1  # torch cannot stack them
-    train = models[0].train
-    snippets = (config.batch_size or batch_to_learn(len(train))) * np.median(clips.lengths[train])
-    return int(np.clip(STACK_SNIPPETS // snippets, 1, len(models)))
+    return int(np.clip(STACK_SNIPPETS // _snippets(clips, models[0].train, config), 1, len(models)))
+
+
+def _snippets(clips: Clips, chosen: NDArray[np.int64], config: Config) -> float:
+    """Return about how many snippets a step of one model has."""
+    batch = config.batch_size or batch_to_learn(len(chosen))
+    return float(min(batch, len(chosen)) * np.median(clips.lengths[chosen]))
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep PyTorch to one thread inside.
+def _threads_for(snippets: float) -> Iterator[None]:
+    """Keep PyTorch to one thread where so many snippets at once are too few for more.
 
-    The matrices are so small that threads mostly wait for each other; where another program keeps
-    a core busy, two threads took thirty times as long as one.
+    Threads then mostly wait for each other; where another program keeps a core busy, two took
+    thirty times as long as one.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1 if snippets < STACK_SNIPPETS else before)
     try:
         yield
     finally:
         torch.set_num_threads(before)
 
 
-@_one_thread()
 def fit(
     clips: Clips,
     targets: NDArray[np.int64],
@@ -162,13 +165,14 @@ def fit(
                 on_epoch(number, epoch, best is None or epoch.rank > best)
                 best = epoch.rank if best is None else max(best, epoch.rank)
     saved = time.monotonic()
-    while not training.finished:
-        for number, epoch, better in training.epoch():
-            on_epoch(number, epoch, better)
-        due = training.finished or time.monotonic() - saved > SAVE_SECONDS
-        if checkpoint is not None and due:
-            training.save(checkpoint)
-            saved = time.monotonic()
+    with _threads_for(len(models) * _snippets(clips, models[0].train, config)):
+        while not training.finished:
+            for number, epoch, better in training.epoch():
+                on_epoch(number, epoch, better)
+            due = training.finished or time.monotonic() - saved > SAVE_SECONDS
+            if checkpoint is not None and due:
+                training.save(checkpoint)
+                saved = time.monotonic()
     return training.result()
 
 
@@ -198,8 +202,9 @@ class _Training:
                     torch.from_numpy(clips.changes(name, sides.train)),
                 )
             model.to(device)
-        self.template = built[0]
-        self.params, self.buffers = stack_module_state(built)
+        self.streams = [model.streams for model in built]
+        self.reader = built[0].reader
+        self.params, _ = stack_module_state([model.reader for model in built])
         self.one_hot = F.one_hot(torch.from_numpy(targets), num_classes).float()
         self.class_weights = torch.ones(len(models), num_classes, device=device)
         if config.class_weights:
@@ -287,11 +292,11 @@ class _Training:
             batch, shares = mixup(batch, shares, config.mixup, models)
         batch = batch.to(self.device).stacked(models)
         shares = shares.to(self.device).view(models, -1, shares.shape[1])
+        x = torch.stack([ready(*batch.of(n)) for n, ready in enumerate(self.streams)])
         self.optimiser.zero_grad()
         losses: Tensor = _each(self._loss, models)(
-            self.params, self.buffers, batch.streams, batch.valid, batch.mask, shares,
-            self.class_weights,
-        )  # fmt: skip
+            self.params, x, batch.mask, shares, self.class_weights
+        )
         losses.sum().backward()  # type: ignore[no-untyped-call]
         self._limit_gradients()
         self.optimiser.step()
@@ -308,15 +313,13 @@ class _Training:
     def _loss(
         self,
         params: dict[str, Tensor],
-        buffers: dict[str, Tensor],
-        streams: dict[str, Tensor],
-        valid: dict[str, Tensor],
+        x: Tensor,
         mask: Tensor,
         shares: Tensor,
         class_weights: Tensor,
     ) -> Tensor:
         """Return the loss of one model."""
-        logits = functional_call(self.template, (params, buffers), (streams, valid, mask))
+        logits = functional_call(self.reader, params, (x, mask))
         config = self.config
         return LOSS[config.task](
             logits,
@@ -340,8 +343,9 @@ class _Training:
 
     def _model(self, values: dict[str, Tensor], number: int) -> AVARNet:
         """Return one model in a network of its own, which the next call uses again."""
-        whole = {**values, **self.buffers}
-        self._shown.load_state_dict({name: value[number] for name, value in whole.items()})
+        self._shown.streams.load_state_dict(self.streams[number].state_dict())
+        own = {name: value[number] for name, value in values.items()}
+        self._shown.reader.load_state_dict(own)
         return self._shown
 
     def result(self) -> list[tuple[AVARNet, list[Epoch]]]:
@@ -425,7 +429,6 @@ def _only(stacked: Tensor) -> Tensor:
     return stacked.squeeze(0)
 
 
-@_one_thread()
 @torch.no_grad()
 def score(
     model: AVARNet,
@@ -446,7 +449,8 @@ def score(
     place = {int(index): k for k, index in enumerate(indices)}
     for chosen, batch in clips.batches(indices, LARGEST_BATCH):
         there = batch.to(device)
-        logits = model(there.streams, there.valid, there.mask)
+        with _threads_for(there.mask.numel()):
+            logits = model(there.streams, there.valid, there.mask)
         log_p = F.log_softmax(pooling(logits[-1], there.mask), dim=1).cpu().numpy()
         steps = F.softmax(logits[-1], dim=1).transpose(1, 2).cpu().numpy()
         for row, index in enumerate(chosen):

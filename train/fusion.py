@@ -1,6 +1,6 @@
 """From the streams of a clip to one sequence: how sound and picture are brought together.
 
-`Streams` readies each stream; a fusion then maps the readied streams to one sequence. Early fusion
+`Streams` readies each stream; a fusion then maps these to one sequence. Early fusion
 is AVAR-Net's (arXiv 2510.13630); the others are what it is compared with.
 """
 
@@ -35,12 +35,12 @@ class Streams(nn.Module):
     nothing unusual.
 
     Args:
-        sizes: stream name -> values per snippet, in the order of the answers.
+        sizes: stream name -> values per snippet; their order is kept.
         dropout: of single values, in training.
         stream_dropout: how often a stream of a clip is hidden, in training; never all of them.
 
     Attributes:
-        out_sizes: values per snippet of each answer: 2 D + 1.
+        out_sizes: values per snippet of each stream when it is ready: 2 D + 1.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Streams(nn.Module):
                 self.get_buffer(f"{name}_{part}_scale").copy_(scale.clamp(min=floor))
 
     @torch.no_grad()
-    def forward(self, streams: Mapping[str, Tensor], valid: Mapping[str, Tensor]) -> list[Tensor]:
+    def forward(self, streams: Mapping[str, Tensor], valid: Mapping[str, Tensor]) -> Tensor:
         """Ready the streams.
 
         Args:
@@ -82,29 +82,27 @@ class Streams(nn.Module):
             valid: name -> (batch, time), true where the stream has something to say.
 
         Returns:
-            (batch, time, 2 D + 1) of each stream.
+            (batch, time, sum of `out_sizes`), the streams side by side.
         """
         parts = []
         hidden = self._hidden(next(iter(valid.values())))
         for number, name in enumerate(self.sizes):
             rows, there = streams[name].float(), valid[name]
-            change = (rows[:, 1:] - rows[:, :-1]).abs()
-            pair = (there[:, 1:] & there[:, :-1])[..., None]
+            pair = (there[:, 1:] & there[:, :-1])[..., None].float()
+            change = self._scaled(name, "change", (rows[:, 1:] - rows[:, :-1]).abs_()).mul_(pair)
             # where there is no neighbour before, the change is what it is on average: zero
-            change = F.pad(self._scaled(name, "change", change) * pair, (0, 0, 1, 0))
-            both = torch.cat([self._scaled(name, "value", rows), change], dim=2)
+            both = (self._scaled(name, "value", rows), F.pad(change, (0, 0, 1, 0)))
             if hidden is not None:
                 there = there & ~hidden[:, number, None]
-            shown = there[..., None]
-            absent = (~shown).to(both.dtype)
-            # not a product: what stands in invalid rows may be anything
-            seen = torch.where(shown, self.dropout(both), both.new_zeros(()))
-            parts.append(torch.cat([seen, absent], dim=2))
-        return parts
+            shown = there[..., None].float()
+            parts += [self.dropout(part).mul_(shown) for part in both]
+            parts.append(1 - shown)
+        return torch.cat(parts, dim=2)
 
     def _scaled(self, name: str, part: str, rows: Tensor) -> Tensor:
-        mean = self.get_buffer(f"{name}_{part}_mean")
-        return (rows - mean) / self.get_buffer(f"{name}_{part}_scale")
+        """Return (rows - mean) / scale, in one pass over the rows."""
+        rate = 1 / self.get_buffer(f"{name}_{part}_scale")
+        return torch.addcmul(-self.get_buffer(f"{name}_{part}_mean") * rate, rows, rate)
 
     def _hidden(self, like: Tensor) -> Tensor | None:
         """Return (batch, streams), true where a clip's stream is hidden; None outside training."""
@@ -117,7 +115,7 @@ class Streams(nn.Module):
 
 
 class EarlyFusion(nn.Module):
-    """Concatenation, snippet by snippet.
+    """Concatenation, snippet by snippet, which is how `Streams` gives them.
 
     Args:
         sizes: values per snippet of each stream, as `Streams` gives them.
@@ -132,9 +130,9 @@ class EarlyFusion(nn.Module):
         super().__init__()
         self.out_features = sum(sizes)
 
-    def forward(self, parts: Sequence[Tensor], mask: Tensor) -> Tensor:
-        """Map each stream's (batch, time, size) to (batch, time, out_features)."""
-        return torch.cat(list(parts), dim=2)
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Map (batch, time, sum of sizes) to (batch, time, out_features)."""
+        return x
 
 
 class GatedFusion(nn.Module):
@@ -147,16 +145,17 @@ class GatedFusion(nn.Module):
         self, sizes: Sequence[int], channels: int, dropout: float = 0.0, causal: bool = False
     ) -> None:
         super().__init__()
-        self.out_features = channels
+        self.sizes, self.out_features = list(sizes), channels
         self.values = nn.ModuleList(nn.Linear(size, channels) for size in sizes)
         self.gates = nn.Linear(sum(sizes), len(sizes) * channels)
 
-    def forward(self, parts: Sequence[Tensor], mask: Tensor) -> Tensor:
-        """Map each stream's (batch, time, size) to (batch, time, out_features)."""
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Map (batch, time, sum of sizes) to (batch, time, out_features)."""
+        parts = torch.split(x, self.sizes, dim=2)
         values = torch.cat(
             [torch.tanh(layer(part)) for layer, part in zip(self.values, parts, strict=True)], 2
         )
-        gated = torch.sigmoid(self.gates(torch.cat(list(parts), dim=2))) * values
+        gated = torch.sigmoid(self.gates(x)) * values
         return gated.view(*mask.shape, len(parts), self.out_features).sum(2)
 
 
@@ -171,7 +170,7 @@ class CrossFusion(nn.Module):
         self, sizes: Sequence[int], channels: int, dropout: float = 0.0, causal: bool = False
     ) -> None:
         super().__init__()
-        self.out_features = channels * len(sizes)
+        self.sizes, self.out_features = list(sizes), channels * len(sizes)
         self.causal = causal
         self.enter = nn.ModuleList(nn.Linear(size, channels) for size in sizes)
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in sizes)
@@ -180,8 +179,9 @@ class CrossFusion(nn.Module):
             for _ in sizes
         )
 
-    def forward(self, parts: Sequence[Tensor], mask: Tensor) -> Tensor:
-        """Map each stream's (batch, time, size) to (batch, time, out_features)."""
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Map (batch, time, sum of sizes) to (batch, time, out_features)."""
+        parts = torch.split(x, self.sizes, dim=2)
         own = [layer(part) for layer, part in zip(self.enter, parts, strict=True)]
         time = mask.shape[1]
         ready = [
@@ -218,7 +218,7 @@ class BottleneckFusion(nn.Module):
         self, sizes: Sequence[int], channels: int, dropout: float = 0.0, causal: bool = False
     ) -> None:
         super().__init__()
-        self.out_features = channels * len(sizes)
+        self.sizes, self.out_features = list(sizes), channels * len(sizes)
         self.enter = nn.ModuleList(nn.Linear(size, channels) for size in sizes)
         self.tokens = nn.Parameter(0.02 * torch.randn(BOTTLENECKS, channels))
         self.layers = nn.ModuleList(
@@ -226,8 +226,9 @@ class BottleneckFusion(nn.Module):
             for _ in range(ATTENTION_LAYERS)
         )
 
-    def forward(self, parts: Sequence[Tensor], mask: Tensor) -> Tensor:
-        """Map each stream's (batch, time, size) to (batch, time, out_features)."""
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Map (batch, time, sum of sizes) to (batch, time, out_features)."""
+        parts = torch.split(x, self.sizes, dim=2)
         time = mask.shape[1]
         rows = [layer(part) for layer, part in zip(self.enter, parts, strict=True)]
         rows = [part + positions(time, part) for part in rows]

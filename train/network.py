@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,6 @@ from train.temporal import MODELS
 class AVARNet(nn.Module):
     """Streams that are readied, fused, and read by a sequence model.
 
-    Late fusion is a sequence model for each stream, whose logits are averaged; every other fusion
-    makes one sequence for one model.
-
     Args:
         sizes: stream name -> values per snippet.
         num_classes: number of classes.
@@ -29,21 +26,41 @@ class AVARNet(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.streams = Streams(sizes, config.input_dropout, config.stream_dropout)
-        inputs = self.streams.out_sizes
+        self.reader = Reader(self.streams.out_sizes, num_classes, config)
+
+    def forward(
+        self, streams: Mapping[str, Tensor], valid: Mapping[str, Tensor], mask: Tensor
+    ) -> Tensor:
+        """Return logits (stages, batch, num_classes, time); see `Streams` and `MTCN`."""
+        logits: Tensor = self.reader(self.streams(streams, valid), mask)
+        return logits
+
+
+class Reader(nn.Module):
+    """What of an `AVARNet` is learned by gradients: fusion and sequence model.
+
+    Late fusion is a sequence model for each stream, whose logits are averaged; every other fusion
+    makes one sequence for one model.
+
+    Args:
+        sizes: values per snippet of each stream, as `Streams` gives them.
+        num_classes, config: as `AVARNet`'s.
+    """
+
+    def __init__(self, sizes: Sequence[int], num_classes: int, config: Config) -> None:
+        super().__init__()
+        self.sizes = list(sizes)
         self.fusion = None
+        inputs = self.sizes
         if config.fusion != "late":
             fuse = FUSIONS[config.fusion]
             self.fusion = fuse(inputs, config.channels, config.dropout, config.causal)
             inputs = [self.fusion.out_features]
         self.models = nn.ModuleList(_model(size, num_classes, config) for size in inputs)
 
-    def forward(
-        self, streams: Mapping[str, Tensor], valid: Mapping[str, Tensor], mask: Tensor
-    ) -> Tensor:
-        """Return logits (stages, batch, num_classes, time); see `Streams` and `MTCN`."""
-        parts = self.streams(streams, valid)
-        if self.fusion is not None:
-            parts = [self.fusion(parts, mask)]
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Map (batch, time, sum of sizes) to logits (stages, batch, num_classes, time)."""
+        parts = torch.split(x, self.sizes, dim=2) if self.fusion is None else [self.fusion(x, mask)]
         answers = [
             model(part.transpose(1, 2), mask)
             for model, part in zip(self.models, parts, strict=True)

@@ -149,6 +149,7 @@ def _start(
     *rest: Any,
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is the first process's to answer
+    torch.set_num_threads(1)  # the other cores have processes of their own
     opened = [Store(path) for path in stores]
     clips = Clips(opened[0] if len(opened) == 1 else join(*opened), ids, streams, crops)
     _here.update(work=Work(clips, stores, *rest), epochs=epochs)

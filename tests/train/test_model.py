@@ -11,11 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.config import Config
-from train.fit import layers_to_cover
+from features import Features
+from train.config import FUSIONS, MODELS, Config, TrainError
+from train.data import Clips
+from train.fit import Sides, fit, layers_to_cover
 from train.fusion import Streams
 from train.loss import mtcn_loss, pool
-from train.mtcn import MTCN, Dropout
+from train.mtcn import MTCN, DilatedResidualLayer, Dropout
 from train.network import AVARNet
 
 SIZES = {"video": 5, "audio": 3}
@@ -163,7 +165,7 @@ def test_standardised_streams_have_mean_0_and_deviation_1() -> None:
     changes = (rows[1:] - rows[:-1]).abs()
     ready.standardise("video", rows, changes)
     (out,) = ready({"video": rows[None]}, {"video": torch.ones(1, 50, dtype=torch.bool)})
-    values, changes, absent = out[0].split([4, 4, 1], dim=1)
+    values, changes, absent = out.split([4, 4, 1], dim=1)
     assert torch.allclose(values.mean(0), torch.zeros(4), atol=1e-4)
     assert torch.allclose(values.std(0, unbiased=False), torch.ones(4), atol=1e-3)
     assert torch.allclose(changes[1:].mean(0), torch.zeros(4), atol=1e-4)
@@ -189,3 +191,131 @@ def test_layers_cover_the_clips(length: int) -> None:
     layers = layers_to_cover(np.array([length]))
     assert layers == 10 or 2 ** (layers + 1) - 1 >= length
     assert layers == 1 or 2**layers - 1 < length
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_training_gradients_are_those_of_the_plain_layer(causal: bool) -> None:
+    torch.manual_seed(0)
+    layer = DilatedResidualLayer(6, 2, dropout=0.0, causal=causal).double()
+    x = torch.randn(11, 3, 6, dtype=torch.double, requires_grad=True)
+    mask = (torch.rand(11, 3, 1) < 0.8).double()
+    target = torch.randn_like(x)
+    found = []
+    for training in (True, False):
+        layer.train(training)
+        y = layer(x, mask)
+        gradients = torch.autograd.grad((y * target).sum(), [x, *layer.parameters()])
+        found.append([y, *gradients])
+    for ours, plain in zip(*found, strict=True):
+        assert torch.allclose(ours, plain, atol=1e-10)
+
+
+def test_gradients_know_what_was_dropped() -> None:
+    torch.manual_seed(0)
+    layer = DilatedResidualLayer(6, 1, dropout=0.5, causal=False).train()
+    x = torch.randn(400, 1, 6, requires_grad=True)
+    y = layer(x, torch.ones(400, 1, 1))
+    gone = y == x
+    assert 0.4 < gone.float().mean() < 0.6
+    (bias,) = torch.autograd.grad(y.sum(), [layer.mix.bias])
+    assert torch.allclose(bias, 2.0 * (~gone).sum((0, 1)))  # what is kept counts twice
+
+
+@pytest.mark.parametrize("model", ["mtcn", "tcn", "linear"])
+@pytest.mark.parametrize("fusion", ["early", "gated", "late"])
+def test_a_stack_trains_each_model_as_if_alone(model: str, fusion: str) -> None:
+    """Nothing random here: the stack and its members must agree step by step."""
+    rng = np.random.default_rng(0)
+    clips = {f"c{n}": some_clip(rng, 5 + n % 3) for n in range(24)}
+    data = Clips(clips, list(clips), list(SIZES), {})
+    config = Config(
+        model=model, fusion=fusion, stages=2, layers=2, channels=8, dropout=0, input_dropout=0,
+        stream_dropout=0, epochs=3, batch_size=24,
+    )  # fmt: skip
+    targets = np.arange(24) % 3
+    sides = [Sides(np.arange(6, 24), np.arange(6)), Sides(np.arange(18), np.arange(18, 24))]
+    together = fit(data, targets, 3, sides, 0, config, torch.device("cpu"))
+    torch.manual_seed(0)
+    first = [fit(data, targets, 3, sides[:1], 0, config, torch.device("cpu"))[0]]
+    for (ours, history), (alone, expected) in zip(together[:1], first, strict=True):
+        assert [e.train_loss for e in history] == pytest.approx(
+            [e.train_loss for e in expected], rel=1e-4
+        )
+        for name, value in alone.state_dict().items():
+            assert torch.allclose(ours.state_dict()[name], value, atol=1e-4), name
+    assert together[0][1] != together[1][1]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_every_model_and_fusion_ignores_padding(model: str, fusion: str) -> None:
+    network_ = network(model=model, fusion=fusion)
+    streams, valid, mask = inputs(9)
+    padded = {
+        n: torch.cat([rows, torch.full((1, 4, SIZES[n]), 1e3)], 1) for n, rows in streams.items()
+    }
+    more = {n: torch.cat([v, torch.ones(1, 4, dtype=torch.bool)], 1) for n, v in valid.items()}
+    longer = torch.cat([mask, torch.zeros(1, 4, dtype=torch.bool)], 1)
+    with torch.no_grad():
+        alone, together = network_(streams, valid, mask), network_(padded, more, longer)
+    assert alone.shape[1:] == (1, 4, 9)
+    assert torch.allclose(alone, together[..., :9], atol=1e-4)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("fusion", [name for name in FUSIONS if name != "bottleneck"])
+def test_every_causal_model_sees_no_future(model: str, fusion: str) -> None:
+    network_ = network(model=model, fusion=fusion, causal=True)
+    streams, valid, mask = inputs(20)
+    changed = {n: rows.clone() for n, rows in streams.items()}
+    for rows in changed.values():
+        rows[:, 12:] += 5
+    with torch.no_grad():
+        one, other = network_(streams, valid, mask), network_(changed, valid, mask)
+    assert torch.allclose(one[..., :12], other[..., :12], atol=1e-5)
+    assert not torch.allclose(one[..., 12:], other[..., 12:], atol=1e-3)
+
+
+def test_bottlenecks_have_no_causal_form() -> None:
+    with pytest.raises(TrainError, match="bottleneck fusion sees the whole clip"):
+        Config(fusion="bottleneck", causal=True)
+
+
+def some_clip(rng: np.random.Generator, length: int) -> Features:
+    return Features(
+        {name: rng.normal(size=(length, d)).astype(np.float16) for name, d in SIZES.items()},
+        {name: np.ones(length, bool) for name in SIZES},
+        0.25,
+        length / 4,
+    )
+
+
+def test_the_loss_is_torchs_cross_entropy() -> None:
+    torch.manual_seed(3)
+    logits, mask = torch.randn(1, 6, 4, 5), torch.ones(6, 5, dtype=torch.bool)
+    targets, weights = torch.randint(4, (6,)), torch.rand(4)
+    for spread in (0.0, 0.2):
+        ours = mtcn_loss(logits, mask, targets, 0.0, 4.0, weights, spread)
+        theirs = torch.nn.functional.cross_entropy(
+            logits[0].mean(2), targets, weights, label_smoothing=spread
+        )
+        assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
+    # clips without snippets fill up batches and count for nothing
+    empty = torch.cat([mask, torch.zeros(2, 5, dtype=torch.bool)])
+    more = torch.cat([logits, torch.randn(1, 2, 4, 5)], 1)
+    filled = mtcn_loss(
+        more, empty, torch.cat([targets, torch.tensor([0, 1])]), 0.1, 4.0, weights, 0.2
+    )
+    assert float(filled) == pytest.approx(
+        float(mtcn_loss(logits, mask, targets, 0.1, 4.0, weights, 0.2)), rel=1e-5
+    )
+
+
+def test_the_focal_loss_cares_less_for_what_is_known() -> None:
+    logits = torch.tensor([[[[4.0], [0.0]], [[0.5], [0.0]]]])
+    mask = torch.ones(2, 1, dtype=torch.bool)
+    p = torch.softmax(logits[0, :, :, 0], 1)[:, 0]
+    expected = float((-((1 - p) ** 2) * p.log()).mean())
+    assert float(mtcn_loss(logits, mask, torch.tensor([0, 0]), focus=2.0)) == pytest.approx(
+        expected
+    )
