@@ -1226,6 +1226,68 @@ def compare(
     )
 
 
+@app.command(epilog="Example: `avarnet ablate videos.jsonl store runs --folds 5 --seeds 5`")
+def ablate(
+    manifest: Manifest,
+    store: StorePath,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="For the runs and the table.")],
+    task: Annotated[
+        Literal["recognition", "detection"] | None, typer.Option(show_default="recognition")
+    ] = None,
+    folds: Annotated[int | None, typer.Option(help="Cross-validate.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Train so often.", show_default="1")] = None,
+    epochs: Annotated[int | None, typer.Option(help="At most this many.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML with any setting; options win over it.")
+    ] = None,
+    processes: Processes = None,
+    join: Annotated[
+        list[Path] | None, typer.Option(help="A store with more streams of the same clips.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare streams, fusions and sequence models: a run of each, and a table of all."""
+    import joblib
+
+    import train as stage2
+
+    settings = stage2.Config.load(config, task=task, folds=folds, seeds=seeds, epochs=epochs)
+    clips = manifests.read(manifest)
+    opened = _open([store, *(join or [])])
+    if not as_json:
+        _say_random(opened.recipe)
+    with Progress(console=err, transient=True, disable=as_json or not err.is_terminal) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(name: str, number: int, count: int, epoch: Any, best: bool) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, total=count * settings.epochs)
+            bar.update(tasks[name], advance=1)
+
+        rows = stage2.ablate(clips, opened, folder, settings, processes or joblib.cpu_count(), show)
+    if as_json:
+        _print_json([asdict(row) for row in rows])
+        return
+    many = settings.seeds > 1
+    columns = ["mean ± std", "together"] if many else [rows[0].metric]
+    table = Table("streams", "fusion", "model", "parameters", "MFLOPs", "ms", *columns)
+    for row in rows:
+        cost = ["", "", ""]
+        if row.parameters is not None and row.flops is not None:
+            cost = [f"{row.parameters:,}", f"{row.flops / 1e6:.1f}", f"{row.latency_ms:.2f}"]
+        figures = [f"{row.mean:.3f}" + (f" ± {row.std:.3f}" if row.std is not None else "")]
+        table.add_row(
+            _plain("+".join(row.streams)), row.fusion, row.model, *cost, *figures,
+            *([f"{row.together:.3f}"] if many else []),
+        )  # fmt: skip
+    out.print(table)
+    out.print(
+        f"{rows[0].metric}; MFLOPs and ms of the clip of the median length, once forward, one "
+        f"thread; runs in {_plain(str(folder))}",
+        soft_wrap=True,
+    )
+
+
 @app.command(epilog="Example: `avarnet predict run new.mp4`")
 def predict(
     run: RunPath,

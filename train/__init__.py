@@ -1,5 +1,6 @@
 """Stage 2: fuse, MTCN, train, evaluate, predict, report; from a feature store alone."""
 
+from train.ablate import ablate
 from train.compare import compare_runs
 from train.config import Config, TrainError
 from train.evaluate import evaluate_run
@@ -17,6 +18,7 @@ __all__ = [
     "Predictor",
     "Run",
     "TrainError",
+    "ablate",
     "compare_runs",
     "evaluate_run",
     "mtcn_loss",

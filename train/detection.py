@@ -160,6 +160,27 @@ def frame_metrics(
     }
 
 
+def frame_figures(
+    clips: Sequence[Clip], scores: Sequence[NDArray[np.float32]], snippet_seconds: float
+) -> dict[str, Any]:
+    """Return the `frame_metrics` of the snippets' scores (T,) of some clips."""
+    return frame_metrics(*_frames(clips, scores, snippet_seconds))
+
+
+def _frames(
+    clips: Sequence[Clip], scores: Sequence[NDArray[np.float32]], snippet_seconds: float
+) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.float32]]]:
+    """Return truth and score of each clip's frames."""
+    truth = [
+        frame_truth(clip, len(s), snippet_seconds) for clip, s in zip(clips, scores, strict=True)
+    ]
+    held = [
+        frame_scores(s, snippet_seconds, len(real), clip.fps or DEFAULT_FPS)
+        for clip, s, real in zip(clips, scores, truth, strict=True)
+    ]
+    return truth, held
+
+
 def detection(
     clips: Sequence[Clip],
     scores: Sequence[NDArray[np.float32]],
@@ -182,13 +203,7 @@ def detection(
         ``roc_auc`` of all clips, as ``[low, high]``; ``segments`` (`segment_ap`) and
         ``false_alarms``; ``curves``, points of the precision-recall and ROC curves.
     """
-    truth = [
-        frame_truth(clip, len(s), snippet_seconds) for clip, s in zip(clips, scores, strict=True)
-    ]
-    held = [
-        frame_scores(s, snippet_seconds, len(real), clip.fps or DEFAULT_FPS)
-        for clip, s, real in zip(clips, scores, truth, strict=True)
-    ]
+    truth, held = _frames(clips, scores, snippet_seconds)
 
     def of(chosen: list[int]) -> dict[str, float | int | None]:
         return frame_metrics((truth[i] for i in chosen), (held[i] for i in chosen))

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from features import Joined, Recipe, Store
 from train.config import TrainError
 from train.data import Clips
-from train.detection import CLASSES, detection
+from train.detection import CLASSES, detection, frame_figures
 from train.fit import POOLING, score
 from train.linear import linear_probabilities, linear_scores
-from train.metrics import recognition, spread
+from train.metrics import accuracy_and_f1, recognition, spread
 from train.run import Run, store_names
 
 CPU = torch.device("cpu")
@@ -34,7 +34,8 @@ def evaluate_run(run: Run, store: Store | Joined) -> dict[str, Any]:
 
     Returns:
         Plain data: ``task``, ``model`` and ``linear`` (see `recognition` and `detection`),
-        ``models`` (what each model reached alone on its held-out clips, with mean and deviation),
+        ``models`` (recognition: what each model reached alone on its held-out clips, with mean and
+        deviation), ``seeds`` (mean and deviation over the seeds, each pooled over the folds),
         ``held_out`` ("test" or "validation"), ``parts``, ``missing_streams`` (stream -> held-out
         clips that lack it). It is also written to ``evaluation.json``, the single answers, of clips
         or of snippets, to ``predictions.csv``.
@@ -97,14 +98,18 @@ def _answers(run: Run, data: Clips, tested: bool) -> Iterator[_Answers]:
 
 def _recognition(run: Run, data: Clips, tested: bool) -> dict[str, Any]:
     targets = np.array([run.classes.index(run.labels[clip_id]) for clip_id in data.ids])
-    chosen, ours, theirs, singles = [], [], [], []
+    chosen, ours, theirs, alone = [], [], [], []
+    each: list[dict[str, Any]] = []
     for number, answers in enumerate(_answers(run, data, tested)):
         chosen.append(answers.held)
         ours.append(answers.clips.mean(0))
         theirs.append(linear_probabilities(data, targets, answers.known, answers.held, run.config))
         for seed, said in enumerate(answers.clips, run.config.seed):
-            singles.append((number, seed, targets[answers.held], said.argmax(1)))
+            accuracy, f1 = accuracy_and_f1(targets[answers.held], said.argmax(1))
+            each.append({"fold": number, "seed": seed, "accuracy": accuracy, "f1": f1})
+        alone.append(answers.clips.argmax(2))
     index, model, linear = map(np.concatenate, (chosen, ours, theirs))
+    seeds = [accuracy_and_f1(targets[index], said) for said in np.concatenate(alone, axis=1)]
     with open(run.path / "predictions.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["clip", "label", "predicted", "linear", *run.classes])
@@ -114,7 +119,14 @@ def _recognition(run: Run, data: Clips, tested: bool) -> dict[str, Any]:
     return {
         "model": recognition(targets[index], model, run.classes, run.config.seed),
         "linear": recognition(targets[index], linear, run.classes, run.config.seed),
-        "models": spread(singles),
+        "models": {
+            "each": each,
+            **{name: spread([row[name] for row in each]) for name in ("accuracy", "f1")},
+        },
+        "seeds": {
+            "accuracy": spread([row[0] for row in seeds]),
+            "f1": spread([row[1] for row in seeds]),
+        },
         "missing_streams": _missing(data, index),
     }
 
@@ -129,8 +141,10 @@ def _detection(run: Run, data: Clips, tested: bool) -> dict[str, Any]:
     index: list[int] = []
     ours: list[NDArray[np.float32]] = []
     theirs: list[NDArray[np.float32]] = []
+    alone: list[NDArray[np.float32]] = []
     for answers in _answers(run, data, tested):
         index += answers.held.tolist()
+        alone += [seeds[..., 1] for seeds in answers.snippets]
         ours += [seeds[..., 1].mean(0) for seeds in answers.snippets]
         theirs += linear_scores(data, targets, answers.known, answers.held, run.config)
     step = run.recipe.snippet_seconds
@@ -144,8 +158,10 @@ def _detection(run: Run, data: Clips, tested: bool) -> dict[str, Any]:
                 table.writerow([data.ids[i], *row])
     clips = [run.truth[data.ids[i]] for i in index]
     normal = [run.labels[clip.id] == CLASSES[0] for clip in clips]
+    each = [frame_figures(clips, list(said), step) for said in zip(*alone, strict=True)]
     return {
         "model": detection(clips, ours, step, normal, run.config.seed),
+        "seeds": {name: spread([row[name] for row in each]) for name in ("ap", "roc_auc")},
         "linear": detection(clips, theirs, step, normal, run.config.seed),
         "missing_streams": _missing(data, np.array(index)),
     }

@@ -92,28 +92,22 @@ def calibration(
     return {"ece": gaps / len(truth), "bins": bins}
 
 
-def spread(
-    answers: Sequence[tuple[int, int, NDArray[np.int64], NDArray[np.int64]]],
-) -> dict[str, Any]:
-    """Return what single models reach on the clips held out from them, and how they differ.
+def spread(values: Sequence[float | None]) -> dict[str, float | None]:
+    """Return ``mean`` and ``std``, the standard deviation of the sample; None of a single value.
 
-    Args:
-        answers: (fold, seed, truth, predicted) of each model.
-
-    Returns:
-        ``each``: fold, seed, accuracy and macro F1; ``accuracy`` and ``f1`` as ``{"mean", "std"}``
-        over all of them (the standard deviation of the sample; None of a single one).
+    Where a value is None, so is all.
     """
-    each = []
-    for fold, seed, truth, predicted in answers:
-        accuracy, _, _, f1 = _summary(truth, predicted)
-        each.append({"fold": fold, "seed": seed, "accuracy": accuracy, "f1": f1})
-    result: dict[str, Any] = {"each": each}
-    for name in ("accuracy", "f1"):
-        values = np.array([row[name] for row in each])
-        std = float(values.std(ddof=1)) if len(values) > 1 else None
-        result[name] = {"mean": float(values.mean()), "std": std}
-    return result
+    numbers = [value for value in values if value is not None]
+    if len(numbers) < len(values):
+        return {"mean": None, "std": None}
+    std = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
+    return {"mean": float(np.mean(numbers)), "std": std}
+
+
+def accuracy_and_f1(truth: NDArray[np.int64], predicted: NDArray[np.int64]) -> tuple[float, float]:
+    """Return accuracy and macro F1 of (clips,) class indices."""
+    accuracy, _, _, f1 = _summary(truth, predicted)
+    return accuracy, f1
 
 
 def _summary(truth: NDArray[np.int64], predicted: NDArray[np.int64]) -> list[float]:
