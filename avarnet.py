@@ -1288,6 +1288,57 @@ def ablate(
     )
 
 
+@app.command(epilog="Example: `avarnet sweep videos.jsonl store sweep search.toml`")
+def sweep(
+    manifest: Manifest,
+    store: StorePath,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="For the runs and the journal.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE.toml", help="trials, [settings] and [search].")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Search settings by random draws and successive halving; the same command goes on."""
+    import train as stage2
+
+    search = stage2.Search.load(file)
+    clips = manifests.read(manifest)
+    opened = _open([store])
+    if not as_json:
+        _say_random(opened.recipe)
+    with _clips_bar("trials", as_json) as show:
+        trials = stage2.sweep(clips, opened, folder, search, show)
+    if as_json:
+        _print_json([asdict(trial) for trial in trials])
+        return
+    table = Table("trial", *search.space, "validation recall", "")
+    for trial in trials:
+        drawn = (
+            f"{v:.3g}" if isinstance(v, float) else _plain(str(v)) for v in trial.drawn.values()
+        )
+        value = "" if trial.value is None else f"{trial.value:.3f}"
+        table.add_row(str(trial.number), *drawn, value, trial.state)
+    out.print(table)
+    best = _plain(str(folder / f"trial-{trials[0].number}"))
+    out.print(f"the best is a run: avarnet evaluate {best}", soft_wrap=True)
+
+
+@app.command(epilog="Example: `avarnet export run model.onnx`")
+def export(
+    run: RunPath,
+    file: Annotated[Path, typer.Argument(help="FILE.onnx, or FILE.pt2 for torch.export.")],
+    as_json: Json = False,
+) -> None:
+    """Write a run's models as one file for other programs, and check its answers."""
+    import train as stage2
+
+    difference = stage2.export_run(stage2.Run.load(run), file)
+    if as_json:
+        _print_json({"file": str(file), "largest_difference": difference})
+        return
+    out.print(f"{_plain(str(file))}: within {difference:.1g} of torch's answers", soft_wrap=True)
+
+
 @app.command(epilog="Example: `avarnet predict run new.mp4`")
 def predict(
     run: RunPath,

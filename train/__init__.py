@@ -1,26 +1,33 @@
 """Stage 2: fuse, MTCN, train, evaluate, predict, report; from a feature store alone."""
 
 from train.ablate import ablate
+from train.classifier import MTCNClassifier
 from train.compare import compare_runs
 from train.config import Config, TrainError
 from train.evaluate import evaluate_run
+from train.export import export_run
 from train.loss import mtcn_loss
 from train.mtcn import MTCN
 from train.network import AVARNet
 from train.predict import Prediction, Predictor
 from train.run import Run, train_run
+from train.sweep import Search, sweep
 
 __all__ = [
     "MTCN",
     "AVARNet",
     "Config",
+    "MTCNClassifier",
     "Prediction",
     "Predictor",
     "Run",
+    "Search",
     "TrainError",
     "ablate",
     "compare_runs",
     "evaluate_run",
+    "export_run",
     "mtcn_loss",
+    "sweep",
     "train_run",
 ]

@@ -72,7 +72,7 @@ class DilatedResidualLayer(nn.Module):
             return cast(Tensor, y[0])
         # what lies outside the clip must be the zeros that a clip alone would see
         padded = F.pad(x * mask, (0, 0, 0, 0, before, 2 * step - before))
-        taps = torch.cat([padded[tap * step :][: len(x)] for tap in range(3)], dim=2)
+        taps = torch.cat([padded[tap * step :][: x.shape[0]] for tap in range(3)], dim=2)
         return cast(Tensor, x + self.mix(F.relu(self.dilated(taps))))
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from train.fusion import ATTENTION_LAYERS, encoder_layer, future, positions
 
@@ -24,20 +24,27 @@ class Recurrent(nn.Module):
     ) -> None:
         super().__init__()
         self.enter = nn.Linear(in_features, channels)
-        self.lstm = nn.LSTM(channels, channels, batch_first=True, bidirectional=not causal)
+        self.onward = nn.LSTM(channels, channels, batch_first=True)
+        self.back = None if causal else nn.LSTM(channels, channels, batch_first=True)
         self.dropout = nn.Dropout(dropout)
         self.leave = nn.Linear(channels if causal else 2 * channels, num_classes)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Map (batch, in_features, time) to logits (1, batch, num_classes, time)."""
         entered = self.dropout(self.enter(x.transpose(1, 2)))
-        lengths = mask.sum(1).cpu()
-        packed = pack_padded_sequence(entered, lengths, batch_first=True, enforce_sorted=False)
-        rows, _ = pad_packed_sequence(
-            self.lstm(packed)[0], batch_first=True, total_length=mask.shape[1]
-        )
+        rows = self.onward(entered)[0]  # padding comes last and cannot change what is before it
+        if self.back is not None:
+            turned = self.back(_turned(entered, mask))[0]
+            rows = torch.cat([rows, _turned(turned, mask)], dim=2)
         logits: Tensor = self.leave(self.dropout(rows))
         return logits.transpose(1, 2)[None]
+
+
+def _turned(rows: Tensor, mask: Tensor) -> Tensor:
+    """Return (batch, time, channels) with each clip backwards, its padding still after it."""
+    last = mask.sum(1, keepdim=True) - 1
+    index = (last - torch.arange(mask.shape[1], device=rows.device)).clamp(min=0)
+    return rows.gather(1, index[..., None].expand_as(rows))
 
 
 class Transformer(nn.Module):
