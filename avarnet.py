@@ -1114,17 +1114,18 @@ def evaluate(
         return
     if metrics["task"] == "detection":
         _print_detection(metrics, loaded)
-        return
-    _print_metrics(metrics, loaded)
+    else:
+        _print_metrics(metrics, loaded)
     out.print(f"report: {_plain(str(run / 'report.html'))}")
 
 
 def _evaluate(run: Run, stores: list[Path] | None = None) -> dict[str, Any]:
     import train as stage2
-    from train.report import write_report
+    from train.report import write_detection_report, write_report
 
     metrics = stage2.evaluate_run(run, _open(stores or run.stores))
     if metrics["task"] == "detection":
+        write_detection_report(run, metrics, run.path / "report.html")
         return metrics
     with open(run.path / "predictions.csv", newline="", encoding="utf-8") as file:
         rows: list[dict[str, Any]] = list(csv.DictReader(file))

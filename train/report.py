@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ matplotlib.use("Agg")
 matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: small, searchable
 INK = "#888888"  # readable on light and on dark pages
 
-TEMPLATE = """<!doctype html>
+HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ name }}: AVAR-Net report</title>
@@ -34,9 +35,16 @@ figure { margin: 1rem 0; overflow-x: auto; } svg { max-width: 100%; height: auto
 details { margin: 1rem 0; } code, pre { font-size: .9em; overflow-x: auto; }
 </style></head><body>
 <h1>{{ name }}</h1>
-<p>{{ metrics.model.clips }} held-out clips ({{ metrics.held_out }}{% if metrics.parts > 1 %},
-{{ metrics.parts }} folds{% endif %}), {{ classes|length }} classes, streams
-{{ config.streams|join(" + ") }}.</p>
+"""
+FOOT = """<details><summary>Settings</summary><pre>{{ settings }}</pre></details>
+<details><summary>Recipe of the features</summary><pre>{{ recipe }}</pre></details>
+</body></html>
+"""
+TEMPLATE = (
+    HEAD
+    + """<p>{{ metrics.model.clips }} held-out clips ({{ metrics.held_out }}
+{%- if metrics.parts > 1 %}, {{ metrics.parts }} folds{% endif %}), {{ classes|length }} classes,
+streams {{ config.streams|join(" + ") }}.</p>
 {% for note in notes %}<p class="warn">{{ note }}</p>{% endfor %}
 <h2>What the sequence model adds</h2>
 <table><tr><th></th><th>MTCN</th><th>95 %</th><th>linear</th><th>95 %</th></tr>
@@ -47,7 +55,10 @@ details { margin: 1rem 0; } code, pre { font-size: .9em; overflow-x: auto; }
 <td>{{ "%.3f"|format(row.low) }} to {{ "%.3f"|format(row.high) }}</td>
 {% endfor %}</tr>{% endfor %}</table>
 <p>Linear: logistic regression on the clip-averaged features of the same clips. Chance, always
-answering the commonest class: {{ "%.3f"|format(chance) }}.</p>
+answering the commonest class: {{ "%.3f"|format(chance) }}.
+{% if metrics.models.each|length > 1 %}Single models (folds x seeds): accuracy
+{{ "%.3f ± %.3f"|format(metrics.models.accuracy.mean, metrics.models.accuracy.std) }}, macro F1
+{{ "%.3f ± %.3f"|format(metrics.models.f1.mean, metrics.models.f1.std) }}.{% endif %}</p>
 <h2>Classes</h2>
 <table><tr><th>class</th><th>clips</th><th>precision</th><th>recall</th><th>F1</th></tr>
 {% for name, row in metrics.model.per_class.items() %}<tr><td>{{ name }}</td>
@@ -55,16 +66,55 @@ answering the commonest class: {{ "%.3f"|format(chance) }}.</p>
 <td>{{ "%.3f"|format(row.precision) }}</td><td>{{ "%.3f"|format(row.recall) }}</td>
 <td>{{ "%.3f"|format(row.f1) }}</td></tr>{% endfor %}</table>
 <figure>{{ confusion|safe }}</figure>
+<h2>Is its confidence justified?</h2>
+<figure>{{ reliability|safe }}</figure>
+<p>Expected calibration error: MTCN {{ "%.3f"|format(metrics.model.calibration.ece) }}, linear
+{{ "%.3f"|format(metrics.linear.calibration.ece) }}.</p>
 <h2>Training</h2>
 <figure>{{ curves|safe }}</figure>
 <h2>Mistakes, the most confident first</h2>
 <table><tr><th>clip</th><th>is</th><th>taken for</th><th>probability</th></tr>
 {% for row in mistakes %}<tr><td>{{ row.clip }}</td><td>{{ row.label }}</td>
 <td>{{ row.predicted }}</td><td>{{ "%.2f"|format(row.probability) }}</td></tr>{% endfor %}</table>
-<details><summary>Settings</summary><pre>{{ settings }}</pre></details>
-<details><summary>Recipe of the features</summary><pre>{{ recipe }}</pre></details>
-</body></html>
 """
+    + FOOT
+)
+DETECTION = (
+    HEAD
+    + """<p>{{ metrics.model.clips }} held-out clips, streams {{ config.streams|join(" + ") }};
+learned from which clips are anomalous, judged by when.</p>
+{% for note in notes %}<p class="warn">{{ note }}</p>{% endfor %}
+<h2>Frames</h2>
+<table><tr><th>of</th><th>clips</th><th>anomalous</th><th>AP</th><th>ROC-AUC</th>
+<th>linear: AP</th><th>ROC-AUC</th></tr>
+{% for name, clips, ours, theirs in rows %}<tr><td>{{ name }}</td><td>{{ clips }}</td>
+<td>{{ "%.1f"|format(100 * ours.anomalous / ours.frames) }} %</td>
+{% for value in (ours.ap, ours.roc_auc, theirs.ap, theirs.roc_auc) %}
+<td>{{ "n/a" if value is none else "%.4f"|format(value) }}</td>{% endfor %}</tr>{% endfor %}</table>
+<p>AP: area under the precision-recall curve, as XD-Violence reports it
+{%- if metrics.model.intervals %}; of all clips
+{{ "%.3f to %.3f"|format(*metrics.model.intervals.ap) }} in 95 of 100 draws of the clips{% endif %}.
+</p>
+<figure>{{ curves|safe }}</figure>
+<h2>Stretches of time</h2>
+<table><tr><th></th><th>MTCN</th><th>linear</th></tr>
+{% for overlap in metrics.model.segments %}<tr>
+<td>{{ "mean AP of segments" if overlap == "mean" else "AP of segments, IoU " ~ overlap }}</td>
+{% for who in (metrics.model, metrics.linear) %}
+<td>{{ "n/a" if who.segments[overlap] is none else "%.3f"|format(who.segments[overlap]) }}</td>
+{% endfor %}</tr>{% endfor %}
+<tr><td>false alarms an hour</td>{% for who in (metrics.model, metrics.linear) %}
+<td>{{ "n/a" if who.false_alarms.per_hour is none
+    else "%.1f"|format(who.false_alarms.per_hour) }}</td>{% endfor %}</tr></table>
+{% if metrics.model.false_alarms.recall is not none %}
+<p>False alarms: at the threshold that notices
+{{ "%.0f"|format(100 * metrics.model.false_alarms.recall) }} % of the annotated anomalies.</p>
+{% endif %}
+<h2>Training</h2>
+<figure>{{ training|safe }}</figure>
+"""
+    + FOOT
+)
 
 
 def write_report(
@@ -84,6 +134,53 @@ def write_report(
         if row["label"] != row["predicted"]
     ]
     wrong.sort(key=lambda row: -row["probability"])
+    counts = [row["clips"] for row in metrics["model"]["per_class"].values()]
+    page = jinja2.Environment(autoescape=True).from_string(TEMPLATE)
+    html = page.render(
+        name=run.path.resolve().name,
+        metrics=metrics,
+        classes=run.classes,
+        config=run.config,
+        notes=_notes(run, metrics),
+        chance=max(counts) / sum(counts),
+        mistakes=wrong[:20],
+        confusion=_svg(lambda axes: _confusion(axes, metrics, run.classes), side(run.classes)),
+        reliability=_svg(lambda axes: _reliability(axes, metrics), (4, 3.5)),
+        curves=_svg(lambda axes: _curves(axes, run), (7, 3.5)),
+        settings=run.config.to_toml(),
+        recipe=run.recipe.to_json(),
+    )
+    path.write_text(html, encoding="utf-8")
+
+
+def write_detection_report(run: Run, metrics: dict[str, Any], path: Path) -> None:
+    """Write the report of an evaluated run of detection; `metrics` are from `evaluate_run`."""
+    model, linear = metrics["model"], metrics["linear"]
+    rows = [("all", model["clips"], model["all"], linear["all"])]
+    if model["abnormal"]:
+        rows.append(("abnormal clips", "", model["abnormal"], linear["abnormal"]))
+    for name, row in model["per_class"].items():
+        rows.append((name, row["clips"], row, linear["per_class"][name]))
+    page = jinja2.Environment(autoescape=True).from_string(DETECTION)
+    html = page.render(
+        name=run.path.resolve().name,
+        metrics=metrics,
+        config=run.config,
+        notes=_notes(run, metrics),
+        rows=rows,
+        curves="".join(
+            _svg(partial(_frame_curve, metrics=metrics, name=name), (4.5, 3.5))
+            for name in model["curves"]
+        ),
+        training=_svg(lambda axes: _curves(axes, run), (7, 3.5)),
+        settings=run.config.to_toml(),
+        recipe=run.recipe.to_json(),
+    )
+    path.write_text(html, encoding="utf-8")
+
+
+def _notes(run: Run, metrics: dict[str, Any]) -> list[str]:
+    """Return what a reader must know before any figure."""
     notes = []
     if run.recipe.random_streams:
         notes.append(
@@ -100,22 +197,7 @@ def write_report(
             notes.append(f"{count} of the held-out clips have no {name}.")
     if run.left_out:
         notes.append(f"{len(run.left_out)} clips of the manifest were not in the store.")
-    counts = [row["clips"] for row in metrics["model"]["per_class"].values()]
-    page = jinja2.Environment(autoescape=True).from_string(TEMPLATE)
-    html = page.render(
-        name=run.path.resolve().name,
-        metrics=metrics,
-        classes=run.classes,
-        config=run.config,
-        notes=notes,
-        chance=max(counts) / sum(counts),
-        mistakes=wrong[:20],
-        confusion=_svg(lambda axes: _confusion(axes, metrics, run.classes), side(run.classes)),
-        curves=_svg(lambda axes: _curves(axes, run), (7, 3.5)),
-        settings=run.config.to_toml(),
-        recipe=run.recipe.to_json(),
-    )
-    path.write_text(html, encoding="utf-8")
+    return notes
 
 
 def side(classes: list[str]) -> tuple[float, float]:
@@ -135,6 +217,25 @@ def _confusion(axes: Axes, metrics: dict[str, Any], classes: list[str]) -> None:
     axes.set_xticks(range(len(classes)), classes, rotation=90)
     axes.set_yticks(range(len(classes)), classes)
     axes.set(xlabel="recognised as", ylabel="is")
+
+
+def _reliability(axes: Axes, metrics: dict[str, Any]) -> None:
+    axes.plot([0, 1], [0, 1], color=INK, linestyle=":")
+    for name, who, colour in (("MTCN", "model", "#1b9e77"), ("linear", "linear", "#d95f02")):
+        bins = metrics[who]["calibration"]["bins"]
+        x, y = ([b[key] for b in bins] for key in ("confidence", "accuracy"))
+        axes.plot(x, y, "o-", color=colour, label=name, markersize=4)
+    axes.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
+    axes.legend(frameon=False, labelcolor=INK)
+
+
+def _frame_curve(axes: Axes, metrics: dict[str, Any], name: str) -> None:
+    for who, colour in (("model", "#1b9e77"), ("linear", "#d95f02")):
+        points = np.array(metrics[who]["curves"][name])
+        axes.plot(*points.T, color=colour, label="MTCN" if who == "model" else who)
+    of = {"precision_recall": ("recall", "precision"), "roc": ("false alarms", "recall")}
+    axes.set(xlabel=of[name][0], ylabel=of[name][1], xlim=(0, 1), ylim=(0, 1.02))
+    axes.legend(frameon=False, labelcolor=INK)
 
 
 def _curves(axes: Axes, run: Run) -> None:

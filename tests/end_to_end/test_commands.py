@@ -89,6 +89,9 @@ def test_detection_from_labels_to_frames(project: dict[str, Any], tmp_path: Path
     assert "ROC-AUC" in said
     assert "abnormal" in said
     assert f"{frames['ap']:.4f}" in said
+    page = (run / "report.html").read_text()
+    assert page.count("<svg") == 3
+    assert f"{frames['ap']:.4f}" in page
     clip = project["folder"].parent / "unseen.mp4"
     make_clip(clip, "Explosion", 77, seconds=1.0)
     answer = as_json("predict", run, clip)[0]

@@ -140,6 +140,27 @@ def test_train_on_a_joined_store(store: Path, manifest: Path, tmp_path: Path) ->
     avarnet("evaluate", run, "--store", moved[0], "--store", moved[1])
 
 
+def test_many_models_and_what_becomes_of_them(store: Path, manifest: Path, tmp_path: Path) -> None:
+    run, little = tmp_path / "run", tmp_path / "little.toml"
+    little.write_text("epochs = 2\nchannels = 8\nstages = 1\nvalidation = 0.3\n")
+    options = ["--config", little, "--seeds", 2, "--fusion", "gated"]
+    said = avarnet("train", manifest, store, run, *options, "--causal", "--tensorboard")
+    assert "the best epoch of each model:" in said
+    assert list((run / "tensorboard").glob("events.*"))
+    assert "holds a run already" in avarnet("train", manifest, store, run, *options, code=1)
+    assert "±" in avarnet("evaluate", run)
+    assert "within" in avarnet("export", run, tmp_path / "model.onnx")
+    assert ".onnx or .pt2" in avarnet("export", run, tmp_path / "model.bin", code=1)
+    table = as_json("ablate", manifest, store, tmp_path / "all", "--config", little)
+    assert [row["model"] for row in table[-5:]] == [
+        "tcn", "lstm", "transformer", "linear", "averages"
+    ]  # fmt: skip
+    search = tmp_path / "search.toml"
+    search.write_text("trials = 2\n[settings]\nepochs = 1\n[search]\nchannels = [4, 8]\n")
+    said = avarnet("sweep", manifest, store, tmp_path / "sweep", search)
+    assert "the best is a run" in said
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [

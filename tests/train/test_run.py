@@ -134,7 +134,7 @@ def test_the_report_stands_alone(world: tuple[list[Clip], Store], run: Run) -> N
     rows = [{"clip": "<b>", "label": "a", "predicted": "b", "a": "0.1", "b": "0.9"}]
     write_report(run, evaluate_run(run, world[1]), rows, run.path / "report.html")
     page = (run.path / "report.html").read_text()
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
     assert "&lt;b&gt;" in page
     assert "src=" not in page
     assert "<script" not in page
