@@ -1271,16 +1271,16 @@ def ablate(
         return
     many = settings.seeds > 1
     columns = ["mean ± std", "together"] if many else [rows[0].metric]
-    table = Table("streams", "fusion", "model", "parameters", "MFLOPs", "ms", *columns)
+    table = Table(
+        "streams", "fusion", "model", "params", "MFLOPs", "ms", *columns, padding=(0, 0, 0, 1)
+    )
     for row in rows:
         cost = ["", "", ""]
         if row.parameters is not None and row.flops is not None:
-            cost = [f"{row.parameters:,}", f"{row.flops / 1e6:.1f}", f"{row.latency_ms:.2f}"]
+            cost = [f"{row.parameters // 1000}k", f"{row.flops / 1e6:.1f}", f"{row.latency_ms:.1f}"]
         figures = [f"{row.mean:.3f}" + (f" ± {row.std:.3f}" if row.std is not None else "")]
-        table.add_row(
-            _plain("+".join(row.streams)), row.fusion, row.model, *cost, *figures,
-            *([f"{row.together:.3f}"] if many else []),
-        )  # fmt: skip
+        figures += [f"{row.together:.3f}"] if many else []
+        table.add_row(_plain("+".join(row.streams)), row.fusion, row.model, *cost, *figures)
     out.print(table)
     out.print(
         f"{rows[0].metric}; MFLOPs and ms of the clip of the median length, once forward, one "
