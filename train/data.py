@@ -97,6 +97,7 @@ class Clips:
             self.valid.append({name: clip.valid[name] for name in streams})
         self.lengths = np.array([len(next(iter(rows.values()))) for rows in self.rows])
         self.sizes = {name: self.rows[0][name].shape[1] for name in streams}
+        self._known: dict[tuple[int, str], dict[str, tuple[int, Tensor, Tensor]]] = {}
         with warnings.catch_warnings():
             # mapped rows are read-only, which torch cannot express; nothing here writes to them
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
@@ -150,19 +151,39 @@ class Clips:
             longest = max(map(len, own))
             yield np.stack([np.pad(c, (0, longest - len(c)), constant_values=-1) for c in own])
 
-    def valid_rows(self, name: str, indices: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return every valid row (N, D) of one stream of some clips."""
-        return np.concatenate(
-            [self.rows[i][name][self.valid[i][name]].astype(np.float32) for i in indices]
-        )
+    def moments(self, name: str, indices: NDArray[np.int64]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return mean and standard deviation of one stream over some clips, each (D,), float64.
 
-    def changes(self, name: str, indices: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return (M, D), how much valid neighbours differ in one stream of some clips."""
-        found = []
-        for i in indices:
-            rows, valid = self.rows[i][name].astype(np.float32), self.valid[i][name]
-            found.append(np.abs(rows[1:] - rows[:-1])[valid[1:] & valid[:-1]])
-        return np.concatenate(found)
+        Returns:
+            ``value``: of its valid rows; ``change``: of how much valid neighbours differ. What no
+            clip has is left out.
+        """
+        result = {}
+        for part in ("value", "change"):
+            found = [self._moments(int(i), name)[part] for i in indices]
+            counts = torch.tensor([count for count, _, _ in found], dtype=torch.float64)
+            if not counts.sum():
+                continue
+            means = torch.stack([mean for _, mean, _ in found])
+            spreads = torch.stack([spread for _, _, spread in found])
+            share = (counts / counts.sum())[:, None]
+            mean = (share * means).sum(0)
+            variance = (share * (spreads + (means - mean) ** 2)).sum(0)
+            result[part] = (mean, variance.sqrt())
+        return result
+
+    def _moments(self, index: int, name: str) -> dict[str, tuple[int, Tensor, Tensor]]:
+        """Return number, mean and variance of a clip's values and changes; kept for other folds."""
+        if (index, name) not in self._known:
+            rows, valid = self._rows[index][name].float(), self._valid[index][name]
+            change = (rows[1:] - rows[:-1])[valid[1:] & valid[:-1]].abs_()
+            known = {}
+            for part, chosen in (("value", rows[valid]), ("change", change)):
+                zeros = torch.zeros(2, self.sizes[name])
+                variance, mean = torch.var_mean(chosen, 0, correction=0) if len(chosen) else zeros
+                known[part] = (len(chosen), mean.double(), variance.double())
+            self._known[index, name] = known
+        return self._known[index, name]
 
     def averages(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return (clips, sum of D + streams): each stream's mean over its valid rows.

@@ -196,11 +196,7 @@ class _Training:
         built = [AVARNet(clips.sizes, num_classes, config).train() for _ in models]
         for model, sides in zip(built, models, strict=True):
             for name in clips.sizes:
-                model.streams.standardise(
-                    name,
-                    torch.from_numpy(clips.valid_rows(name, sides.train)),
-                    torch.from_numpy(clips.changes(name, sides.train)),
-                )
+                model.streams.standardise(name, clips.moments(name, sides.train))
             model.to(device)
         self.streams = [model.streams for model in built]
         self.reader = built[0].reader
@@ -292,7 +288,8 @@ class _Training:
             batch, shares = mixup(batch, shares, config.mixup, models)
         batch = batch.to(self.device).stacked(models)
         shares = shares.to(self.device).view(models, -1, shares.shape[1])
-        x = torch.stack([ready(*batch.of(n)) for n, ready in enumerate(self.streams)])
+        each = [ready(*batch.of(n)) for n, ready in enumerate(self.streams)]
+        x = torch.stack(each) if models > 1 else each[0][None]  # not a copy of what may be large
         self.optimiser.zero_grad()
         losses: Tensor = _each(self._loss, models)(
             self.params, x, batch.mask, shares, self.class_weights

@@ -56,22 +56,18 @@ class Streams(nn.Module):
                 self.register_buffer(f"{name}_{part}_mean", torch.zeros(size))
                 self.register_buffer(f"{name}_{part}_scale", torch.ones(size))
 
-    @torch.no_grad()
-    def standardise(self, name: str, values: Tensor, changes: Tensor) -> None:
+    def standardise(self, name: str, moments: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Take mean and scale of a stream from the training clips.
 
         Args:
             name: the stream.
-            values: (N, D) its valid rows.
-            changes: (M, D) absolute differences of its valid neighbours.
+            moments: mean and standard deviation, (D,) each, of its ``value`` and its ``change``.
         """
-        for part, rows in (("value", values), ("change", changes)):
-            if len(rows):
-                scale = rows.double().std(0, unbiased=False)
-                # a value that hardly ever varies carries noise only: do not blow it up
-                floor = 1e-2 * scale.median() + 1e-6
-                self.get_buffer(f"{name}_{part}_mean").copy_(rows.double().mean(0))
-                self.get_buffer(f"{name}_{part}_scale").copy_(scale.clamp(min=floor))
+        for part, (mean, scale) in moments.items():
+            # a value that hardly ever varies carries noise only: do not blow it up
+            floor = 1e-2 * scale.median() + 1e-6
+            self.get_buffer(f"{name}_{part}_mean").copy_(mean)
+            self.get_buffer(f"{name}_{part}_scale").copy_(scale.clamp(min=floor))
 
     @torch.no_grad()
     def forward(self, streams: Mapping[str, Tensor], valid: Mapping[str, Tensor]) -> Tensor:

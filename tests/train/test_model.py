@@ -163,7 +163,11 @@ def test_standardised_streams_have_mean_0_and_deviation_1() -> None:
     ready = Streams({"video": 4}).eval()
     rows = 100 + 5 * torch.randn(50, 4)
     changes = (rows[1:] - rows[:-1]).abs()
-    ready.standardise("video", rows, changes)
+    moments = {
+        part: (x.mean(0), x.std(0, unbiased=False))
+        for part, x in (("value", rows), ("change", changes))
+    }
+    ready.standardise("video", moments)
     (out,) = ready({"video": rows[None]}, {"video": torch.ones(1, 50, dtype=torch.bool)})
     values, changes, absent = out.split([4, 4, 1], dim=1)
     assert torch.allclose(values.mean(0), torch.zeros(4), atol=1e-4)
@@ -171,6 +175,25 @@ def test_standardised_streams_have_mean_0_and_deviation_1() -> None:
     assert torch.allclose(changes[1:].mean(0), torch.zeros(4), atol=1e-4)
     assert not changes[0].any()
     assert not absent.any()
+
+
+def test_moments_are_those_of_all_valid_rows_together() -> None:
+    rng = np.random.default_rng(0)
+    clips = {f"c{n}": some_clip(rng, 1 + 3 * n) for n in range(6)}
+    for n, clip in enumerate(clips.values()):
+        clip.streams["video"][:] += np.float16(5 * n)
+        clip.valid["video"][::3] = n == 4
+        clip.valid["audio"][:] = False
+    data = Clips(clips, list(clips), list(SIZES), {})
+    chosen = np.array([1, 2, 4, 5])
+    rows = [(clips[f"c{n}"].video.astype(float), clips[f"c{n}"].video_valid) for n in chosen]
+    values = np.concatenate([x[valid] for x, valid in rows])
+    changes = np.concatenate([np.abs(np.diff(x, axis=0))[v[1:] & v[:-1]] for x, v in rows])
+    found = data.moments("video", chosen)
+    for part, expected in (("value", values), ("change", changes)):
+        assert found[part][0].numpy() == pytest.approx(expected.mean(0), rel=1e-4)
+        assert found[part][1].numpy() == pytest.approx(expected.std(0), rel=1e-4)
+    assert data.moments("audio", chosen) == {}
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
