@@ -27,7 +27,7 @@ class Dropout(nn.Module):
         """Return x with a new choice of values dropped; x itself outside training."""
         if not self.training or self.rate == 0:
             return x
-        return x * kept(x, self.rate) / (1 - self.rate)
+        return (x * kept(x, self.rate)).div_(1 - self.rate)
 
 
 def kept(x: Tensor, rate: float) -> Tensor:
