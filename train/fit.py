@@ -23,7 +23,6 @@ from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from train.augment import augment, mixup
 from train.config import Config, TrainError
@@ -38,6 +37,7 @@ STEPS_PER_EPOCH = 12  # at least, where there are clips enough: refinement stage
 WARM_UP = 0.1  # share of all steps in which the learning rate rises
 MIN_STEPS = 4  # what the schedule needs for a rise and a fall
 GRADIENT_LIMIT = 1.0  # norm
+AVERAGED = 4  # of the weights' polynomial-decay averaging (Shamir and Zhang, ICML 2013), eta + 1
 FOCUS = 2.0  # gamma of the focal loss, as its authors take it
 SAVE_SECONDS = 10.0  # between two checkpoints
 STACK_SNIPPETS = 2000  # in one step: so many fill a core without stacks and pay for threads
@@ -151,7 +151,7 @@ def fit(
 ) -> list[tuple[AVARNet, list[Epoch]]]:
     """Train models side by side; return each as it was in its best epoch, with its history.
 
-    What is validated and kept is the running average of the weights. The best epoch is that of the
+    What is validated and kept is a running average of the weights. The best epoch is that of the
     highest `Epoch.rank`.
 
     Args:
@@ -238,10 +238,6 @@ class _Training:
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser, config.learning_rate, total_steps=steps, pct_start=rise
         )
-        # the mean of the weights over the last quarter or so of training: on small data single
-        # epochs differ more from each other than the settings do
-        decay = max(0.0, 1 - 4 / steps)
-        self.update_average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         self.average = {name: value.detach().clone() for name, value in self.params.items()}
         self.best = {name: value.clone() for name, value in self.average.items()}
         self.steps = 0
@@ -314,11 +310,10 @@ class _Training:
         self.optimiser.step()
         self.schedule.step()
         with torch.no_grad():
-            values = list(self.params.values())
-            if self.steps == 0:
-                torch._foreach_copy_(list(self.average.values()), values)
-            else:
-                self.update_average(list(self.average.values()), values, self.steps)
+            # about the mean of the weights over the last quarter of what was trained so far: on
+            # small data single epochs differ more from each other than the settings do
+            share = AVERAGED / (self.steps + AVERAGED)
+            torch._foreach_lerp_(list(self.average.values()), list(self.params.values()), share)
         self.steps += 1
         return losses.detach()
 
