@@ -1,10 +1,10 @@
 """How fast does the MTCN train from a store, against the public way and against its bound?
 
-Claimed, for clips as long as VAAR's (20 to 480 snippets of 640 + 768 values): an epoch takes a
-fifth or less of the public MS-TCN trainer's (one .npy file for each clip, one clip for each step),
-0.95 or more of its time is what the model itself takes when the same batches lie in memory, and the
-same held-out score is reached in a third of the time or less. Twenty small models together (five
-folds, four seeds) take far less than twenty times one.
+Goals, for clips as long as VAAR's (20 to 480 snippets of 640 + 768 values): an epoch takes a fifth
+or less of the public MS-TCN trainer's (one .npy file for each clip, one clip for each step), 0.95
+or more of its time is what the model itself takes when the same batches lie in memory, and the same
+held-out score is reached in a third of the time or less. Twenty small models together (five folds,
+four seeds) take far less than twenty times one.
 
 Measured in one run on the same clips:
 
