@@ -1,6 +1,6 @@
 """How fast are features extracted, beside what the hardware allows and beside a plain loop?
 
-Claimed: on a CPU the pipeline takes at most 1/0.95 of the bound, which is the time of reading the
+Goals: on a CPU the pipeline takes at most 1/0.95 of the bound, which is the time of reading the
 clips and the time of running the networks, each measured alone on all cores and added up; and it is
 at least 3 times as fast as a plain loop: decode a clip, transform its frames by timm, run both
 networks eagerly in float32 and in the usual memory layout, with the C allocator as it comes, clip
