@@ -56,31 +56,31 @@ class DilatedResidualLayer(nn.Module):
     def __init__(self, channels: int, dilation: int, dropout: float, causal: bool) -> None:
         super().__init__()
         self.dilation = dilation
-        self.causal = causal
+        self.first = -2 * dilation if causal else -dilation  # where the earliest tap looks
         self.dilated = nn.Linear(3 * channels, channels)  # the three taps, the earliest first
         self.mix = nn.Linear(channels, channels)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Map (time, batch, channels) to the same shape; `mask` (time, batch, 1) is 1 in clips."""
-        step = self.dilation
-        before = 2 * step if self.causal else step
+        """Map (time, batch, channels) to the same shape; `mask` (time, batch, 1) is 1 in clips.
+
+        What lies outside the clips must be zeros, as a clip alone would see, and is again.
+        """
         if self.training:
             weights = (self.dilated.weight, self.dilated.bias, self.mix.weight, self.mix.bias)
             stacked = (tensor[None] for tensor in (x, mask, *weights))
-            y, *_ = _Trained.apply(*stacked, step, before, self.dropout.rate)
+            y, *_ = _Trained.apply(*stacked, self.first, self.dilation, self.dropout.rate)
             return cast(Tensor, y[0])
-        # what lies outside the clip must be the zeros that a clip alone would see
-        padded = F.pad(x * mask, (0, 0, 0, 0, before, 2 * step - before))
-        taps = torch.cat([padded[tap * step :][: x.shape[0]] for tap in range(3)], dim=2)
-        return cast(Tensor, x + self.mix(F.relu(self.dilated(taps))))
+        padded = F.pad(x, (0, 0, 0, 0, -self.first, self.first + 2 * self.dilation))
+        taps = [padded[tap * self.dilation :][: x.shape[0]] for tap in range(3)]
+        return cast(Tensor, x + self.mix(F.relu(self.dilated(torch.cat(taps, dim=2)))) * mask)
 
 
 class _Trained(torch.autograd.Function):
     """`DilatedResidualLayer` with dropout, for a stack of models, and its gradients by hand.
 
-    It is where the time of training goes. Automatic gradients would copy the three taps, and make
-    a padded gradient of each; here the products read and add to the padded block in place.
+    It is where the time of training goes. Automatic gradients would pad and copy the three taps;
+    here each product reads and adds to those snippets alone that its tap sees.
     """
 
     @staticmethod
@@ -91,44 +91,41 @@ class _Trained(torch.autograd.Function):
         b1: Tensor,
         w2: Tensor,
         b2: Tensor,
+        first: int,
         step: int,
-        before: int,
         rate: float,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Map x (models, time, batch, channels); also return what the gradients need."""
-        models, time, batch, channels = x.shape
-        padded = x.new_zeros(models, time + 2 * step, batch, channels)
-        torch.mul(x, mask, out=padded[:, before : before + time])
-        early, middle, late = _taps(padded, step)
-        hidden = torch.baddbmm(b1[:, None], early, _tap(w1, 0).mT)
-        hidden.baddbmm_(middle, _tap(w1, 1).mT).baddbmm_(late, _tap(w1, 2).mT).relu_()
-        y = torch.baddbmm(b2[:, None], hidden, w2.mT).view_as(x)
-        keep = kept(y, rate)
-        return torch.addcmul(x, y, keep, value=1 / (1 - rate)), padded, hidden, keep
+        own = _tap(w1, -first // step)
+        hidden = torch.baddbmm(b1[:, None], x.flatten(1, 2), own.mT).view_as(x)
+        for tap in range(3):
+            if offset := first + tap * step:
+                _shifted(hidden, -offset).baddbmm_(_shifted(x, offset), _tap(w1, tap).mT)
+        hidden.relu_()
+        y = torch.baddbmm(b2[:, None], hidden.flatten(1, 2), w2.mT).view_as(x)
+        keep = kept(y, rate).mul_(mask / (1 - rate))
+        return torch.addcmul(x, y, keep), hidden, keep
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _, mask, w1, _, w2, _, ctx.step, ctx.before, ctx.rate = inputs
+        x, _, w1, _, w2, _, ctx.first, ctx.step, _ = inputs
         ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(mask, w1, w2, *output[1:])
+        ctx.save_for_backward(x, w1, w2, *output[1:])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
-        mask, w1, w2, padded, hidden, keep = ctx.saved_tensors
-        models, time, _, channels = grad.shape
-        of_y = (grad * keep).mul_(1 / (1 - ctx.rate)).view(models, -1, channels)
-        of_w2 = of_y.mT @ hidden
-        of_hidden = torch.ops.aten.threshold_backward(of_y @ w2, hidden, 0)
-        of_padded = torch.zeros_like(padded)
+        x, w1, w2, hidden, keep = ctx.saved_tensors
+        of_y = (grad * keep).flatten(1, 2)
+        of_w2 = of_y.mT @ hidden.flatten(1, 2)
+        of_hidden = torch.ops.aten.threshold_backward((of_y @ w2).view_as(x), hidden, 0)
+        of_x = grad.clone(memory_format=torch.contiguous_format)
         of_w1 = torch.empty_like(w1)
-        for tap, (block, of_block) in enumerate(
-            zip(_taps(padded, ctx.step), _taps(of_padded, ctx.step), strict=True)
-        ):
-            _tap(of_w1, tap).copy_(of_hidden.mT @ block)
-            of_block.baddbmm_(of_hidden, _tap(w1, tap))
-        inner = of_padded[:, ctx.before : ctx.before + time]
-        of_x = torch.addcmul(grad, inner, mask)
-        return of_x, None, of_w1, of_hidden.sum(1), of_w2, of_y.sum(1), None, None, None
+        for tap in range(3):
+            offset = ctx.first + tap * ctx.step
+            seen, seeing = _shifted(x, offset), _shifted(of_hidden, -offset)
+            _tap(of_w1, tap).copy_(seeing.mT @ seen)
+            _shifted(of_x, offset).baddbmm_(seeing, _tap(w1, tap))
+        return of_x, None, of_w1, of_hidden.sum((1, 2)), of_w2, of_y.sum(1), None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
@@ -145,10 +142,13 @@ class _Trained(torch.autograd.Function):
         return tuple(output[:, None] for output in outputs), (0,) * len(outputs)
 
 
-def _taps(padded: Tensor, step: int) -> list[Tensor]:
-    """Return what each tap sees of (models, time + 2 step, batch, ...): (models, rows, ...)."""
-    time = padded.shape[1] - 2 * step
-    return [padded[:, tap * step : tap * step + time].flatten(1, 2) for tap in range(3)]
+def _shifted(x: Tensor, offset: int) -> Tensor:
+    """Return the snippets of (models, time, ...) that have one `-offset` later: (models, rows, C).
+
+    So `_shifted(x, -2)` are all but the last two, and `_shifted(x, 2)` all but the first two.
+    """
+    time = x.shape[1]
+    return x[:, min(max(offset, 0), time) : max(time + min(offset, 0), 0)].flatten(1, 2)
 
 
 def _tap(weight: Tensor, tap: int) -> Tensor:
@@ -182,6 +182,7 @@ class Stage(nn.Module):
 
     def refine(self, x: Tensor, mask: Tensor) -> Tensor:
         """Map (time, batch, channels) to logits (time, batch, num_classes)."""
+        x = x * mask
         for layer in self.layers:
             x = layer(x, mask)
         logits: Tensor = self.leave(x)
