@@ -39,7 +39,7 @@ class Config:
             training clips (10 at most): layers beyond that see nothing but padding; in
             detection, 2.
         dropout: in the MTCN's layers.
-        input_dropout: of single feature values.
+        input_dropout: of features, each throughout a clip.
         stream_dropout: how often a whole stream of a clip is hidden in training.
         smoothing_weight, smoothing_limit: lambda and tau of the smoothing loss.
         loss: ``cross_entropy``, or ``focal``, which cares less for what is known already.

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from train.config import ATTENTION_HEADS
-from train.mtcn import Dropout
 
 BOTTLENECKS = 4  # tokens through which the streams of a clip talk, as in the paper
 ATTENTION_LAYERS = 2
@@ -36,7 +35,7 @@ class Streams(nn.Module):
 
     Args:
         sizes: stream name -> values per snippet; their order is kept.
-        dropout: of single values, in training.
+        dropout: of features, in training: how often one is zero throughout a clip.
         stream_dropout: how often a stream of a clip is hidden, in training; never all of them.
 
     Attributes:
@@ -49,7 +48,7 @@ class Streams(nn.Module):
         super().__init__()
         self.sizes = dict(sizes)
         self.out_sizes = [2 * size + 1 for size in sizes.values()]
-        self.dropout = Dropout(dropout)
+        self.dropout = dropout
         self.stream_dropout = stream_dropout
         for name, size in sizes.items():
             for part in ("value", "change"):
@@ -80,25 +79,33 @@ class Streams(nn.Module):
         Returns:
             (batch, time, sum of `out_sizes`), the streams side by side.
         """
-        parts = []
-        hidden = self._hidden(next(iter(valid.values())))
-        for number, name in enumerate(self.sizes):
+        first = next(iter(streams.values()))
+        hidden = self._hidden(first)
+        ready = first.new_empty(*first.shape[:2], sum(self.out_sizes), dtype=torch.float32)
+        parts = torch.split(ready, self.out_sizes, dim=2)
+        # every pass over values of this size is felt: they are written where they will be read
+        for number, (name, size) in enumerate(self.sizes.items()):
             rows, there = streams[name].float(), valid[name]
-            pair = (there[:, 1:] & there[:, :-1])[..., None].float()
-            change = self._scaled(name, "change", (rows[:, 1:] - rows[:, :-1]).abs_()).mul_(pair)
-            # where there is no neighbour before, the change is what it is on average: zero
-            both = (self._scaled(name, "value", rows), F.pad(change, (0, 0, 1, 0)))
             if hidden is not None:
                 there = there & ~hidden[:, number, None]
-            shown = there[..., None].float()
-            parts += [self.dropout(part).mul_(shown) for part in both]
-            parts.append(1 - shown)
-        return torch.cat(parts, dim=2)
+            value, change, absent = torch.split(parts[number], [size, size, 1], dim=2)
+            self._scale(name, "value", rows, value)
+            value.mul_(there[..., None])
+            self._scale(name, "change", (rows[:, 1:] - rows[:, :-1]).abs_(), change[:, 1:])
+            change[:, 1:].mul_((there[:, 1:] & there[:, :-1])[..., None])
+            # where there is no neighbour before, the change is what it is on average: zero
+            change[:, 0] = 0
+            absent.copy_(~there[..., None])
+        return ready
 
-    def _scaled(self, name: str, part: str, rows: Tensor) -> Tensor:
-        """Return (rows - mean) / scale, in one pass over the rows."""
+    def _scale(self, name: str, part: str, rows: Tensor, out: Tensor) -> None:
+        """Write (rows - mean) / scale of (batch, time, D), some features dropped in training."""
         rate = 1 / self.get_buffer(f"{name}_{part}_scale")
-        return torch.addcmul(-self.get_buffer(f"{name}_{part}_mean") * rate, rows, rate)
+        if self.training and self.dropout:
+            drawn = torch.rand(len(rows), 1, rows.shape[2], device=rows.device)
+            rate = rate * (drawn >= self.dropout) / (1 - self.dropout)
+        offset = -self.get_buffer(f"{name}_{part}_mean") * rate
+        out.copy_(offset.expand_as(out)).addcmul_(rows, rate)
 
     def _hidden(self, like: Tensor) -> Tensor | None:
         """Return (batch, streams), true where a clip's stream is hidden; None outside training."""

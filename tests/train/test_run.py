@@ -19,7 +19,7 @@ from train.metrics import recognition
 from train.report import write_report
 
 RECIPE = Recipe(0.25, "fp32", {"video": {"features": 6}, "audio": {"features": 4}})
-SMALL = Config(channels=16, stages=2, epochs=25)
+SMALL = Config(channels=16, stages=2, epochs=50)
 
 
 def features(kind: int, seed: int, sound: bool = True) -> Features:
