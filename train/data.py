@@ -143,7 +143,7 @@ class Clips:
         count = min(math.ceil(max(map(len, sets)) / size), min(map(len, sets)))
         chunks = []
         for chosen in sets:
-            noise = rng.uniform(0.8, 1.25, len(chosen))
+            noise = rng.uniform(0.9, 1.1, len(chosen))
             order = chosen[np.argsort(self.lengths[chosen] * noise, kind="stable")]
             chunks.append(np.array_split(order, count))
         for number in rng.permutation(count):

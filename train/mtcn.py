@@ -110,6 +110,7 @@ class _Trained(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         x, _, w1, _, w2, _, ctx.first, ctx.step, _ = inputs
         ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)  # or zeros as large as these are filled in for them
         ctx.save_for_backward(x, w1, w2, *output[1:])
 
     @staticmethod
