@@ -187,6 +187,7 @@ def test_both_precisions_are_really_tried(recipe: Recipe, monkeypatch: pytest.Mo
     monkeypatch.setattr("extract.precision.FRAMES_PER_BATCH", 1)  # bf16 may be very slow here
     monkeypatch.setattr("extract.precision.ROUNDS", 1)
     choice = choose_precision(recipe.source, "cpu")
-    assert choice.precision in ("fp32", "bf16")
     likeness = float(choice.why.split()[-1])
-    assert 0.99 < likeness < 1
+    # this tiny network's rows of near silence: 0.9999 on one processor, 0.87 on one with AMX
+    assert 0.5 < likeness < 1
+    assert choice.precision == "fp32" or likeness >= 0.999
