@@ -101,9 +101,7 @@ class Streams(nn.Module):
     def _scale(self, name: str, part: str, rows: Tensor, out: Tensor) -> None:
         """Write (rows - mean) / scale of (batch, time, D), some features dropped in training."""
         rate = 1 / self.get_buffer(f"{name}_{part}_scale")
-        if self.training and self.dropout:
-            drawn = torch.rand(len(rows), 1, rows.shape[2], device=rows.device)
-            rate = rate * (drawn >= self.dropout) / (1 - self.dropout)
+        rate = F.dropout(rate.expand(len(rows), 1, -1), self.dropout, self.training)
         offset = -self.get_buffer(f"{name}_{part}_mean") * rate
         out.copy_(offset.expand_as(out)).addcmul_(rows, rate)
 

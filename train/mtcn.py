@@ -16,20 +16,6 @@ from torch.nn import functional as F
 LOWEST, LOWER = 0x0101010101010101, 0x7F7F7F7F7F7F7F7F
 
 
-class Dropout(nn.Module):
-    """Sets values to zero with probability `rate`, rounded to 1/128, and scales up the others."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = min(round(rate * 128), 127) / 128
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x with a new choice of values dropped; x itself outside training."""
-        if not self.training or self.rate == 0:
-            return x
-        return (x * kept(x, self.rate)).div_(1 - self.rate)
-
-
 def kept(x: Tensor, rate: float) -> Tensor:
     """Draw which values of x to keep: 0 with probability `rate`, a multiple of 1/128, else 1.
 
@@ -59,7 +45,7 @@ class DilatedResidualLayer(nn.Module):
         self.first = -2 * dilation if causal else -dilation  # where the earliest tap looks
         self.dilated = nn.Linear(3 * channels, channels)  # the three taps, the earliest first
         self.mix = nn.Linear(channels, channels)
-        self.dropout = Dropout(dropout)
+        self.dropout = min(round(dropout * 128), 127) / 128  # what `kept` can draw
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Map (time, batch, channels) to the same shape; `mask` (time, batch, 1) is 1 in clips.
@@ -69,7 +55,7 @@ class DilatedResidualLayer(nn.Module):
         if self.training:
             weights = (self.dilated.weight, self.dilated.bias, self.mix.weight, self.mix.bias)
             stacked = (tensor[None] for tensor in (x, mask, *weights))
-            y, *_ = _Trained.apply(*stacked, self.first, self.dilation, self.dropout.rate)
+            y, *_ = _Trained.apply(*stacked, self.first, self.dilation, self.dropout)
             return cast(Tensor, y[0])
         padded = F.pad(x, (0, 0, 0, 0, -self.first, self.first + 2 * self.dilation))
         taps = [padded[tap * self.dilation :][: x.shape[0]] for tap in range(3)]

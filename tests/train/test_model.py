@@ -17,7 +17,7 @@ from train.data import Clips
 from train.fit import Sides, fit, layers_to_cover
 from train.fusion import Streams
 from train.loss import mtcn_loss, pool
-from train.mtcn import MTCN, DilatedResidualLayer, Dropout
+from train.mtcn import MTCN, DilatedResidualLayer, kept
 from train.network import AVARNet
 
 SIZES = {"video": 5, "audio": 3}
@@ -196,17 +196,21 @@ def test_moments_are_those_of_all_valid_rows_together() -> None:
     assert data.moments("audio", chosen) == {}
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-def test_dropout_keeps_the_mean(rate: float) -> None:
+@pytest.mark.parametrize("rate", [13 / 128, 0.5, 115 / 128])
+def test_values_are_kept_at_the_rate_and_each_for_itself(rate: float) -> None:
     torch.manual_seed(0)
-    dropout, x = Dropout(rate), torch.ones(1000, 1001)
-    out = dropout(x)
-    assert float((out == 0).float().mean()) == pytest.approx(rate, abs=0.005)
-    assert float(out.mean()) == pytest.approx(1, abs=0.02)
-    both_dropped = (out[:, 1:] == 0) & (out[:, :-1] == 0)  # neighbours share one drawn number
-    assert float(both_dropped.float().mean()) == pytest.approx(dropout.rate**2, abs=0.005)
-    assert not torch.equal(out, dropout(x))
-    assert dropout.eval()(x) is x
+    x = torch.ones(1000, 1001)
+    drawn = kept(x, rate)
+    assert set(drawn.unique().tolist()) == {0, 1}
+    assert float((drawn == 0).float().mean()) == pytest.approx(rate, abs=0.002)
+    both_dropped = (drawn[:, 1:] == 0) & (drawn[:, :-1] == 0)  # neighbours share one drawn number
+    assert float(both_dropped.float().mean()) == pytest.approx(rate**2, abs=0.002)
+    assert not torch.equal(drawn, kept(x, rate))
+
+
+def test_a_layer_takes_the_nearest_rate_that_can_be_drawn() -> None:
+    rates = [DilatedResidualLayer(2, 1, rate, causal=False).dropout for rate in (0, 0.3, 0.999)]
+    assert rates == [0, 38 / 128, 127 / 128]
 
 
 @given(st.integers(1, 2000))
