@@ -37,9 +37,10 @@ import manifests
 if TYPE_CHECKING:
     from extract import Cluster, Status, Summary, Task
     from features import Features, Recipe
-    from train import Prediction, Run
+    from train import Prediction, Predictor, Run
+    from train.report import Look
 
-DONE, FAILED, SOME_FAILED = 0, 1, 3  # exit codes; 2, wrong usage, is Typer's own
+DONE, FAILED, SOME_FAILED, ANOMALY = 0, 1, 3, 4  # exit codes; 2, wrong usage, is Typer's own
 EXTRACT_EXTRA = "this needs stage 1, which is not installed: pip install 'avarnet[extract]'"
 
 app = typer.Typer(
@@ -451,7 +452,7 @@ def _extract(
     import extract as stage1
 
     try:
-        with _footage_bar() as progress:
+        with _footage_bar("extracting") as progress:
             summary = stage1.extract(
                 _tasks(clips, root),
                 store,
@@ -527,10 +528,10 @@ def _rate_so_far(store: Path) -> float | None:
 
 
 @contextmanager
-def _footage_bar() -> Iterator[Callable[[float, float], None]]:
+def _footage_bar(what: str) -> Iterator[Callable[[float, float], None]]:
     """Yield a callback that draws footage done, speed as a multiple of real time, time left."""
     columns = (
-        TextColumn("extracting"),
+        TextColumn(what),
         BarColumn(),
         TextColumn("{task.fields[done]} of {task.fields[all]} of video"),
         TextColumn("{task.fields[speed]}"),
@@ -915,7 +916,7 @@ def train(
     ] = None,
     normal: Annotated[
         str | None,
-        typer.Option(help="In detection, the label of normal clips.", show_default="A or Normal"),
+        typer.Option(help="The label of clips without anomaly.", show_default="A or Normal"),
     ] = None,
     streams: Annotated[
         str | None, typer.Option(help="Comma-separated.", show_default="all in the store")
@@ -981,6 +982,7 @@ def train(
         opened,
         run,
         settings,
+        manifest,
         device,
         quiet=as_json,
         processes=processes,
@@ -1016,6 +1018,7 @@ def _train(
     store: features.Store | features.Joined,
     run: Path,
     settings: Any,
+    manifest: Path,
     device: str = "cpu",
     quiet: bool = False,
     processes: int | None = None,
@@ -1059,6 +1062,7 @@ def _train(
             device=torch_device,
             processes=processes,
             resume=resume,
+            manifest=manifest,
             on_epoch=show,
         )
     if log is not None:
@@ -1095,20 +1099,30 @@ def _by_model(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     return list(models.values())
 
 
+RunStores = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--store", help="Its features, if they have moved since; again for each joined store."
+    ),
+]
+RunManifest = Annotated[
+    Path | None, typer.Option(help="Its manifest, if it has moved: where the videos are.")
+]
+
+
 @app.command(epilog="Example: `avarnet evaluate run`")
 def evaluate(
     run: RunPath,
-    store: Annotated[
-        list[Path] | None,
-        typer.Option(help="Its features, if they have moved since; again for each joined store."),
-    ] = None,
+    store: RunStores = None,
+    manifest: RunManifest = None,
+    root: Root = None,
     as_json: Json = False,
 ) -> None:
     """Judge a run on its held-out clips, beside a linear classifier, and write its report."""
     import train as stage2
 
     loaded = stage2.Run.load(run)
-    metrics = _evaluate(loaded, store)
+    metrics = _evaluate(loaded, store, manifest, root)
     if as_json:
         _print_json(metrics)
         return
@@ -1119,18 +1133,92 @@ def evaluate(
     out.print(f"report: {_plain(str(run / 'report.html'))}")
 
 
-def _evaluate(run: Run, stores: list[Path] | None = None) -> dict[str, Any]:
+@app.command(epilog="Example: `avarnet report video-only fused --compare -o both.html`")
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    compare: Annotated[
+        bool, typer.Option("--compare", help="One page with the runs side by side.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", show_default="RUN/report.html, compare.html", help="A file."
+        ),
+    ] = None,
+    store: RunStores = None,
+    manifest: RunManifest = None,
+    root: Root = None,
+) -> None:
+    """One HTML file with all there is to see of a run; or several runs side by side."""
     import train as stage2
-    from train.report import write_detection_report, write_report
+    from train.report import write_comparison
 
-    metrics = stage2.evaluate_run(run, _open(stores or run.stores))
-    if metrics["task"] == "detection":
-        write_detection_report(run, metrics, run.path / "report.html")
-        return metrics
-    with open(run.path / "predictions.csv", newline="", encoding="utf-8") as file:
-        rows: list[dict[str, Any]] = list(csv.DictReader(file))
-    write_report(run, metrics, rows, run.path / "report.html")
-    return metrics
+    loaded = [stage2.Run.load(run) for run in runs]
+    if compare:
+        page = output or Path("compare.html")
+        write_comparison(loaded, page)
+        out.print(f"report: {_plain(str(page))}", soft_wrap=True)
+        return
+    if len(loaded) > 1 and output:
+        fail(f"--output {output}: one file for {len(loaded)} runs; leave it out, or --compare them")
+    for run in loaded:
+        page = output or run.path / "report.html"
+        _evaluate(run, store, manifest, root, page)
+        out.print(f"report: {_plain(str(page))}", soft_wrap=True)
+
+
+def _evaluate(
+    run: Run,
+    stores: list[Path] | None = None,
+    manifest: Path | None = None,
+    root: Path | None = None,
+    page: Path | None = None,
+) -> dict[str, Any]:
+    """Judge a run and write its report."""
+    import train as stage2
+    from extract.plan import read_failures
+    from train.report import write_report
+
+    store = _open(stores or run.stores)
+    evaluation = stage2.judge_run(run, store)
+    failures = {i: f.reason for path in store.paths for i, f in read_failures(path).items()}
+    look, no_pictures = _look(run, store, manifest or run.manifest, root)
+    write_report(run, evaluation, page or run.path / "report.html", look, no_pictures, failures)
+    return evaluation.metrics
+
+
+def _look(
+    run: Run,
+    store: features.Store | features.Joined,
+    manifest: Path | None,
+    root: Path | None,
+) -> tuple[Callable[[str], Look | None], str]:
+    """Return what shows a clip in the report; or one that shows nothing, and why."""
+    why = ""
+    if manifest is None or not manifest.is_file():
+        why = "the manifest that says where the videos are is not at hand (--manifest)"
+    elif not _has_extract():
+        why = "stage 1, which reads videos, is not installed"
+    if manifest is None or why:
+        return lambda clip_id: None, why
+    import extract as stage1
+    from train.report import Look
+
+    clips = {clip.id: clip for clip in manifests.read(manifest)}
+    base = _root(manifest, root)
+    reader = stage1.Reader()
+
+    def look(clip_id: str) -> Look | None:
+        if clip_id not in clips:
+            return None
+        clip = clips[clip_id]
+        files = (clip.resolve(base), clip.resolve_audio(base))
+        try:
+            return Look(*stage1.glimpse(reader, *files, store[clip_id].duration))
+        except stage1.ClipError:
+            return None
+
+    return look, f"the videos below {base} cannot be read (--root)"
 
 
 def _print_detection(metrics: dict[str, Any], run: Run) -> None:
@@ -1340,10 +1428,20 @@ def export(
     out.print(f"{_plain(str(file))}: within {difference:.1g} of torch's answers", soft_wrap=True)
 
 
-@app.command(epilog="Example: `avarnet predict run new.mp4`")
+@app.command(epilog="Example: `avarnet predict run new.mp4 --html pages`")
 def predict(
     run: RunPath,
-    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="Video files.")],
+    videos: Annotated[
+        list[Path],
+        typer.Argument(metavar="VIDEO...", help="Videos, folders of them, or lists (.txt)."),
+    ],
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT", help="Pages to look at: a folder, or FILE.html of one video."),
+    ] = None,
+    fail_on_anomaly: Annotated[
+        bool, typer.Option("--fail-on-anomaly", help="Exit with 4 if there is one.")
+    ] = False,
     video_model: Annotated[
         str | None, typer.Option(help="The video model's folder, if it has moved.")
     ] = None,
@@ -1354,12 +1452,17 @@ def predict(
         str | None, typer.Option(help="The sound model's folder, if it has moved.")
     ] = None,
     device: Device = "auto",
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print a line for each interval and nothing else.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Class, confidence and the score of every snippet for new videos."""
+    """What new videos show: their class, and when something happens in them."""
     import train as stage2
 
     loaded = stage2.Run.load(run)
+    if fail_on_anomaly and loaded.normal is None:
+        fail(f"{run} knows no normal class; name it in training: avarnet train ... --normal LABEL")
     _need_extract()
     import extract as stage1
 
@@ -1372,28 +1475,85 @@ def predict(
         if moved:
             source[stream][key] = str(moved)
     recipe = replace(loaded.recipe, source=source)
-    if not as_json:
+    files = _listed(videos)
+    pages = _pages(files, html)
+    quiet = as_json or as_csv
+    if not quiet:
         _say_random(recipe)
     extractor, predictor = stage1.Extractor(recipe, device), stage2.Predictor(loaded)
     answers: list[dict[str, Any]] = []
-    failed = 0
-    for video in videos:
-        try:
-            clip = extractor(video)
-        except stage1.ClipError as error:
-            failed += 1
-            answers.append({"video": str(video), "error": str(error)})
-            if not as_json:
-                err.print(f"[red]failed:[/] {_plain(f'{video}: {error}')}", soft_wrap=True)
-            continue
-        answer = predictor(clip)
-        answers.append(_answer(video, clip, answer))
-        if not as_json:
-            _print_prediction(video, clip, answer)
+    with _footage_bar("scoring") as bar:
+        total = sum(stage1.footage(file) for file in files) if err.is_terminal else 0.0
+        clips = (stage1.Files(file, None) for file in files)
+        for (video, _), clip in extractor.stream(clips, lambda seconds: bar(seconds, total)):
+            if isinstance(clip, stage1.ClipError):
+                answers.append({"video": str(video), "error": str(clip)})
+                err.print(f"[red]failed:[/] {_plain(f'{video}: {clip}')}", soft_wrap=True)
+                continue
+            answer = predictor(clip)
+            answers.append(_answer(video, clip, answer))
+            if not quiet:
+                _print_prediction(video, clip, answer)
+            if html is not None:
+                _write_page(pages[video], video, clip, predictor, answer, quiet)
     if as_json:
         _print_json(answers)
+    if as_csv:
+        _print_intervals(answers)
+    failed = sum("error" in answer for answer in answers)
+    if fail_on_anomaly and any(answer.get("intervals") for answer in answers):
+        raise typer.Exit(ANOMALY)
     if failed:
-        raise typer.Exit(FAILED if failed == len(videos) else SOME_FAILED)
+        raise typer.Exit(FAILED if failed == len(files) else SOME_FAILED)
+
+
+def _listed(videos: list[Path]) -> list[Path]:
+    """Return the videos that are given: themselves, by their folder, or in a list of paths."""
+    found: list[Path] = []
+    for path in videos:
+        if path.is_dir():
+            below = manifests.videos_below(path)
+            if not below:
+                fail(f"{path}: no videos in this folder")
+            found += below
+        elif path.suffix == ".txt":
+            lines = path.read_text(encoding="utf-8").splitlines()
+            found += [path.parent / line.strip() for line in lines if line.strip()]
+        else:
+            found.append(path)
+    return list(dict.fromkeys(found))
+
+
+def _pages(files: list[Path], html: Path | None) -> dict[Path, Path]:
+    """Return the page of each video."""
+    if html is None:
+        return {}
+    if html.suffix == ".html":
+        if len(files) > 1:
+            fail(f"--html {html}: there are {len(files)} videos; give a folder for their pages")
+        return {files[0]: html}
+    stems = Counter(file.stem for file in files)
+    pages: dict[Path, Path] = {}
+    for file in files:
+        name = file.stem if stems[file.stem] == 1 else "-".join(file.with_suffix("").parts[-3:])
+        pages[file] = html / f"{name.replace('/', '')}.html"
+    if len(set(pages.values())) < len(files):
+        fail(f"--html {html}: two videos would have the same page; score them one by one")
+    return pages
+
+
+def _write_page(
+    page: Path, video: Path, clip: Features, predictor: Predictor, answer: Prediction, quiet: bool
+) -> None:
+    from train.page import write_prediction_page
+
+    run = predictor.run
+    streams = [name for name in run.config.streams if clip.valid[name].any()]
+    without = {name: predictor(clip, [name]) for name in streams if len(streams) > 1}
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_prediction_page(page, video, clip, run, answer, without)
+    if not quiet:
+        out.print(f"page: {_plain(str(page))}", soft_wrap=True)
 
 
 def _answer(video: Path, clip: Features, answer: Prediction) -> dict[str, Any]:
@@ -1402,6 +1562,8 @@ def _answer(video: Path, clip: Features, answer: Prediction) -> dict[str, Any]:
         "label": answer.label,
         "confidence": answer.confidence,
         "probabilities": answer.probabilities,
+        "duration": clip.duration,
+        "intervals": [interval._asdict() for interval in answer.intervals],
         "snippet_seconds": clip.snippet_seconds,
         "streams": {name: int(valid.sum()) for name, valid in clip.valid.items()},
         "scores": {
@@ -1416,16 +1578,30 @@ def _print_prediction(video: Path, clip: Features, answer: Prediction) -> None:
     for name, valid in clip.valid.items():
         if not valid.any():
             out.print(f"  no {name} in this clip: answered without it")
-    table = Table("from", "to", "class", "score")
-    for step, scores in enumerate(answer.scores):
-        best = int(scores.argmax())
-        table.add_row(
-            f"{step * clip.snippet_seconds:.2f}",
-            f"{(step + 1) * clip.snippet_seconds:.2f}",
-            _plain(list(answer.probabilities)[best]),
-            f"{scores[best]:.2f}",
-        )
-    out.print(table)
+    if answer.anomaly is None:
+        out.print("  the run knows no normal class (train --normal LABEL): no intervals")
+    elif not answer.intervals:
+        out.print(f"  no anomaly; the highest score is {answer.anomaly.max():.2f}")
+    else:
+        table = Table("from", "to", "class", "peak score")
+        for start, end, label, score in answer.intervals:
+            table.add_row(_clock(start, 1), _clock(end, 1), _plain(label), f"{score:.2f}")
+        out.print(table)
+
+
+def _print_intervals(answers: list[dict[str, Any]]) -> None:
+    """Print the intervals as CSV; a video without any has a line too, with nothing in its end."""
+    table = csv.writer(sys.stdout)
+    table.writerow(["video", "label", "confidence", "start", "end", "class", "score"])
+    for answer in answers:
+        if "error" in answer:
+            continue
+        whole = (answer["video"], answer["label"], f"{answer['confidence']:.4f}")
+        for found in answer["intervals"]:
+            seconds = (f"{found[key]:.3f}" for key in ("start", "end"))
+            table.writerow([*whole, *seconds, found["label"], f"{found['score']:.4f}"])
+        if not answer["intervals"]:
+            table.writerow([*whole, "", "", "", ""])
 
 
 # demo -------------------------------------------------------------------------------------------
@@ -1459,7 +1635,7 @@ def demo(
     out.print("3. Training the MTCN from the store alone")
     if run.exists():
         shutil.rmtree(run)
-    trained = _train(clips, features.Store(store), run, stage2.Config())
+    trained = _train(clips, features.Store(store), run, stage2.Config(), manifest)
     out.print("4. Evaluating it on the clips held out")
     _print_metrics(_evaluate(trained), trained)
     out.print("5. Scoring a clip it has never seen (a synthetic police siren)")
@@ -1524,8 +1700,10 @@ def _plain(text: str) -> str:
     return text.replace("[", r"\[")
 
 
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
+def _clock(seconds: float, digits: int = 0) -> str:
+    whole = int(seconds)
+    rest = f"{seconds % 1:.{digits}f}"[1:] if digits else ""
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}{rest}"
 
 
 if __name__ == "__main__":

@@ -8,29 +8,42 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from extract.backbones import WeightsError
     from extract.cluster import Cluster, ClusterError
-    from extract.decode import ClipError
-    from extract.extractor import Extractor, make_recipe
+    from extract.decode import ClipError, footage
+    from extract.extractor import Extractor, Files, make_recipe
     from extract.job import Outcome, Summary, extract
+    from extract.look import Glimpse, glimpse
     from extract.plan import Status, Task, status
     from extract.precision import choose_precision
+    from extract.reader import Reader
 
 __all__ = [
     "ClipError",
     "Cluster",
     "ClusterError",
     "Extractor",
+    "Files",
+    "Glimpse",
     "Outcome",
+    "Reader",
     "Status",
     "Summary",
     "Task",
     "WeightsError",
     "choose_precision",
     "extract",
+    "footage",
+    "glimpse",
     "make_recipe",
     "status",
 ]
-_MODULES = {"ClipError": "decode", "WeightsError": "backbones"}
-_MODULES |= dict.fromkeys(("Extractor", "make_recipe"), "extractor")
+_MODULES = {
+    "ClipError": "decode",
+    "footage": "decode",
+    "Reader": "reader",
+    "WeightsError": "backbones",
+}
+_MODULES |= dict.fromkeys(("Extractor", "Files", "make_recipe"), "extractor")
+_MODULES |= dict.fromkeys(("Glimpse", "glimpse"), "look")
 _MODULES |= dict.fromkeys(("Outcome", "Summary", "extract"), "job")
 _MODULES |= {"Task": "plan", "Status": "plan", "status": "plan"}
 _MODULES |= {"choose_precision": "precision"}

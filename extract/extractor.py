@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -141,13 +141,15 @@ class Extractor:
         Raises:
             ClipError: nothing of the picture can be read; the message says why.
         """
-        clip = _File(Path(video_path), Path(audio_path) if audio_path else None)
+        clip = Files(Path(video_path), Path(audio_path) if audio_path else None)
         ((_, result),) = self.stream([clip])
         if isinstance(result, ClipError):
             raise result
         return result
 
-    def stream(self, clips: Iterable[T]) -> Iterator[tuple[T, Features | ClipError]]:
+    def stream(
+        self, clips: Iterable[T], progress: Callable[[float], None] = lambda seconds: None
+    ) -> Iterator[tuple[T, Features | ClipError]]:
         """Yield each clip with its features, or with the reason why there are none, in order.
 
         Clips are read ahead, in a process of their own, and frames of several clips share a batch.
@@ -155,6 +157,7 @@ class Extractor:
 
         Args:
             clips: have the attributes ``video`` and ``audio``, as in `__call__`.
+            progress: called with the seconds of video that were read so far.
         """
         open_clips: deque[_Clip[T]] = deque()
         waiting: dict[str, list[tuple[_Clip[T], Frame]]] = {name: [] for name in self._eyes}
@@ -171,6 +174,7 @@ class Extractor:
             clip.unseen = 0
 
         step = self.recipe.snippet_seconds
+        seconds = 0.0
         prepare = {name: eye.prepare for name, eye in self._eyes.items()}
         for item, message in self.reader.read(clips, step, prepare):
             if not open_clips or open_clips[-1].item is not item or open_clips[-1].ended:
@@ -184,6 +188,8 @@ class Extractor:
             elif isinstance(message, Frame):
                 waiting[message.stream].append((clip, message))
                 clip.unseen += 1
+                seconds += step / len(self._eyes)
+                progress(seconds)
                 if len(waiting[message.stream]) == self._batch:
                     see(message.stream)
             elif isinstance(message, Sound):
@@ -209,7 +215,9 @@ class Extractor:
         self.reader.close()
 
 
-class _File(NamedTuple):
+class Files(NamedTuple):
+    """A clip's files, as `Extractor.stream` takes them."""
+
     video: Path
     audio: Path | None
 

@@ -2,7 +2,7 @@
 
 from manifests.check import Finding, check
 from manifests.clip import Clip, Interval, ManifestError
-from manifests.folders import from_folders
+from manifests.folders import from_folders, videos_below
 from manifests.io import default_root, parse, read, relative_path, write
 from manifests.official import Listing
 from manifests.split import assign_folds, assign_split, split_table
@@ -29,5 +29,6 @@ __all__ = [
     "read",
     "relative_path",
     "split_table",
+    "videos_below",
     "write",
 ]

@@ -4,7 +4,7 @@ from train.ablate import ablate
 from train.classifier import MTCNClassifier
 from train.compare import compare_runs
 from train.config import Config, TrainError
-from train.evaluate import evaluate_run
+from train.evaluate import evaluate_run, judge_run
 from train.export import export_run
 from train.loss import mtcn_loss
 from train.mtcn import MTCN
@@ -27,6 +27,7 @@ __all__ = [
     "compare_runs",
     "evaluate_run",
     "export_run",
+    "judge_run",
     "mtcn_loss",
     "sweep",
     "train_run",

@@ -27,7 +27,7 @@ class Config:
     Attributes:
         task: ``recognition``, one class for a clip, or ``detection``, a score for each snippet that
             is learned from whether there is an anomaly in a clip at all.
-        normal: in detection, the label of clips without anomaly; empty takes the usual ones.
+        normal: the label of clips without anomaly; empty takes the usual ones.
         streams: the streams to fuse, in this order; none takes all that the store has.
         fusion: how the streams become one sequence: ``early`` (the paper's concatenation),
             ``gated``, ``bottleneck``, ``cross`` or ``late``.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,6 +106,12 @@ class Clips:
             self._valid = [
                 {n: torch.from_numpy(x) for n, x in there.items()} for there in self.valid
             ]
+
+    def without(self, name: str) -> Clips:
+        """Return the same clips as if none of them had the stream `name`."""
+        rest = copy(self)
+        rest._valid = [{**own, name: torch.zeros_like(own[name])} for own in self._valid]
+        return rest
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
         """Return the clips number `indices` as one batch; -1 stands for a clip without snippets."""

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
 from features import Features
+from train.config import Config
 from train.data import Clips
 from train.fit import POOLING, score
+from train.intervals import Anomaly, anomaly_scores
 from train.run import Run
+
+PIECE = 4096  # snippets of a long clip that are scored at once, and what they see beyond
+MOST_BEYOND = 512  # where a model may look at the whole clip
+LEAST = 1e-30  # probability; its logarithm is finite
 
 
 class Prediction(NamedTuple):
@@ -22,36 +31,87 @@ class Prediction(NamedTuple):
         confidence: its probability.
         probabilities: class -> probability of the clip.
         scores: (T, classes) probabilities of every snippet.
+        anomaly: (T,) how likely each is an anomaly; None if the run knows no normal class.
+        intervals: the anomalous ones; none if the run knows no normal class.
     """
 
     label: str
     confidence: float
     probabilities: dict[str, float]
     scores: NDArray[np.float32]
+    anomaly: NDArray[np.float32] | None
+    intervals: list[Anomaly]
 
 
 class Predictor:
-    """Scores new clips with all models of a run; the answers of folds and seeds are averaged."""
+    """Scores new clips with all models of a run; the answers of folds and seeds are averaged.
+
+    A long clip is scored piece by piece, in memory that does not grow with it. A piece sees what
+    lies before and behind it as far as the MTCN reaches, so that the answer is that of the whole;
+    models and fusions that look at a whole clip see only `MOST_BEYOND` snippets beyond it.
+    """
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self._models = [run.model(number) for number in range(len(run.models))]
+        self._beyond = _beyond(run.config)
 
-    def __call__(self, features: Features) -> Prediction:
-        """Return what the run says of a clip; a clip that lacks a stream gets an answer too."""
+    def __call__(self, features: Features, without: Sequence[str] = ()) -> Prediction:
+        """Return what the run says of a clip; a clip that lacks a stream gets an answer too.
+
+        Args:
+            features: of the clip, by the recipe of the run.
+            without: streams that are taken from it, to see what they contribute.
+        """
         run = self.run
-        clips = Clips({"clip": features}, ["clip"], run.config.streams, run.recipe.crops)
-        pooling = POOLING[run.config.task]
-        answers = [
-            score(model, clips, np.array([0]), torch.device("cpu"), pooling)
-            for model in self._models
-        ]
-        whole = np.mean([np.exp(log_p[0]) for log_p, _ in answers], axis=0)
-        scores = np.mean([snippets[0] for _, snippets in answers], axis=0)
+        hidden = {name: np.zeros(len(features), bool) for name in without}
+        features = replace(features, valid={**features.valid, **hidden})
+        pieces = [self._piece(features, first) for first in range(0, len(features), PIECE)]
+        # (models, T, classes)
+        steps = torch.from_numpy(np.concatenate(pieces, axis=1))
+        # a snippet's logits and the logarithms of its probabilities differ by a constant, which
+        # neither pooling nor the classes' shares notice
+        logits = steps.clamp(min=LEAST).log().transpose(1, 2)
+        mask = torch.ones(len(logits), logits.shape[2], dtype=torch.bool)
+        whole = F.softmax(POOLING[run.config.task](logits, mask), dim=1).mean(0).numpy()
+        scores: NDArray[np.float32] = steps.mean(0).numpy()
         best = int(whole.argmax())
+        normal = run.normal
+        found = []
+        if normal is not None:
+            found = run.hysteresis.find(scores, run.classes, normal, features.snippet_seconds)
         return Prediction(
-            self.run.classes[best],
+            run.classes[best],
             float(whole[best]),
-            {name: float(p) for name, p in zip(self.run.classes, whole, strict=True)},
+            {name: float(p) for name, p in zip(run.classes, whole, strict=True)},
             scores,
+            None if normal is None else anomaly_scores(scores, run.classes, normal),
+            # the last snippet ends behind the clip
+            [a._replace(end=min(a.end, features.duration)) for a in found],
         )
+
+    def _piece(self, features: Features, first: int) -> NDArray[np.float32]:
+        """Return (models, up to PIECE, classes) probabilities of the snippets from `first` on."""
+        low = max(0, first - self._beyond)
+        seen = slice(low, first + PIECE + self._beyond)
+        part = Features(
+            {name: rows[seen] for name, rows in features.streams.items()},
+            {name: there[seen] for name, there in features.valid.items()},
+            features.snippet_seconds,
+            features.duration,
+        )
+        clips = Clips({"clip": part}, ["clip"], self.run.config.streams, self.run.recipe.crops)
+        cpu = torch.device("cpu")
+        said = [score(model, clips, np.array([0]), cpu)[1][0] for model in self._models]
+        return np.stack(said)[:, first - low : first - low + PIECE]
+
+
+def _beyond(config: Config) -> int:
+    """Return how many snippets to each side decide on an answer."""
+    if config.model == "linear" and config.fusion in ("early", "gated", "late"):
+        return 1  # a change is seen from the snippet before
+    if config.model in ("mtcn", "tcn") and config.fusion in ("early", "gated", "late"):
+        stages = config.stages if config.model == "mtcn" else 1
+        reach: int = 2**config.layers - 1
+        return 1 + stages * reach * (2 if config.causal else 1)
+    return MOST_BEYOND

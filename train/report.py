@@ -1,182 +1,333 @@
-"""A run's report: one HTML file with everything in it, plots included."""
+"""A run's report: one HTML file that says how good it is, where it fails, and what was left out."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable
-from functools import partial
+import base64
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jinja2
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from sklearn.preprocessing import StandardScaler
 
+from train.answers import Judged
+from train.compare import compare_runs
+from train.config import TrainError
+from train.evaluate import Evaluation
+from train.pages import COLOURS, INK, figure, plain, plot, span, write_page
 from train.run import Run
 
-matplotlib.use("Agg")
-matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: small, searchable
-INK = "#888888"  # readable on light and on dark pages
+EXAMPLES = 12  # clips that are shown under each heading
+MAPPED = 1000  # clips on the map at most: t-SNE of more takes longer than training
+COMPONENTS = 50  # of the features that t-SNE reads, as its authors advise
+PERPLEXITY = 30.0
+MODEL, LINEAR = COLOURS[1], COLOURS[0]
 
-HEAD = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ name }}: AVAR-Net report</title>
-<style>
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; }
-th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #8884; }
-th:first-child, td:first-child { text-align: left; }
-figure { margin: 1rem 0; overflow-x: auto; } svg { max-width: 100%; height: auto; }
-.warn { border-left: 4px solid #d80; padding: .5rem 1rem; background: #d801; }
-details { margin: 1rem 0; } code, pre { font-size: .9em; overflow-x: auto; }
-</style></head><body>
-<h1>{{ name }}</h1>
-"""
-FOOT = """<details><summary>Settings</summary><pre>{{ settings }}</pre></details>
-<details><summary>Recipe of the features</summary><pre>{{ recipe }}</pre></details>
-</body></html>
-"""
-TEMPLATE = (
-    HEAD
-    + """<p>{{ metrics.model.clips }} held-out clips ({{ metrics.held_out }}
-{%- if metrics.parts > 1 %}, {{ metrics.parts }} folds{% endif %}), {{ classes|length }} classes,
-streams {{ config.streams|join(" + ") }}.</p>
-{% for note in notes %}<p class="warn">{{ note }}</p>{% endfor %}
-<h2>What the sequence model adds</h2>
-<table><tr><th></th><th>MTCN</th><th>95 %</th><th>linear</th><th>95 %</th></tr>
-{% for key in ("accuracy", "precision", "recall", "f1") %}
-<tr><td>{{ "" if key == "accuracy" else "macro " }}{{ key }}</td>
-{% for row in (metrics.model[key], metrics.linear[key]) %}
-<td>{{ "%.3f"|format(row.value) }}</td>
-<td>{{ "%.3f"|format(row.low) }} to {{ "%.3f"|format(row.high) }}</td>
-{% endfor %}</tr>{% endfor %}</table>
-<p>Linear: logistic regression on the clip-averaged features of the same clips. Chance, always
-answering the commonest class: {{ "%.3f"|format(chance) }}.
-{% if metrics.models.each|length > 1 %}Single models (folds x seeds): accuracy
-{{ "%.3f ± %.3f"|format(metrics.models.accuracy.mean, metrics.models.accuracy.std) }}, macro F1
-{{ "%.3f ± %.3f"|format(metrics.models.f1.mean, metrics.models.f1.std) }}.{% endif %}</p>
-<h2>Classes</h2>
-<table><tr><th>class</th><th>clips</th><th>precision</th><th>recall</th><th>F1</th></tr>
-{% for name, row in metrics.model.per_class.items() %}<tr><td>{{ name }}</td>
-<td>{{ row.clips }}</td>
-<td>{{ "%.3f"|format(row.precision) }}</td><td>{{ "%.3f"|format(row.recall) }}</td>
-<td>{{ "%.3f"|format(row.f1) }}</td></tr>{% endfor %}</table>
-<figure>{{ confusion|safe }}</figure>
-<h2>Is its confidence justified?</h2>
-<figure>{{ reliability|safe }}</figure>
-<p>Expected calibration error: MTCN {{ "%.3f"|format(metrics.model.calibration.ece) }}, linear
-{{ "%.3f"|format(metrics.linear.calibration.ece) }}.</p>
-<h2>Training</h2>
-<figure>{{ curves|safe }}</figure>
-<h2>Mistakes, the most confident first</h2>
-<table><tr><th>clip</th><th>is</th><th>taken for</th><th>probability</th></tr>
-{% for row in mistakes %}<tr><td>{{ row.clip }}</td><td>{{ row.label }}</td>
-<td>{{ row.predicted }}</td><td>{{ "%.2f"|format(row.probability) }}</td></tr>{% endfor %}</table>
-"""
-    + FOOT
-)
-DETECTION = (
-    HEAD
-    + """<p>{{ metrics.model.clips }} held-out clips, streams {{ config.streams|join(" + ") }};
-learned from which clips are anomalous, judged by when.</p>
-{% for note in notes %}<p class="warn">{{ note }}</p>{% endfor %}
-<h2>Frames</h2>
-<table><tr><th>of</th><th>clips</th><th>anomalous</th><th>AP</th><th>ROC-AUC</th>
-<th>linear: AP</th><th>ROC-AUC</th></tr>
-{% for name, clips, ours, theirs in rows %}<tr><td>{{ name }}</td><td>{{ clips }}</td>
-<td>{{ "%.1f"|format(100 * ours.anomalous / ours.frames) }} %</td>
-{% for value in (ours.ap, ours.roc_auc, theirs.ap, theirs.roc_auc) %}
-<td>{{ "n/a" if value is none else "%.4f"|format(value) }}</td>{% endfor %}</tr>{% endfor %}</table>
-<p>AP: area under the precision-recall curve, as XD-Violence reports it
-{%- if metrics.model.intervals %}; of all clips
-{{ "%.3f to %.3f"|format(*metrics.model.intervals.ap) }} in 95 of 100 draws of the clips{% endif %}.
-</p>
-<figure>{{ curves|safe }}</figure>
-<h2>Stretches of time</h2>
-<table><tr><th></th><th>MTCN</th><th>linear</th></tr>
-{% for overlap in metrics.model.segments %}<tr>
-<td>{{ "mean AP of segments" if overlap == "mean" else "AP of segments, IoU " ~ overlap }}</td>
-{% for who in (metrics.model, metrics.linear) %}
-<td>{{ "n/a" if who.segments[overlap] is none else "%.3f"|format(who.segments[overlap]) }}</td>
-{% endfor %}</tr>{% endfor %}
-<tr><td>false alarms an hour</td>{% for who in (metrics.model, metrics.linear) %}
-<td>{{ "n/a" if who.false_alarms.per_hour is none
-    else "%.1f"|format(who.false_alarms.per_hour) }}</td>{% endfor %}</tr></table>
-{% if metrics.model.false_alarms.recall is not none %}
-<p>False alarms: at the threshold that notices
-{{ "%.0f"|format(100 * metrics.model.false_alarms.recall) }} % of the annotated anomalies.</p>
-{% endif %}
-<h2>Training</h2>
-<figure>{{ training|safe }}</figure>
-"""
-    + FOOT
-)
+
+class Look(NamedTuple):
+    """What a clip looks and sounds like.
+
+    Attributes:
+        picture: some of its frames side by side, a JPEG.
+        loudness: (n,) the loudest samples of n stretches of equal length, 0 to 1; none if silent.
+    """
+
+    picture: bytes
+    loudness: NDArray[np.float32]
+
+
+class Example(NamedTuple):
+    """A clip that the report shows, as the template takes it."""
+
+    id: str
+    says: str
+    picture: str
+    timeline: str
 
 
 def write_report(
-    run: Run, metrics: dict[str, Any], predictions: list[dict[str, Any]], path: Path
+    run: Run,
+    evaluation: Evaluation,
+    file: Path,
+    look: Callable[[str], Look | None] = lambda clip_id: None,
+    no_pictures: str = "",
+    reasons: Mapping[str, str] | None = None,
 ) -> None:
     """Write the report of an evaluated run.
 
     Args:
         run: the run.
-        metrics: from `evaluate_run`.
-        predictions: the rows of ``predictions.csv``.
-        path: the HTML file.
+        evaluation: from `judge_run`.
+        file: the HTML file.
+        look: gives pictures and sound of a clip, None where there are none.
+        no_pictures: why `look` gives none, if it does.
+        reasons: clip id -> why its features are not in the store, as far as that is known.
     """
-    wrong = [
-        {**row, "probability": float(row[row["predicted"]])}
-        for row in predictions
-        if row["label"] != row["predicted"]
+    metrics = evaluation.metrics
+    detection = metrics["task"] == "detection"
+    write = _detection if detection else _recognition
+    points, mapped = _map(run, evaluation)
+    examples = [
+        (heading, text, [_example(run, clip, says, look) for clip, says in clips])
+        for heading, text, clips in (_failures if detection else _mistakes)(run, evaluation)
     ]
-    wrong.sort(key=lambda row: -row["probability"])
-    counts = [row["clips"] for row in metrics["model"]["per_class"].values()]
-    page = jinja2.Environment(autoescape=True).from_string(TEMPLATE)
-    html = page.render(
-        name=run.path.resolve().name,
+    left_out = [(clip, (reasons or {}).get(clip, "not in the store")) for clip in run.left_out]
+    write_page(
+        file,
+        "detection.html" if detection else "recognition.html",
+        title=f"{run.path.resolve().name}: AVAR-Net report",
+        run=run,
         metrics=metrics,
-        classes=run.classes,
-        config=run.config,
         notes=_notes(run, metrics),
-        chance=max(counts) / sum(counts),
-        mistakes=wrong[:20],
-        confusion=_svg(lambda axes: _confusion(axes, metrics, run.classes), side(run.classes)),
-        reliability=_svg(lambda axes: _reliability(axes, metrics), (4, 3.5)),
-        curves=_svg(lambda axes: _curves(axes, run), (7, 3.5)),
-        settings=run.config.to_toml(),
-        recipe=run.recipe.to_json(),
+        measure="AP of frames" if detection else "accuracy",
+        value=metrics["model"]["all"]["ap"] if detection else metrics["model"]["accuracy"]["value"],
+        training=_training(run),
+        map=points,
+        mapped=mapped,
+        examples=examples,
+        pictures=any(example.picture for _, _, clips in examples for example in clips),
+        no_pictures=no_pictures or "none could be read",
+        left_out=left_out,
+        **write(run, metrics),
     )
-    path.write_text(html, encoding="utf-8")
 
 
-def write_detection_report(run: Run, metrics: dict[str, Any], path: Path) -> None:
-    """Write the report of an evaluated run of detection; `metrics` are from `evaluate_run`."""
+def _recognition(run: Run, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return what the template of recognition takes more."""
+    model = metrics["model"]
+    names = [plain(name) for name in run.classes]
+    rows = [model["per_class"][name] for name in run.classes]
+    counts = np.array(model["confusion"])
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    bars = [
+        go.Bar(x=names, y=[row[key] for row in rows], name=name)
+        for key, name in (("precision", "precision"), ("recall", "recall"), ("f1", "F1"))
+    ]
+    confusion = go.Heatmap(
+        x=names,
+        y=names,
+        z=share,
+        text=np.where(counts > 0, counts.astype(str), ""),
+        texttemplate="%{text}",
+        zmin=0,
+        zmax=1,
+        colorscale=[[0, "rgba(31, 120, 180, 0.05)"], [1, "rgba(31, 120, 180, 1)"]],
+        showscale=False,
+        xgap=2,
+        ygap=2,
+        hovertemplate="%{y} taken for %{x}: %{text}<extra></extra>",
+    )
+    reliability = [
+        go.Scatter(
+            x=[0, 1], y=[0, 1], mode="lines", line={"dash": "dot", "color": INK}, showlegend=False
+        )
+    ]
+    for name, who, colour in ((run.config.model, "model", MODEL), ("linear", "linear", LINEAR)):
+        bins = metrics[who]["calibration"]["bins"]
+        x, y = ([b[key] for b in bins] for key in ("confidence", "accuracy"))
+        reliability.append(
+            go.Scatter(x=x, y=y, mode="lines+markers", name=name, line={"color": colour})
+        )
+    clips = [row["clips"] for row in rows]
+    return {
+        "chance": max(clips) / sum(clips),
+        "bars": plot(bars, yaxis={"range": [0, 1]}, barmode="group"),
+        "confusion": plot(
+            [confusion],
+            height=180 + 40 * len(names),
+            xaxis={"title": "recognised as", "type": "category"},
+            yaxis={"title": "is", "type": "category", "autorange": "reversed"},
+        ),
+        "reliability": plot(
+            reliability,
+            xaxis={"title": "confidence", "range": [0, 1]},
+            yaxis={"title": "share that is right", "range": [0, 1]},
+        ),
+    }
+
+
+def _detection(run: Run, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return what the template of detection takes more."""
     model, linear = metrics["model"], metrics["linear"]
     rows = [("all", model["clips"], model["all"], linear["all"])]
     if model["abnormal"]:
         rows.append(("abnormal clips", "", model["abnormal"], linear["abnormal"]))
     for name, row in model["per_class"].items():
         rows.append((name, row["clips"], row, linear["per_class"][name]))
-    page = jinja2.Environment(autoescape=True).from_string(DETECTION)
-    html = page.render(
-        name=run.path.resolve().name,
-        metrics=metrics,
-        config=run.config,
-        notes=_notes(run, metrics),
-        rows=rows,
-        curves="".join(
-            _svg(partial(_frame_curve, metrics=metrics, name=name), (4.5, 3.5))
-            for name in model["curves"]
-        ),
-        training=_svg(lambda axes: _curves(axes, run), (7, 3.5)),
-        settings=run.config.to_toml(),
-        recipe=run.recipe.to_json(),
+    of = {"precision_recall": ("recall", "precision"), "roc": ("false alarms", "recall")}
+    curves = []
+    for name in model["curves"]:
+        lines = []
+        for label, who, colour in ((run.config.model, model, MODEL), ("linear", linear, LINEAR)):
+            x, y = np.array(who["curves"][name]).T
+            lines.append(go.Scatter(x=x, y=y, mode="lines", name=label, line={"color": colour}))
+        across, up = of[name]
+        x_axis = {"title": across, "range": [0, 1]}
+        y_axis = {"title": up, "range": [0, 1.02]}
+        curves.append(plot(lines, xaxis=x_axis, yaxis=y_axis))
+    return {"rows": rows, "curves": curves}
+
+
+def _mistakes(run: Run, evaluation: Evaluation) -> list[tuple[str, str, list[tuple[Judged, str]]]]:
+    """Return the most confident mistakes of recognition, each with what is said of it."""
+    wrong = [c for c in evaluation.clips if run.classes[c.probabilities.argmax()] != c.label]
+    wrong.sort(key=lambda clip: -clip.probabilities.max())
+    shown = []
+    for clip in wrong[:EXAMPLES]:
+        taken = run.classes[clip.probabilities.argmax()]
+        says = f"is {clip.label}, taken for {taken} ({clip.probabilities.max():.2f})"
+        shown.append((clip, says))
+    return [
+        ("Mistakes", f"{len(wrong)} of {len(evaluation.clips)}; the most confident first.", shown)
+    ]
+
+
+def _failures(run: Run, evaluation: Evaluation) -> list[tuple[str, str, list[tuple[Judged, str]]]]:
+    """Return the loudest false alarms and the anomalies that detection notices the least."""
+    ranked = sorted(evaluation.clips, key=lambda clip: -clip.snippets[:, 1].max())
+    normal = [clip for clip in ranked if not run.truth[clip.id].intervals]
+    anomalous = [clip for clip in reversed(ranked) if run.truth[clip.id].intervals]
+    return [
+        (
+            heading,
+            text,
+            [
+                (clip, f"{run.truth[clip.id].label}: at most {clip.snippets[:, 1].max():.2f}")
+                for clip in clips[:EXAMPLES]
+            ],
+        )
+        for heading, text, clips in (
+            ("False alarms", "Normal clips by their highest score.", normal),
+            ("Overlooked", "Anomalous clips by their highest score, the lowest first.", anomalous),
+        )
+    ]
+
+
+def _example(run: Run, clip: Judged, says: str, look: Callable[[str], Look | None]) -> Example:
+    step = run.recipe.snippet_seconds
+    seconds = len(clip.snippets) * step
+    middles = (np.arange(len(clip.snippets)) + 0.5) * step
+    shown = {run.classes[clip.probabilities.argmax()]: LINEAR, clip.label: MODEL}
+    if clip.id in run.truth:
+        shown = {run.classes[1]: LINEAR}
+    traces: list[Any] = [
+        go.Scatter(
+            x=middles,
+            y=clip.snippets[:, run.classes.index(name)],
+            mode="lines",
+            name=plain(name),
+            line={"color": colour},
+        )
+        for name, colour in shown.items()
+    ]
+    seen = look(clip.id)
+    if seen is not None and len(seen.loudness):
+        x = (np.arange(len(seen.loudness)) + 0.5) * seconds / len(seen.loudness)
+        both = np.concatenate([seen.loudness, -seen.loudness[::-1]])
+        traces.append(
+            go.Scatter(
+                x=np.concatenate([x, x[::-1]]),
+                y=both,
+                yaxis="y2",
+                fill="toself",
+                mode="none",
+                fillcolor=INK,
+                hoverinfo="skip",
+                showlegend=False,
+            )
+        )
+    truth = run.truth[clip.id].intervals if clip.id in run.truth else None
+    timeline = plot(
+        traces,
+        height=230,
+        margin={"l": 30, "r": 5, "t": 30, "b": 30},
+        showlegend=len(shown) > 1,
+        xaxis={"range": [0, seconds], "anchor": "y2", "ticksuffix": " s"},
+        yaxis={"range": [0, 1.02], "domain": [0.35, 1]},
+        yaxis2={"range": [-1, 1], "domain": [0, 0.3], "showticklabels": False},
+        shapes=[span(*interval, "y domain", "27, 158, 119") for interval in truth or ()],
     )
-    path.write_text(html, encoding="utf-8")
+    picture = ""
+    if seen is not None:
+        picture = "data:image/jpeg;base64," + base64.b64encode(seen.picture).decode()
+    return Example(clip.id, says, picture, timeline)
+
+
+def _map(run: Run, evaluation: Evaluation) -> tuple[str, int]:
+    """Return the plot of the held-out clips by their features, and how many are on it."""
+    clips, data = evaluation.clips, evaluation.data
+    if len(clips) > MAPPED:
+        chosen = np.random.default_rng(run.config.seed).permutation(len(clips))[:MAPPED]
+        clips = [clips[n] for n in sorted(chosen)]
+    if len(clips) < 4:
+        return "", len(clips)
+    where = {clip_id: index for index, clip_id in enumerate(data.ids)}
+    table = data.averages(np.array([where[clip.id] for clip in clips]))
+    rows = StandardScaler().fit_transform(table)
+    rows = PCA(min(COMPONENTS, *rows.shape), random_state=run.config.seed).fit_transform(rows)
+    perplexity = min(PERPLEXITY, (len(clips) - 1) / 3)
+    seed = run.config.seed
+    points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(rows)
+    labels = np.array([_shown_label(run, clip) for clip in clips])
+    right = np.array([run.classes[clip.probabilities.argmax()] == clip.label for clip in clips])
+    traces = [
+        go.Scatter(
+            x=points[labels == label, 0],
+            y=points[labels == label, 1],
+            mode="markers",
+            name=plain(label),
+            text=[plain(clip.id) for clip, own in zip(clips, labels, strict=True) if own == label],
+            marker={
+                "size": 9,
+                "symbol": np.where(right[labels == label], "circle", "x").tolist(),
+            },
+            hovertemplate="%{text}<extra>%{fullData.name}</extra>",
+        )
+        for label in dict.fromkeys(labels.tolist())
+    ]
+    hidden = {"showticklabels": False, "zeroline": False}
+    return plot(traces, height=520, xaxis=hidden, yaxis=hidden, hovermode="closest"), len(clips)
+
+
+def _shown_label(run: Run, clip: Judged) -> str:
+    return run.truth[clip.id].label if clip.id in run.truth else clip.label
+
+
+def _training(run: Run) -> str:
+    rows = run.history()
+    models = list(dict.fromkeys((row["seed"], row["fold"]) for row in rows))
+    traces = []
+    for model in models:
+        own = [row for row in rows if (row["seed"], row["fold"]) == model]
+        first = model == models[0]
+        for key, name, colour, axis in (
+            ("train_loss", "training loss", INK, "y"),
+            ("val_loss", "validation loss", LINEAR, "y"),
+            ("val_accuracy", "validation accuracy", MODEL, "y2"),
+        ):
+            traces.append(
+                go.Scatter(
+                    x=[row["epoch"] for row in own],
+                    y=[row[key] for row in own],
+                    mode="lines",
+                    name=name,
+                    legendgroup=name,
+                    showlegend=first,
+                    yaxis=axis,
+                    line={"color": colour, "width": 2 if len(models) == 1 else 1},
+                )
+            )
+    return plot(
+        traces,
+        xaxis={"title": "epoch"},
+        yaxis={"title": "loss", "rangemode": "tozero"},
+        yaxis2={"title": "accuracy", "range": [0, 1], "overlaying": "y", "side": "right"},
+        margin={"l": 60, "r": 60, "t": 40, "b": 50},
+    )
 
 
 def _notes(run: Run, metrics: dict[str, Any]) -> list[str]:
@@ -192,95 +343,72 @@ def _notes(run: Run, metrics: dict[str, Any]) -> list[str]:
             "The manifest has no test clips: these are the validation clips, on which the best "
             "epoch was chosen. The figures are too good."
         )
-    for name, count in metrics["missing_streams"].items():
-        if count:
-            notes.append(f"{count} of the held-out clips have no {name}.")
-    if run.left_out:
-        notes.append(f"{len(run.left_out)} clips of the manifest were not in the store.")
     return notes
 
 
-def side(classes: list[str]) -> tuple[float, float]:
-    """Return the size of a confusion matrix in inches."""
-    inches = 2.5 + 0.45 * len(classes)
-    return inches, inches
+def write_comparison(runs: Sequence[Run], file: Path) -> None:
+    """Write a page with several evaluated runs of one task side by side.
 
-
-def _confusion(axes: Axes, metrics: dict[str, Any], classes: list[str]) -> None:
-    counts = np.array(metrics["model"]["confusion"])
-    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(counts):
-        if count:
-            ink = "white" if share[row, column] > 0.5 else "#333333"
-            axes.text(column, row, str(count), ha="center", va="center", color=ink)
-    axes.set_xticks(range(len(classes)), classes, rotation=90)
-    axes.set_yticks(range(len(classes)), classes)
-    axes.set(xlabel="recognised as", ylabel="is")
-
-
-def _reliability(axes: Axes, metrics: dict[str, Any]) -> None:
-    axes.plot([0, 1], [0, 1], color=INK, linestyle=":")
-    for name, who, colour in (("MTCN", "model", "#1b9e77"), ("linear", "linear", "#d95f02")):
-        bins = metrics[who]["calibration"]["bins"]
-        x, y = ([b[key] for b in bins] for key in ("confidence", "accuracy"))
-        axes.plot(x, y, "o-", color=colour, label=name, markersize=4)
-    axes.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
-    axes.legend(frameon=False, labelcolor=INK)
-
-
-def _frame_curve(axes: Axes, metrics: dict[str, Any], name: str) -> None:
-    for who, colour in (("model", "#1b9e77"), ("linear", "#d95f02")):
-        points = np.array(metrics[who]["curves"][name])
-        axes.plot(*points.T, color=colour, label="MTCN" if who == "model" else who)
-    of = {"precision_recall": ("recall", "precision"), "roc": ("false alarms", "recall")}
-    axes.set(xlabel=of[name][0], ylabel=of[name][1], xlim=(0, 1), ylim=(0, 1.02))
-    axes.legend(frameon=False, labelcolor=INK)
-
-
-def _curves(axes: Axes, run: Run) -> None:
-    rows = run.history()
-    right = axes.twinx()
-    models = list(dict.fromkeys((row["seed"], row["fold"]) for row in rows))
-    for model in models:
-        own = [row for row in rows if (row["seed"], row["fold"]) == model]
-        epochs = [row["epoch"] for row in own]
-        first = model == models[0]
-        axes.plot(
-            epochs,
-            [row["val_loss"] for row in own],
-            color="#d95f02",
-            alpha=0.8,
-            label="validation loss" if first else None,
+    Raises:
+        TrainError: a run was not evaluated yet, or they are of two tasks.
+    """
+    tasks = {run.config.task for run in runs}
+    if len(tasks) > 1:
+        raise TrainError("runs of recognition and of detection cannot be compared with each other")
+    metrics = [run.evaluation() for run in runs]
+    names = [run.path.resolve().name for run in runs]
+    said: list[tuple[str, list[str]]] = [
+        ("streams", [" + ".join(run.config.streams) for run in runs]),
+        ("fusion", [run.config.fusion for run in runs]),
+        ("model", [run.config.model for run in runs]),
+        ("held-out clips", [str(one["model"]["clips"]) for one in metrics]),
+    ]
+    pairs: list[tuple[str, dict[str, Any]]] = []
+    if tasks == {"recognition"}:
+        for key in ("accuracy", "precision", "recall", "f1"):
+            cells = [one["model"][key] for one in metrics]
+            shown = [f"{c['value']:.3f} ({c['low']:.3f} to {c['high']:.3f})" for c in cells]
+            said.append((key if key == "accuracy" else f"macro {key}", shown))
+        said.append(("ECE", [figure(one["model"]["calibration"]["ece"]) for one in metrics]))
+        classes = list(dict.fromkeys(name for run in runs for name in run.classes))
+        heights = [
+            {n: row["f1"] for n, row in one["model"]["per_class"].items()} for one in metrics
+        ]
+        title = "F1"
+        pairs = [
+            (name, compare_runs(runs[0].path, run.path))
+            for name, run in zip(names[1:], runs[1:], strict=True)
+        ]
+    else:
+        for key, name in (("ap", "AP of frames"), ("roc_auc", "ROC-AUC of frames")):
+            said.append((name, [figure(one["model"]["all"][key], 4) for one in metrics]))
+        said.append(
+            ("mean AP of segments", [figure(m["model"]["segments"]["mean"]) for m in metrics])
         )
-        right.plot(
-            epochs,
-            [row["val_accuracy"] for row in own],
-            color="#1b9e77",
-            alpha=0.8,
-            label="validation accuracy" if first else None,
+        alarms = [figure(one["model"]["false_alarms"]["per_hour"], 1) for one in metrics]
+        said.append(("false alarms an hour", alarms))
+        heights = [
+            {n: row["ap"] for n, row in one["model"]["per_class"].items()} for one in metrics
+        ]
+        classes = list(dict.fromkeys(name for height in heights for name in height))
+        title = "AP"
+    bars = [
+        go.Bar(
+            x=[plain(label) for label in classes],
+            y=[height.get(label) for label in classes],
+            name=plain(name),
         )
-    axes.set(xlabel="epoch", ylabel="loss")
-    right.set(ylabel="accuracy", ylim=(0, 1))
-    axes.figure.legend(loc="upper center", ncols=2, frameon=False, labelcolor=INK)
-    _recolour(right)
-
-
-def _svg(draw: Callable[[Axes], None], size: tuple[float, float]) -> str:
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots()
-    draw(axes)
-    _recolour(axes)
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True)
-    svg = buffer.getvalue()
-    return svg[svg.index("<svg") :]
-
-
-def _recolour(axes: Axes) -> None:
-    """Draw the frame in a grey that reads on light and on dark."""
-    axes.tick_params(colors=INK)
-    axes.xaxis.label.set_color(INK)
-    axes.yaxis.label.set_color(INK)
-    for spine in axes.spines.values():
-        spine.set_color(INK)
+        for name, height in zip(names, heights, strict=True)
+    ]
+    write_page(
+        file,
+        "compare.html",
+        title=" and ".join(names),
+        names=names,
+        notes=[note for run, one in zip(runs, metrics, strict=True) for note in _notes(run, one)][
+            :1
+        ],
+        rows=said,
+        bars=plot(bars, yaxis={"title": title, "range": [0, 1]}, barmode="group"),
+        pairs=pairs,
+    )

@@ -22,14 +22,17 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from features import FeatureError, Joined, Recipe, Store
 from manifests import Clip
+from train.answers import answers_of
 from train.config import Config, TrainError
 from train.data import Clips
-from train.detection import CLASSES, weak_labels
+from train.detection import CLASSES, NORMAL_LABELS, weak_labels
 from train.fit import DETECTION_LAYERS, Epoch, Sides, layers_to_cover
+from train.intervals import Hysteresis, anomaly_scores
 from train.network import AVARNet
 from train.parallel import CHECKPOINT, Work, fit_groups, groups_of
 from train.protocol import Part, parts
@@ -38,6 +41,7 @@ VERSION = 3
 RUN_FILE = "run.json"
 UNFINISHED = "unfinished.json"
 EPOCHS_FILE = "metrics.jsonl"
+EVALUATION_FILE = "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,10 @@ class Run:
         stores: where those features were: a folder, or several that were joined.
         left_out: clips of the manifest that were not in the store.
         truth: in detection, the held-out clips as the manifest has them.
+        manifest: where that was; None if it was not told.
+        hysteresis: which scores make an anomalous interval.
+        chosen: how well those settings told the validation clips apart, by which they were chosen;
+            see `Hysteresis.choose`.
     """
 
     path: Path
@@ -67,6 +75,17 @@ class Run:
     stores: list[Path]
     left_out: list[str]
     truth: dict[str, Clip] = field(default_factory=dict)
+    manifest: Path | None = None
+    hysteresis: Hysteresis = field(default_factory=Hysteresis)
+    chosen: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def normal(self) -> str | None:
+        """The class that is no anomaly; None if no class is known for that."""
+        if self.config.task == "detection":
+            return CLASSES[0]
+        usual = [name for name in (self.config.normal, *NORMAL_LABELS) if name in self.classes]
+        return usual[0] if usual else None
 
     @property
     def models(self) -> list[tuple[int, int]]:
@@ -87,6 +106,9 @@ class Run:
             "stores": [str(path) for path in self.stores],
             "left_out": self.left_out,
             "truth": [clip.to_json() for clip in self.truth.values()],
+            "manifest": None if self.manifest is None else str(self.manifest),
+            "hysteresis": asdict(self.hysteresis),
+            "chosen": self.chosen,
         }
 
     def save(self, name: str = RUN_FILE) -> None:
@@ -120,6 +142,9 @@ class Run:
                 [Path(path) for path in whole["stores"]],
                 list(whole["left_out"]),
                 {clip["id"]: Clip.from_json(clip) for clip in whole.get("truth", [])},
+                Path(whole["manifest"]) if whole.get("manifest") else None,
+                Hysteresis(**whole.get("hysteresis", {})),
+                whole.get("chosen", {}),
             )
         except OSError as error:
             raise TrainError(
@@ -144,6 +169,21 @@ class Run:
         lines = (self.path / EPOCHS_FILE).read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
 
+    def evaluation(self) -> dict[str, Any]:
+        """Return the metrics that `evaluate_run` has written.
+
+        Raises:
+            TrainError: it was not evaluated.
+        """
+        try:
+            metrics: dict[str, Any] = json.loads((self.path / EVALUATION_FILE).read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise TrainError(
+                f"{self.path} has no readable {EVALUATION_FILE}; judge it first: avarnet evaluate "
+                f"{self.path}"
+            ) from error
+        return metrics
+
 
 def train_run(
     clips: Sequence[Clip],
@@ -154,6 +194,7 @@ def train_run(
     device: torch.device | None = None,
     processes: int = 1,
     resume: bool = False,
+    manifest: Path | None = None,
     on_epoch: Callable[[int, int, Epoch, bool], None] = lambda *_: None,
 ) -> Run:
     """Train a model for each part of the clips and each seed, and write the run's folder.
@@ -168,6 +209,7 @@ def train_run(
             and import the main script, which must then be guarded by ``__name__ == "__main__"``.
         resume: go on with the run that was interrupted in this folder; its numbers will be those
             of an unbroken one.
+        manifest: where the clips were read from; the run notes it for its report.
         on_epoch: called with (number of the model, how many there are, epoch, best so far).
 
     Raises:
@@ -196,6 +238,11 @@ def train_run(
         _check_truth(truth)
     else:
         classes = sorted({clip.label for clip in there})
+        if config.normal and config.normal not in classes:
+            raise TrainError(
+                f"no clip is labelled {config.normal}, which --normal names; there are "
+                + ", ".join(classes)
+            )
     labels = {clip.id: clip.label for clip in there}
     if not config.streams:
         config = replace(config, streams=tuple(store.recipe.streams))
@@ -217,6 +264,7 @@ def train_run(
         [path.resolve() for path in store.paths],
         [clip.id for clip in clips if clip.id not in store],
         truth,
+        None if manifest is None else manifest.resolve(),
     )
     _begin(run, resume)
     where = {clip_id: index for index, clip_id in enumerate(data.ids)}
@@ -247,8 +295,24 @@ def train_run(
     (path / "config.toml").write_text(config.to_toml(), encoding="utf-8")
     for file in path.glob(f"{CHECKPOINT}*"):
         file.unlink()
-    (path / UNFINISHED).replace(path / RUN_FILE)
+    run = _with_hysteresis(run, data)
+    run.save()
+    (path / UNFINISHED).unlink()
     return run
+
+
+def _with_hysteresis(run: Run, data: Clips) -> Run:
+    """Return the run with the settings that make intervals of scores, by its validation clips."""
+    if run.normal is None:
+        return run
+    scores: list[NDArray[np.float32]] = []
+    anomalous: list[bool] = []
+    for answers in answers_of(run, data, tested=False):
+        for index, snippets in zip(answers.held, answers.snippets, strict=True):
+            scores.append(anomaly_scores(snippets.mean(0), run.classes, run.normal))
+            anomalous.append(run.labels[data.ids[index]] != run.normal)
+    hysteresis, chosen = Hysteresis.choose(scores, anomalous, run.recipe.snippet_seconds)
+    return replace(run, hysteresis=hysteresis, chosen=chosen)
 
 
 def _begin(run: Run, resume: bool) -> None:

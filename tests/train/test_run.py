@@ -16,7 +16,6 @@ from features import Features, Recipe, Store, Writer
 from manifests import Clip, assign_split
 from train import Config, Predictor, Run, TrainError, evaluate_run, train_run
 from train.metrics import recognition
-from train.report import write_report
 
 RECIPE = Recipe(0.25, "fp32", {"video": {"features": 6}, "audio": {"features": 4}})
 SMALL = Config(channels=16, stages=2, epochs=50)
@@ -128,16 +127,6 @@ def test_one_stream_alone(world: tuple[list[Clip], Store], tmp_path: Path) -> No
     run = train_run(*world, tmp_path / "run", Config(streams=("audio",), channels=8, epochs=2))
     assert run.sizes == {"audio": 4}
     assert evaluate_run(run, world[1])["model"]["clips"] == 27
-
-
-def test_the_report_stands_alone(world: tuple[list[Clip], Store], run: Run) -> None:
-    rows = [{"clip": "<b>", "label": "a", "predicted": "b", "a": "0.1", "b": "0.9"}]
-    write_report(run, evaluate_run(run, world[1]), rows, run.path / "report.html")
-    page = (run.path / "report.html").read_text()
-    assert page.count("<svg") == 3
-    assert "&lt;b&gt;" in page
-    assert "src=" not in page
-    assert "<script" not in page
 
 
 def train_error(world: tuple[list[Clip], Store], path: Path, **changes: object) -> str:
