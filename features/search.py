@@ -33,7 +33,9 @@ from features.store import Store
 
 MOMENT = re.compile(r"(.+)@(\d+\.?\d*)-(\d+\.?\d*)", re.DOTALL)  # CLIP@START-END
 SHORTLIST = 100  # clips in which the best moment is looked for
-BLOCK_CLIPS = 256  # worked on at once, so that they stay in the processor's cache
+# worked on at once: they stay in the processor's cache, and a product of them goes to no second
+# thread, which would only wait for the same memory
+BLOCK_CLIPS = 256
 CHECKSUM_BYTES = 16
 WHOLE = slice(None)
 Progress = Callable[[int, int], None]  # (clips done, clips in all)
@@ -269,8 +271,9 @@ class _Space:
         """Return (clips,) cosines with a vector that was placed; NaN where a clip has no rows."""
         weights = _unit(vector) * self._scale
         # the clips are not placed, which would take longer than this: the vector is, a second time
-        products = np.concatenate([array @ weights for array in self._means])[self._numbers]
-        cosines: NDArray[np.float32] = (products - self._centre @ weights) / self._norms
+        products = np.concatenate([block @ weights for block in _blocks(self._means)])
+        cosines: NDArray[np.float32] = products[self._numbers] - self._centre @ weights
+        cosines /= self._norms
         return cosines
 
 
@@ -282,15 +285,18 @@ def _standard(
     def blocks() -> Iterator[NDArray[np.float32]]:
         return (block[~np.isnan(block[:, 0])] for block in _blocks(means))
 
-    # each block in float32, all together in float64: exact for a value that never changes
-    count = max(1, sum(map(len, blocks())))
-    centre = sum(block.sum(0).astype(np.float64) for block in blocks()) / count
-    narrow = centre.astype(np.float32)
-    variance = (
-        sum(np.square(block - narrow).sum(0).astype(np.float64) for block in blocks()) / count
-    )
-    scale = np.divide(1, np.sqrt(variance), out=np.zeros_like(variance), where=variance > 0)
-    return narrow, scale.astype(np.float32)
+    width = means[0].shape[1]
+    count, total, squares = 0, np.zeros(width), np.zeros(width)
+    for block in blocks():
+        count += len(block)
+        total += block.sum(0)
+    # the mean of a value that never changes is exact, so that its deviation is nothing
+    centre = (total / max(1, count)).astype(np.float32)
+    for block in blocks():
+        squares += np.square(block - centre).sum(0)
+    deviation = np.sqrt(squares / max(1, count))
+    scale = np.divide(1, deviation, out=np.zeros(width), where=deviation > 0)
+    return centre, scale.astype(np.float32)
 
 
 def _blocks(arrays: list[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
@@ -310,7 +316,9 @@ def _together(cosines: list[NDArray[np.float32]]) -> NDArray[np.float32]:
     known = [~np.isnan(one) for one in cosines]
     total = sum(np.where(there, one, 0) for there, one in zip(known, cosines, strict=True))
     count = np.sum(known, axis=0)
-    return np.divide(total, count, out=np.full(len(count), np.nan, np.float32), where=count > 0)
+    mean: NDArray[np.float32] = np.full(len(count), np.nan, np.float32)
+    np.divide(total, count, out=mean, where=count > 0)
+    return mean
 
 
 def _best(cosines: NDArray[np.float32], n: int) -> list[int]:
