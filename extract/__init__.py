@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from extract.backbones import WeightsError
     from extract.cluster import Cluster, ClusterError
     from extract.decode import ClipError
-    from extract.extractor import Extractor, make_recipe
+    from extract.extractor import Extractor, make_recipe, read_text
     from extract.job import Outcome, Summary, extract
     from extract.plan import Status, Task, status
     from extract.precision import choose_precision
@@ -27,10 +27,11 @@ __all__ = [
     "choose_precision",
     "extract",
     "make_recipe",
+    "read_text",
     "status",
 ]
 _MODULES = {"ClipError": "decode", "WeightsError": "backbones"}
-_MODULES |= dict.fromkeys(("Extractor", "make_recipe"), "extractor")
+_MODULES |= dict.fromkeys(("Extractor", "make_recipe", "read_text"), "extractor")
 _MODULES |= dict.fromkeys(("Outcome", "Summary", "extract"), "job")
 _MODULES |= {"Task": "plan", "Status": "plan", "status": "plan"}
 _MODULES |= {"choose_precision": "precision"}

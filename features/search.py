@@ -81,8 +81,8 @@ class Searcher:
         progress: called with (clips done, clips in all) while means are made that are not kept yet.
 
     Attributes:
-        damaged: clips that cannot be read, and so are not found: clip id -> reason. It grows when a
-            search meets another one.
+        damaged: what cannot be read, and so is not found: clip id, or shard's path -> reason. It
+            grows when a search meets another one.
 
     Raises:
         FeatureError: the store has no clips.
@@ -92,11 +92,11 @@ class Searcher:
         if not len(store):
             raise FeatureError(f"{store.paths[0]}: no clips to search in")
         self.store = store
-        self.damaged: dict[str, str] = {}
         self._ids = list(store)
         self._means: dict[str, tuple[list[NDArray[np.float32]], NDArray[np.int64]]] = {}
         self._spaces: dict[tuple[str, bool], _Space] = {}
         parts = store.stores if isinstance(store, Joined) else (store,)
+        self.damaged = {str(file): why for part in parts for file, why in part.unreadable.items()}
         shards = [shard for part in parts for shard in part.shards]
         of_shard = dict(zip(shards, self._all_means(shards, progress), strict=True))
         for part in parts:
@@ -143,7 +143,9 @@ class Searcher:
         by_moment = moment != WHOLE
         return self._rank(vectors, length, by_moment, n, leave_out=clip_id)
 
-    def nearest(self, stream: str, vector: NDArray[Any], seconds: float, n: int = 10) -> list[Hit]:
+    def nearest(
+        self, stream: str, vector: NDArray[Any], seconds: float = 2.0, n: int = 10
+    ) -> list[Hit]:
         """Return the clips whose rows point most nearly where a vector does, best first.
 
         This is for vectors that are no rows of the store, such as those of texts: nothing is taken
