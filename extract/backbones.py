@@ -1,7 +1,7 @@
 """What a frozen network must be to make a stream, and how one is found, loaded and described.
 
-A backbone is a class that is made as ``Backbone(source, device, precision)``; `FrameBackbone` and
-`SoundBackbone` say what it has. A package makes its own known to `avarnet extract --stream NAME`
+A backbone is a class that is made as ``Backbone(source, device, precision)``; `FrameBackbone`,
+`SoundBackbone` and `TextBackbone` say what it has. A package makes its own known to `avarnet extract --stream NAME`
 by an entry point ``NAME = "module:Class"`` in the group ``avarnet.backbones``; those that come with
 avarnet are in its pyproject.toml.
 """
