@@ -1,9 +1,9 @@
 """What a frozen network must be to make a stream, and how one is found, loaded and described.
 
 A backbone is a class that is made as ``Backbone(source, device, precision)``; `FrameBackbone`,
-`SoundBackbone` and `TextBackbone` say what it has. A package makes its own known to `avarnet extract --stream NAME`
-by an entry point ``NAME = "module:Class"`` in the group ``avarnet.backbones``; those that come with
-avarnet are in its pyproject.toml.
+`SoundBackbone` and `TextBackbone` say what it has. A package makes its own known to
+`avarnet extract --stream NAME` by an entry point ``NAME = "module:Class"`` in the group
+``avarnet.backbones``; those that come with avarnet are in its pyproject.toml.
 """
 
 from __future__ import annotations

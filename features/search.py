@@ -266,7 +266,9 @@ class _Space:
 
     def place(self, rows: NDArray[Any]) -> NDArray[np.float32]:
         """Return rows, or a single one, where they can be compared."""
-        placed: NDArray[np.float32] = (rows.astype(np.float32) - self._centre) * self._scale
+        placed: NDArray[np.float32] = (
+            rows.astype(np.float32, copy=False) - self._centre
+        ) * self._scale
         return placed
 
     def cosines(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -285,7 +287,9 @@ def _standard(
     """Return (values,) mean, and one over the deviation; zero for a value that never changes."""
 
     def blocks() -> Iterator[NDArray[np.float32]]:
-        return (block[~np.isnan(block[:, 0])] for block in _blocks(means))
+        for block in _blocks(means):
+            known = ~np.isnan(block[:, 0])
+            yield block if known.all() else block[known]
 
     width = means[0].shape[1]
     count, total, squares = 0, np.zeros(width), np.zeros(width)
