@@ -36,6 +36,7 @@ SHORTLIST = 100  # clips in which the best moment is looked for
 # worked on at once, so that they stay in the processor's cache; on busy cores, products of larger
 # blocks took two to ten times as long
 BLOCK_CLIPS = 256
+ROUNDING = 1e-6  # of a value, in float32; a smaller deviation is none
 CHECKSUM_BYTES = 16
 WHOLE = slice(None)
 Progress = Callable[[int, int], None]  # (clips done, clips in all)
@@ -296,12 +297,12 @@ def _standard(
     for block in blocks():
         count += len(block)
         total += block.sum(0)
-    # the mean of a value that never changes is exact, so that its deviation is nothing
     centre = (total / max(1, count)).astype(np.float32)
     for block in blocks():
         squares += np.square(block - centre).sum(0)
     deviation = np.sqrt(squares / max(1, count))
-    scale = np.divide(1, deviation, out=np.zeros(width), where=deviation > 0)
+    changes = deviation > ROUNDING * np.abs(centre)
+    scale = np.divide(1, deviation, out=np.zeros(width), where=changes)
     return centre, scale.astype(np.float32)
 
 
