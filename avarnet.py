@@ -296,7 +296,10 @@ def extract(
     ] = "last",
     stream: Annotated[
         list[str] | None,
-        typer.Option(help="A further stream: flow, or a backbone that another package brings."),
+        typer.Option(
+            metavar="NAME[=MODEL]",
+            help="A further stream: flow, clip, or a backbone that another package brings.",
+        ),
     ] = None,
     weights: Annotated[
         Literal["pretrained", "random"],
@@ -1602,6 +1605,83 @@ def _print_intervals(answers: list[dict[str, Any]]) -> None:
             table.writerow([*whole, *seconds, found["label"], f"{found['score']:.4f}"])
         if not answer["intervals"]:
             table.writerow([*whole, "", "", "", ""])
+
+
+# search -----------------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example: `avarnet search store --like fight/fi001@2-4.5 -n 5`")
+def search(
+    store: StorePath,
+    like: Annotated[
+        str | None,
+        typer.Option(metavar="CLIP[@START-END]", help="A clip of the store, or seconds of it."),
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Words; for stores with a stream such as clip.")
+    ] = None,
+    stream: Annotated[
+        list[str] | None, typer.Option(help="Compare only this one.", show_default="all")
+    ] = None,
+    number: Annotated[int, typer.Option("-n", "--number", min=1, help="Clips to find.")] = 10,
+    text_model: Annotated[
+        str | None, typer.Option(help="The folder of the text's network, if it has moved.")
+    ] = None,
+    join: Annotated[
+        list[Path] | None, typer.Option(help="A store with more streams of the same clips.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find clips, and moments in them, that are like one of the store, or fit a text.
+
+    Whole clips are ranked as wholes; for a moment or a text, the best moment of each clip decides.
+    """
+    if (like is None) == (text is None):
+        raise typer.BadParameter("give one of --like CLIP and --text WORDS")
+    opened = _open([store, *(join or [])])
+    vector = None
+    if text is not None:
+        aligned = _text_stream(opened.recipe, store, stream)
+        vector = _read_text(text, aligned, opened.recipe, text_model)
+    with _clips_bar("reading clips, once", as_json) as progress:
+        searcher = features.Searcher(opened, progress)
+    if vector is not None:
+        hits = searcher.nearest(aligned, vector, n=number)
+    else:
+        hits = searcher.like(str(like), stream, number)
+    if as_json:
+        _print_json({"hits": [hit._asdict() for hit in hits], "damaged": searcher.damaged})
+    else:
+        _say_random(opened.recipe)
+        table = Table("clip", "similarity", "from", "to", "moment")
+        for hit in hits:
+            cells = (f"{hit.similarity:.3f}", f"{hit.start:.2f}", f"{hit.end:.2f}")
+            table.add_row(_plain(hit.clip), *cells, f"{hit.moment:.3f}")
+        out.print(table)
+        for reason in searcher.damaged.values():
+            out.print(f"[red]left out:[/] {_plain(reason)}", soft_wrap=True)
+    raise typer.Exit(SOME_FAILED if searcher.damaged else DONE)
+
+
+def _text_stream(recipe: Recipe, store: Path, asked: list[str] | None) -> str:
+    """Return the stream whose rows can be compared with texts."""
+    for name, settings in recipe.streams.items():
+        if "text" in settings and (not asked or name in asked):
+            return name
+    fail(
+        f"{store}: {' or '.join(asked or recipe.streams)} cannot be compared with texts; search in "
+        "a store that has a stream such as clip: 'avarnet extract MANIFEST STORE --stream clip'"
+    )
+
+
+def _read_text(text: str, stream: str, recipe: Recipe, moved: str | None) -> Any:
+    _need_extract()
+    import extract as stage1
+
+    if moved:
+        source = {**recipe.source, stream: {**recipe.source.get(stream, {}), "name": moved}}
+        recipe = replace(recipe, source=source)
+    return stage1.read_text(text, stream, recipe)
 
 
 # demo -------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from extract.backbones import WeightsError
     from extract.cluster import Cluster, ClusterError
     from extract.decode import ClipError, footage
-    from extract.extractor import Extractor, Files, make_recipe
+    from extract.extractor import Extractor, Files, make_recipe, read_text
     from extract.job import Outcome, Summary, extract
     from extract.look import Glimpse, glimpse
     from extract.plan import Status, Task, status
@@ -34,6 +34,7 @@ __all__ = [
     "footage",
     "glimpse",
     "make_recipe",
+    "read_text",
     "status",
 ]
 _MODULES = {
@@ -42,7 +43,7 @@ _MODULES = {
     "Reader": "reader",
     "WeightsError": "backbones",
 }
-_MODULES |= dict.fromkeys(("Extractor", "Files", "make_recipe"), "extractor")
+_MODULES |= dict.fromkeys(("Extractor", "Files", "make_recipe", "read_text"), "extractor")
 _MODULES |= dict.fromkeys(("Glimpse", "glimpse"), "look")
 _MODULES |= dict.fromkeys(("Outcome", "Summary", "extract"), "job")
 _MODULES |= {"Task": "plan", "Status": "plan", "status": "plan"}

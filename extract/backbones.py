@@ -1,9 +1,9 @@
 """What a frozen network must be to make a stream, and how one is found, loaded and described.
 
-A backbone is a class that is made as ``Backbone(source, device, precision)``; `FrameBackbone` and
-`SoundBackbone` say what it has. A package makes its own known to `avarnet extract --stream NAME`
-by an entry point ``NAME = "module:Class"`` in the group ``avarnet.backbones``; those that come with
-avarnet are in its pyproject.toml.
+A backbone is a class that is made as ``Backbone(source, device, precision)``; `FrameBackbone`,
+`SoundBackbone` and `TextBackbone` say what it has. A package makes its own known to
+`avarnet extract --stream NAME` by an entry point ``NAME = "module:Class"`` in the group
+``avarnet.backbones``; those that come with avarnet are in its pyproject.toml.
 """
 
 from __future__ import annotations
@@ -66,6 +66,14 @@ class FrameBackbone(Protocol):
         ...
 
 
+class TextBackbone(FrameBackbone, Protocol):
+    """A network of frames whose rows can be compared with texts; its recipe has a key ``text``."""
+
+    def read_text(self, text: str) -> NDArray[np.float32]:
+        """Return (features,), which points where the rows of fitting frames do."""
+        ...
+
+
 class SoundBackbone(Protocol):
     """A network that reads waveforms of 16 kHz.
 
@@ -116,8 +124,8 @@ def load_backbone(
         raise WeightsError(f"the backbone {name!r} cannot be imported: {error}") from error
     except KeyError as error:
         raise WeightsError(
-            f"the backbone {name!r} must be told its {error}, which --stream cannot; the networks "
-            "of timm and transformers are chosen by --video-model and --audio-model"
+            f"the backbone {name!r} must be told its {error}: --stream {name}=MODEL; the networks "
+            "of the picture and the sound are chosen by --video-model and --audio-model"
         ) from error
     return made
 

@@ -12,7 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from extract.audio import LAST, Listening
-from extract.backbones import FrameBackbone, SoundBackbone, WeightsError, load_backbone
+from extract.backbones import (
+    FrameBackbone,
+    SoundBackbone,
+    WeightsError,
+    load_backbone,
+)
 from extract.decode import ClipError
 from extract.reader import (
     MEMORY_BYTES,
@@ -56,7 +61,8 @@ def make_recipe(
         snippet_seconds: one step of the time grid.
         precision: ``fp32`` or ``bf16``.
         layers: hidden layers of `audio_model` whose mean is taken; see `parse_layers`.
-        further: names of backbones that make a further stream each, such as ``flow``.
+        further: backbones that make a further stream each: ``flow``, or ``clip=MODEL`` to choose
+            its network.
 
     Raises:
         WeightsError: a network cannot be had; the message gives the ways out.
@@ -78,7 +84,9 @@ def make_recipe(
         source["video"]["file"] = video_weights
     if layers != LAST:
         source["audio"]["layers"] = layers
-    source |= {name: {"backbone": name} for name in further}
+    for text in further:
+        name, _, model = text.partition("=")
+        source[name] = {"backbone": name, "weights": weights} | ({"name": model} if model else {})
     networks = load_networks(source, torch.device("cpu"), precision)
     for stream, network in networks.items():
         if network.reads == "frames":
@@ -88,6 +96,8 @@ def make_recipe(
                     f"snippet seconds: {snippet_seconds}; the stream {stream} looks at frames "
                     f"{2 * reach:g} s apart, which must lie in one snippet"
                 )
+        if "weights_sha256" not in network.recipe:
+            source[stream].pop("weights", None)  # it has learned nothing anyway
     streams = {stream: network.recipe for stream, network in networks.items()}
     return Recipe(float(snippet_seconds), precision, streams, source)
 
@@ -301,6 +311,30 @@ def load_networks(
         stream: load_backbone(stream, settings, device, precision)
         for stream, settings in source.items()
     }
+
+
+def read_text(text: str, stream: str, recipe: Recipe, device: str = "auto") -> NDArray[np.float32]:
+    """Return (values,), which points where the rows of a stream do that fit a text.
+
+    Args:
+        text: what is to be seen.
+        stream: one whose settings in `recipe` have a key ``text``.
+        recipe: of a store.
+        device: as the `Extractor`'s.
+
+    Raises:
+        WeightsError: the network cannot be had, or is not the one that made the stream.
+    """
+    source = recipe.source.get(stream, {})
+    network: Any = load_backbone(stream, source, pick_device(device), "fp32")
+    wanted = recipe.streams[stream].get("weights_sha256")
+    if network.recipe.get("weights_sha256") != wanted or not hasattr(network, "read_text"):
+        raise WeightsError(
+            f"the network found for the stream {stream} is not the one that made it, so texts that "
+            f"it reads cannot be compared; give the checkpoint whose weights have SHA-256 {wanted}"
+        )
+    row: NDArray[np.float32] = network.read_text(text)
+    return row
 
 
 def pick_device(name: str) -> torch.device:

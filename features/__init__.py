@@ -13,6 +13,7 @@ from features.convert import (
 from features.edit import Difference, compact, diff, drop, merge
 from features.join import Joined, join
 from features.recipe import FeatureError, Recipe, VersionError, WriteError
+from features.search import Hit, Searcher, search
 from features.shard import Shard
 from features.share import Remote, Transfer, pull, push
 from features.store import RECIPE_FILE, Store, create, read_recipe
@@ -26,11 +27,13 @@ __all__ = [
     "FeatureError",
     "Features",
     "Flag",
+    "Hit",
     "ImportSummary",
     "Joined",
     "Overview",
     "Recipe",
     "Remote",
+    "Searcher",
     "Shard",
     "Store",
     "Transfer",
@@ -55,6 +58,7 @@ __all__ = [
     "read_recipe",
     "recover",
     "repair",
+    "search",
     "verify",
     "write_card",
 ]

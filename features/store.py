@@ -93,9 +93,13 @@ class Store(Mapping[str, Features]):
         """Return how many rows of a stream are valid, for each clip in the order of iteration."""
         return self._gather([shard.valid_counts(stream) for shard in self.shards])
 
+    @property
+    def numbers(self) -> NDArray[np.int64]:
+        """The place of each clip, in the order of iteration, among the clips of all `shards`."""
+        return np.fromiter(self._index.values(), np.int64, len(self))
+
     def _gather(self, by_shard: list[NDArray[Any]]) -> NDArray[Any]:
-        numbers = np.fromiter(self._index.values(), np.int64, len(self))
-        return np.concatenate(by_shard)[numbers] if by_shard else np.zeros(0)
+        return np.concatenate(by_shard)[self.numbers] if by_shard else np.zeros(0)
 
     def __iter__(self) -> Iterator[str]:
         return (clip_id.decode() for clip_id in self._index)
