@@ -172,8 +172,8 @@ def _load(source: dict[str, Any]) -> tuple[PreTrainedModel, Wav2Vec2FeatureExtra
             lost = sorted(set(report["missing_keys"]) - {"masked_spec_embed"})
             if lost:
                 raise WeightsError(
-                    f"the checkpoint {name} lacks {len(lost)} weights of its network ({lost[0]}, "
-                    "...) and would be random there; give a complete checkpoint"
+                    f"the checkpoint {name} lacks weights of its network: {len(lost)} ({lost[0]} "
+                    "is one), and would be random there; give a complete checkpoint"
                 )
     except WeightsError:
         raise

@@ -194,9 +194,9 @@ def _notes(run: Run, metrics: dict[str, Any]) -> list[str]:
         )
     for name, count in metrics["missing_streams"].items():
         if count:
-            notes.append(f"{count} of the held-out clips have no {name}.")
+            notes.append(f"Held-out clips without {name}: {count}.")
     if run.left_out:
-        notes.append(f"{len(run.left_out)} clips of the manifest were not in the store.")
+        notes.append(f"Clips of the manifest that were not in the store: {len(run.left_out)}.")
     return notes
 
 

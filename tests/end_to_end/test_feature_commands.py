@@ -43,7 +43,7 @@ def test_push_list_and_pull(store: Path, manifest: Path, tmp_path: Path) -> None
     (tmp_path / "ids.txt").write_text("a/0\nb/5\nnowhere\n")
     part = tmp_path / "part"
     said = avarnet("features", "pull", team, part, "--ids", tmp_path / "ids.txt", "--trim")
-    assert "1 clips are not in that store" in said
+    assert "not in that store: 1 clip (" in said
     assert set(Store(part)) == {"a/0", "b/5"}
     assert same(Store(part)["b/5"], CLIPS["b/5"])
     held_out = tmp_path / "test"
