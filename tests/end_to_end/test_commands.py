@@ -215,7 +215,7 @@ COMMANDS = [
     *(["manifest", verb] for verb in ("split", "check")),
     *(["features", verb] for verb in ("info", "list", "verify", "push", "pull", "merge")),
     *(["features", verb] for verb in ("compact", "diff", "drop", "card", "export", "import")),
-    *([verb] for verb in ("extract", "train", "evaluate", "predict", "demo")),
+    *([verb] for verb in ("extract", "train", "evaluate", "predict", "demo", "doctor")),
 ]
 
 
@@ -268,6 +268,7 @@ def test_a_laptop_without_stage_1(project: dict[str, Any], clips: Path, tmp_path
     for command in (["extract", folder / "m.jsonl", tmp_path / "s"], ["demo", tmp_path / "d"]):
         assert "avarnet[extract]" in base(*command, code=1)
     assert "avarnet[extract]" in base("predict", tmp_path / "run", "x.mp4", code=1)
+    assert "avarnet[extract]" in base("doctor", tmp_path)
 
 
 IMPORTS = {
