@@ -32,6 +32,7 @@ CODECS = {
 }
 SIZE, FPS, RATE = 64, 8, 48_000  # pixels of an edge, frames and samples a second
 GREY = 200
+PATIENCE = 60.0  # seconds for the reading process to start, on a slow disk
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -56,7 +57,7 @@ def try_codecs() -> dict[str, str | None]:
             tasks.append(Task(name, file))
         said: dict[str, list[Message]] = defaultdict(list)
         prepare = Preparation(SIZE, (SIZE, SIZE), Image.Resampling.BILINEAR)
-        reader = Reader()
+        reader = Reader(patience=PATIENCE)
         for task, message in reader.read(tasks, 1.0, {"video": prepare}):
             said[task.clip_id].append(message)
         reader.close()

@@ -42,7 +42,7 @@ FOOT = """<details><summary>Settings</summary><pre>{{ settings }}</pre></details
 """
 TEMPLATE = (
     HEAD
-    + """<p>{{ metrics.model.clips }} held-out clips ({{ metrics.held_out }}
+    + """<p>Held-out clips: {{ metrics.model.clips }} ({{ metrics.held_out }}
 {%- if metrics.parts > 1 %}, {{ metrics.parts }} folds{% endif %}), {{ classes|length }} classes,
 streams {{ config.streams|join(" + ") }}.</p>
 {% for note in notes %}<p class="warn">{{ note }}</p>{% endfor %}
@@ -81,7 +81,7 @@ answering the commonest class: {{ "%.3f"|format(chance) }}.
 )
 DETECTION = (
     HEAD
-    + """<p>{{ metrics.model.clips }} held-out clips, streams {{ config.streams|join(" + ") }};
+    + """<p>Held-out clips: {{ metrics.model.clips }}, streams {{ config.streams|join(" + ") }};
 learned from which clips are anomalous, judged by when.</p>
 {% for note in notes %}<p class="warn">{{ note }}</p>{% endfor %}
 <h2>Frames</h2>

@@ -83,7 +83,7 @@ BROKEN_AV = "raise ImportError('libavcodec.so.99: cannot open shared object file
 DEAF_DECORD = """
 class DECORDError(Exception): pass
 class logging:
-    QUIET, set_level = 0, print
+    QUIET, set_level = 0, str
 class AudioReader:
     def __init__(self, *_, **__): raise DECORDError("no decoder")
 """
