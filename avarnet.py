@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import importlib.util
 import json
 import platform
@@ -47,7 +48,7 @@ DONE, FAILED, SOME_FAILED = 0, 1, 3  # exit codes; 2, wrong usage, is Typer's ow
 VIDEO_MODEL, AUDIO_MODEL = "mobilevit_s", "facebook/wav2vec2-base"
 WEIGHTS_OPTIONS = ("--video-weights FILE", "--audio-model FOLDER")
 BYTES_AN_HOUR = 1408 * 2 * 4 * 3600  # of video, by these networks in float16, 4 snippets a second
-LITTLE_ROOM = 2**30  # bytes; a shard is written before those it replaces are deleted
+LITTLE_ROOM = 2**30  # bytes; a few shards
 OPTIONAL = {  # extra -> what tells that it is installed, and what needs it
     "flow": ("cv2", "extract --stream flow"),
     "tensorboard": ("tensorboard", "train --tensorboard"),
@@ -1557,7 +1558,7 @@ def _checks(folder: Path) -> Iterator[Check]:
     attempts: dict[str, tuple[Callable[[], Iterator[Check]], str]] = {
         "torch": (_check_torch, "install the torch for this machine: pytorch.org"),
         "train": (_check_train, "pip install --force-reinstall avarnet"),
-        "store": (partial(_check_folder, folder), "give a folder on another disk"),
+        "store": (partial(_check_folder, folder), "give another folder"),
         "extract": (_check_extract, "pip install --force-reinstall 'avarnet[extract]'"),
     }
     for name, (attempt, way_out) in attempts.items():
@@ -1595,9 +1596,8 @@ def _check_torch() -> Iterator[Check]:
 
 
 def _check_train() -> Iterator[Check]:
-    import train as stage2
-
-    yield Check(stage2.__name__, "ok", "its packages are here")
+    importlib.import_module("train")
+    yield Check("train", "ok", "stage 2 can be imported")
 
 
 def _check_folder(folder: Path) -> Iterator[Check]:
@@ -1629,7 +1629,7 @@ def _check_extract() -> Iterator[Check]:
             way_out = "pip install --force-reinstall av decord2"
             yield Check(codec, "broken", f"cannot be read ({reason}); {way_out}")
         else:
-            yield Check(codec, "ok", "read")
+            yield Check(codec, "ok", "can be read")
     networks = stage1.cached_weights(VIDEO_MODEL, AUDIO_MODEL)
     for (name, cached), option in zip(networks.items(), WEIGHTS_OPTIONS, strict=True):
         if cached:
