@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import importlib.util
 import json
+import platform
 import re
+import shlex
 import shutil
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from fractions import Fraction
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, NoReturn
 
 import typer
 from rich.console import Console
@@ -41,6 +46,16 @@ if TYPE_CHECKING:
     from train.report import Look
 
 DONE, FAILED, SOME_FAILED, ANOMALY = 0, 1, 3, 4  # exit codes; 2, wrong usage, is Typer's own
+VIDEO_MODEL, AUDIO_MODEL = "mobilevit_s", "facebook/wav2vec2-base"
+WEIGHTS_OPTIONS = ("--video-weights FILE", "--audio-model FOLDER")
+BYTES_AN_HOUR = 1408 * 2 * 4 * 3600  # of video, by these networks in float16, 4 snippets a second
+LITTLE_ROOM = 2**30  # bytes; a few shards
+OPTIONAL = {  # extra -> what tells that it is installed, and what needs it
+    "flow": ("cv2", "extract --stream flow"),
+    "tensorboard": ("tensorboard", "train --tensorboard"),
+    "sweep": ("optuna", "sweep"),
+    "onnx": ("onnxruntime", "export to ONNX"),
+}
 EXTRACT_EXTRA = "this needs stage 1, which is not installed: pip install 'avarnet[extract]'"
 
 app = typer.Typer(
@@ -58,6 +73,7 @@ app.add_typer(features_app, name="features")
 
 out = Console()
 err = Console(stderr=True)
+debugging = False
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Output = Annotated[Path, typer.Option("-o", "--output", help="The manifest to write.")]
@@ -83,16 +99,22 @@ Processes = Annotated[
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one message, never a traceback."""
+    """Run the command line; what fails is one message, and a traceback only with --debug."""
     try:
-        app()
-    except (manifests.ManifestError, features.FeatureError, OSError) as error:
-        fail(str(error))
+        app(prog_name="avarnet")
     except Exception as error:
-        # the errors of train and extract, which are imported only by the commands that need them
-        if type(error).__name__ not in ("TrainError", "ClipError", "ClusterError", "WeightsError"):
+        if debugging:
             raise
-        fail(str(error))
+        # those of train and extract are imported only by the commands that need them
+        parts_errors = ("TrainError", "ClipError", "ClusterError", "WeightsError")
+        expected = (manifests.ManifestError, features.FeatureError, OSError)
+        if isinstance(error, expected) or type(error).__name__ in parts_errors:
+            fail(str(error))
+        again = f"avarnet --debug {shlex.join(sys.argv[1:])}"
+        fail(
+            f"{_named(error)}. This was not foreseen: 'avarnet doctor' may know why. If not, send "
+            f"its answer and that of '{again}' to avarnet's maintainers"
+        )
 
 
 def fail(message: str) -> NoReturn:
@@ -101,13 +123,28 @@ def fail(message: str) -> NoReturn:
     sys.exit(FAILED)
 
 
-@app.callback(invoke_without_command=True)
-def _version(
-    show: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-) -> None:
-    if show:
+def _named(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": .")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
         out.print(version("avarnet"), highlight=False)
         raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
+        ),
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show an error's traceback.")] = False,
+) -> None:
+    global debugging
+    debugging = debug
 
 
 # manifest ---------------------------------------------------------------------------------------
@@ -247,7 +284,7 @@ def manifest_check(manifest: Manifest, root: Root = None, as_json: Json = False)
                 cells = (str(f.line), _plain(f.clip), f"[{colour}]{f.kind}[/]")
                 table.add_row(*cells, _plain(f.problem), _plain(f.way_out))
             out.print(table)
-        out.print(f"{errors} errors, {len(findings) - errors} warnings")
+        out.print(f"{_counted(errors, 'error')}, {_counted(len(findings) - errors, 'warning')}")
         if probe is None:
             out.print(f"The videos were not opened: {_plain(EXTRACT_EXTRA)}")
     raise typer.Exit(FAILED if errors else DONE)
@@ -267,10 +304,10 @@ def _write_manifest(
     for name, count in sorted(counts.items()):
         table.add_row(_plain(name), str(count))
     out.print(table)
-    out.print(f"{len(clips)} clips in {_plain(str(output))}")
+    out.print(f"{_counted(len(clips), 'clip')} in {_plain(str(output))}")
     if missing:
-        some = _plain(", ".join(missing[:3]))
-        out.print(f"[yellow]{len(missing)} listed videos were not found[/] ({some}, ...)")
+        what = _counted(len(missing), "listed video")
+        out.print(f"[yellow]not found: {what}[/] ({_first(missing)})")
 
 
 # extract ----------------------------------------------------------------------------------------
@@ -285,11 +322,11 @@ def extract(
     store: StorePath,
     video_model: Annotated[
         str, typer.Option(help="A timm image model, or a folder in the hub's format.")
-    ] = "mobilevit_s",
+    ] = VIDEO_MODEL,
     audio_model: Annotated[
         str,
         typer.Option(help="A Wav2Vec2, HuBERT or WavLM: its name on the hub, or a folder."),
-    ] = "facebook/wav2vec2-base",
+    ] = AUDIO_MODEL,
     layers: Annotated[
         str,
         typer.Option(help="Hidden layers of the audio model to average: last, mean, 6, 4-8, 3,6."),
@@ -413,8 +450,8 @@ def extract(
         _print_summary(summary, store)
     if summary.left:
         fail(
-            f"interrupted with {len(summary.left)} clips left; what is finished is in {store}: run "
-            "the same command again to go on"
+            f"interrupted with {_counted(len(summary.left), 'clip')} left; what is finished is in "
+            f"{store}: run the same command again to go on"
         )
     raise typer.Exit(SOME_FAILED if summary.failed else DONE)
 
@@ -496,8 +533,9 @@ def _print_plan(clips: Sequence[manifests.Clip], root: Path, store: Path, cluste
     seconds = {task.clip_id: length for task, length in zip(todo, lengths, strict=True)}
     plan = batches(todo, lengths, cluster.processes)
     out.print(
-        f"{len(todo)} clips to extract ({len(clips) - len(todo)} are in {_plain(str(store))}), "
-        f"{_clock(sum(lengths))} of video, in {len(plan)} tasks for {cluster.processes} processes"
+        f"{_counted(len(todo), 'clip')} to extract (already in {_plain(str(store))}: "
+        f"{len(clips) - len(todo)}), {_clock(sum(lengths))} of video, in "
+        f"{_counted(len(plan), 'task')}; processes: {cluster.processes}"
     )
     if plan:
         by_task = sorted(sum(seconds[task.clip_id] for task in batch) for batch in plan)
@@ -561,8 +599,8 @@ def _footage_bar(what: str) -> Iterator[Callable[[float, float], None]]:
 def _print_summary(summary: Summary, store: Path) -> None:
     if summary.damaged:
         out.print(
-            f"[yellow]{len(summary.damaged)} damaged shards were taken out[/] (renamed to "
-            "*.damaged, to be deleted); their clips that were hurt were extracted again"
+            f"[yellow]taken out: {_counted(len(summary.damaged), 'damaged shard')}[/] (renamed to "
+            "*.damaged, to be deleted); the clips hurt there were extracted again"
         )
     if summary.failed:
         table = Table("failed clip", "reason")
@@ -571,16 +609,16 @@ def _print_summary(summary: Summary, store: Path) -> None:
         out.print(table)
     if summary.not_tried:
         out.print(
-            f"{len(summary.not_tried)} of these failed in an earlier run and their files are the "
-            "same: they were not tried again (--retry-failed tries them)"
+            f"not tried again, as files that failed before have not changed: "
+            f"{_counted(len(summary.not_tried), 'clip')} (--retry-failed tries them)"
         )
     if len(summary.extracted) > len(summary.slowest) > 0:
         slow = ", ".join(f"{clip_id} {seconds:.1f} s" for clip_id, seconds in summary.slowest)
         out.print(f"slowest: {_plain(slow)}", soft_wrap=True)
     speed = summary.footage / summary.seconds if summary.seconds else 0.0
     out.print(
-        f"{len(summary.extracted)} clips extracted, {len(summary.already)} were there, "
-        f"{len(summary.failed)} failed: {_clock(summary.footage)} of video in "
+        f"{_counted(len(summary.extracted), 'clip')} extracted, {len(summary.already)} there "
+        f"before, {len(summary.failed)} failed: {_clock(summary.footage)} of video in "
         f"{_clock(summary.seconds)} ({speed:.1f} x real time) -> {_plain(str(store))}"
     )
 
@@ -611,10 +649,10 @@ def features_info(store: StorePath, as_json: Json = False) -> None:
         source = opened.recipe.source.get(name, {})
         model = source.get("name", settings.get("model", "?"))
         origin = f"{model}, {source.get('weights', '?')} weights"
-        lack = f"; {about.lacking[name]} clips have none" if about.lacking[name] else ""
+        lack = f"; none in {_counted(about.lacking[name], 'clip')}" if about.lacking[name] else ""
         table.add_row(f"stream {name}", _plain(f"{settings['features']} values, {origin}{lack}"))
     for flag, count in about.flags.items():
-        table.add_row(flag, f"{count} clips")
+        table.add_row(flag, _counted(count, "clip"))
     table.add_row("fingerprint", opened.recipe.fingerprint)
     out.print(table)
     for reason in opened.unreadable.values():
@@ -667,7 +705,7 @@ def features_verify(store: StorePath, as_json: Json = False) -> None:
             out.print(f"[red]damaged[/] {_plain(f'{damage.reason}; {hurt}')}", soft_wrap=True)
         if damages:
             out.print("Run 'avarnet extract' again: it does just these clips again. Or copy them.")
-        out.print(f"{intact} clips intact, {len(damages)} damaged shards")
+        out.print(f"{_counted(intact, 'clip')} intact, {_counted(len(damages), 'damaged shard')}")
     raise typer.Exit(FAILED if damages else DONE)
 
 
@@ -744,12 +782,15 @@ def _print_transfer(transfer: features.Transfer, target: str, as_json: bool) -> 
         _print_json({"to": target, **asdict(transfer)})
         return
     if transfer.missing:
-        some = _plain(", ".join(transfer.missing[:3]))
-        out.print(f"[yellow]{len(transfer.missing)} clips are not in that store[/] ({some}, ...)")
-    what = f"{len(transfer.clips)} clips" if transfer.clips else f"{len(transfer.shards)} shards"
+        what = _counted(len(transfer.missing), "clip")
+        out.print(f"[yellow]not in that store: {what}[/] ({_first(transfer.missing)})")
+    if transfer.clips:
+        what = _counted(len(transfer.clips), "clip")
+    else:
+        what = _counted(len(transfer.shards), "shard")
     rate = transfer.nbytes / 1e6 / transfer.seconds if transfer.seconds else 0.0
     out.print(
-        f"{what} travelled, {transfer.already} were there: {transfer.nbytes / 1e6:.1f} MB in "
+        f"{what} travelled, {transfer.already} there before: {transfer.nbytes / 1e6:.1f} MB in "
         f"{transfer.seconds:.1f} s ({rate:.1f} MB/s) -> {_plain(target)}"
     )
 
@@ -780,7 +821,8 @@ def features_merge(
     """Put the shards of several stores of one recipe into one."""
     copied = features.merge(stores, output)
     features.write_card(output)
-    out.print(f"{copied} shards copied: {len(features.Store(output))} clips in {output}")
+    clips = _counted(len(features.Store(output)), "clip")
+    out.print(f"{_counted(copied, 'shard')} copied: {clips} in {_plain(str(output))}")
 
 
 @features_app.command("compact", epilog="Example: `avarnet features compact store`")
@@ -790,7 +832,7 @@ def features_compact(
 ) -> None:
     """Make few large shards of many small ones and drop duplicates; nothing is lost by a kill."""
     before, after = features.compact(store, shard_size * 2**20)
-    out.print(f"{before} shards before, {after} now")
+    out.print(f"{_counted(before, 'shard')} before, {after} now")
 
 
 @features_app.command("diff", epilog="Example: `avarnet features diff ours theirs`")
@@ -817,7 +859,7 @@ def features_drop(
     """Take clips out of a store for good."""
     wanted = _read_ids(ids)
     dropped = features.drop(store, wanted)
-    out.print(f"{len(dropped)} clips dropped, {len(wanted) - len(dropped)} were not there")
+    out.print(f"{_counted(len(dropped), 'clip')} dropped, {len(wanted) - len(dropped)} not there")
 
 
 @features_app.command(
@@ -845,7 +887,7 @@ def features_export(
     """Write features for other tools."""
     opened = features.Store(store)
     count = getattr(features, f"export_{kind}")(opened, folder)
-    out.print(f"{count} clips written to {_plain(str(folder))}")
+    out.print(f"{_counted(count, 'clip')} written to {_plain(str(folder))}")
 
 
 @features_app.command(
@@ -879,8 +921,8 @@ def features_import(
         for clip_id, reason in sorted(summary.failed.items()):
             out.print(f"[red]failed[/] {_plain(f'{clip_id}: {reason}')}", soft_wrap=True)
         out.print(
-            f"{len(summary.imported)} clips imported, {len(summary.already)} were there, "
-            f"{len(summary.failed)} failed -> {_plain(str(store))}"
+            f"{_counted(len(summary.imported), 'clip')} imported, {len(summary.already)} there "
+            f"before, {len(summary.failed)} failed -> {_plain(str(store))}"
         )
     raise typer.Exit(SOME_FAILED if summary.failed else DONE)
 
@@ -1008,10 +1050,10 @@ def train(
         )
         return
     if trained.left_out:
-        some = _plain(", ".join(trained.left_out[:3]))
+        what = _counted(len(trained.left_out), "clip")
         out.print(
-            f"[yellow]{len(trained.left_out)} clips of the manifest are not in the store and were "
-            f"left out[/] ({some}, ...)"
+            f"[yellow]not in the store and left out: {what} of the manifest[/] "
+            f"({_first(trained.left_out)})"
         )
     out.print(f"run in {_plain(str(run))}; next: avarnet evaluate {_plain(str(run))}")
 
@@ -1259,8 +1301,11 @@ def _print_detection(metrics: dict[str, Any], run: Run) -> None:
 def _print_metrics(metrics: dict[str, Any], run: Run) -> None:
     model, linear = metrics["model"], metrics["linear"]
     _say_random(run.recipe)
-    where = "held-out" if metrics["held_out"] == "test" else "validation (no test split: too good)"
-    out.print(f"{model['clips']} {where} clips, {metrics['parts']} model(s)")
+    if metrics["held_out"] == "test":
+        what = _counted(model["clips"], "held-out clip")
+    else:
+        what = _counted(model["clips"], "validation clip") + " (no test split: too good)"
+    out.print(f"{what}, {_counted(metrics['parts'], 'model')}")
     table = Table("", "MTCN", "95 % interval", "linear", "95 % interval")
     for name in ("accuracy", "precision", "recall", "f1"):
         cells: list[str] = []
@@ -1731,6 +1776,134 @@ def demo(
     raise typer.Exit(SOME_FAILED if summary.failed else DONE)
 
 
+# doctor -----------------------------------------------------------------------------------------
+
+
+class Check(NamedTuple):
+    """What `doctor` says of one thing: all is well, something one may want is not, it is broken."""
+
+    check: str
+    state: Literal["ok", "note", "broken"]
+    says: str
+
+
+@app.command(epilog="Example: `avarnet doctor /scratch/store`")
+def doctor(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Where a store is to be.", show_default="here")
+    ] = Path(),
+    as_json: Json = False,
+) -> None:
+    """Try what avarnet needs of this machine, and say the way out of what is wrong."""
+    colours = {"ok": "green", "note": "yellow", "broken": "red"}
+    checks = []
+    for check in _checks(folder):
+        checks.append(check)
+        if not as_json:
+            state = f"[{colours[check.state]}]{check.state:6}[/]"
+            words = _plain(f"{check.check}: {check.says}")
+            out.print(state, words, highlight=False, soft_wrap=True)
+    fine = all(check.state != "broken" for check in checks)
+    if as_json:
+        _print_json({"fine": fine, "checks": [check._asdict() for check in checks]})
+    raise typer.Exit(DONE if fine else FAILED)
+
+
+def _checks(folder: Path) -> Iterator[Check]:
+    yield Check("python", "ok", f"{platform.python_version()} on {platform.platform()}")
+    attempts: dict[str, tuple[Callable[[], Iterator[Check]], str]] = {
+        "torch": (_check_torch, "install the torch for this machine: pytorch.org"),
+        "train": (_check_train, "pip install --force-reinstall avarnet"),
+        "store": (partial(_check_folder, folder), "give another folder"),
+        "extract": (_check_extract, "pip install --force-reinstall 'avarnet[extract]'"),
+    }
+    for name, (attempt, way_out) in attempts.items():
+        try:
+            yield from attempt()
+        except Exception as error:  # a broken installation fails in its own way
+            yield Check(name, "broken", f"{_named(error)}; {way_out}")
+    for extra, (module, what) in OPTIONAL.items():
+        if importlib.util.find_spec(module):
+            yield Check(extra, "ok", f"for {what}")
+        else:
+            yield Check(extra, "note", f"{what} needs it: pip install 'avarnet[{extra}]'")
+
+
+def _check_torch() -> Iterator[Check]:
+    import torch
+
+    threads = _counted(torch.get_num_threads(), "CPU thread")
+    yield Check("torch", "ok", f"{torch.__version__}, {threads}")
+    with warnings.catch_warnings(record=True) as said:  # why it cannot use a GPU's driver
+        warnings.simplefilter("always")
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    devices = {f"cuda:{number}": torch.cuda.get_device_name(number) for number in range(gpus)}
+    if torch.backends.mps.is_available():
+        devices["mps"] = "Apple's GPU"
+    for device, name in devices.items():
+        torch.ones(8, 8, device=device).sum().item()
+        yield Check(device, "ok", name)
+    if not devices and shutil.which("nvidia-smi"):
+        why = f" ({said[0].message})" if said else ""
+        out_of_it = "install the torch for its driver: pytorch.org"
+        yield Check("GPU", "note", f"there is one, but torch cannot use it{why}; {out_of_it}")
+    elif not devices:
+        yield Check("GPU", "note", "none: extract and train run on the CPU")
+
+
+def _check_train() -> Iterator[Check]:
+    importlib.import_module("train")
+    yield Check("train", "ok", "stage 2 can be imported")
+
+
+def _check_folder(folder: Path) -> Iterator[Check]:
+    wanted = folder.absolute()
+    there = next(path for path in (wanted, *wanted.parents) if path.exists())
+    features.try_folder(there)
+    yield Check("store", "ok", f"can be written, sealed and read in {there}")
+    free = shutil.disk_usage(there).free
+    room = f"{free / 1e9:.1f} GB are free: features of {free / BYTES_AN_HOUR:,.0f} hours of video"
+    if free > LITTLE_ROOM:
+        yield Check("disk", "ok", room)
+    else:
+        yield Check("disk", "note", f"only {room}; make room, or give a folder on another disk")
+
+
+def _check_extract() -> Iterator[Check]:
+    if not _has_extract():
+        yield Check("extract", "note", EXTRACT_EXTRA)
+        return
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from extract import doctor as stage1
+
+    read = stage1.try_codecs()
+    for codec in stage1.CODECS:
+        if codec not in read:
+            yield Check(codec, "note", "not tried: this FFmpeg has nothing to encode it with")
+        elif reason := read[codec]:
+            way_out = "pip install --force-reinstall av decord2"
+            yield Check(codec, "broken", f"cannot be read ({reason}); {way_out}")
+        else:
+            yield Check(codec, "ok", "can be read")
+    networks = stage1.cached_weights(VIDEO_MODEL, AUDIO_MODEL)
+    for (name, cached), option in zip(networks.items(), WEIGHTS_OPTIONS, strict=True):
+        if cached:
+            yield Check(name, "ok", f"its weights are in {HF_HUB_CACHE}")
+        else:
+            says = (
+                f"not in {HF_HUB_CACHE}. With internet, the first extract fetches it; without, run "
+                f"'hf download {name}' where there is some and copy that folder, or give {option}"
+            )
+            yield Check(name, "note", says)
+    queues = [f"{does} (--scheduler {name})" for name, does in stage1.batch_systems().items()]
+    if queues:
+        yield Check("queue", "ok", ", ".join(queues))
+    else:
+        says = "no batch system takes jobs from here; --scheduler slurm is for its login node"
+        yield Check("queue", "note", says)
+
+
 # shared -----------------------------------------------------------------------------------------
 
 
@@ -1769,6 +1942,15 @@ def _say_random(recipe: Recipe) -> None:
             "have learned nothing; the figures test the pipeline, not the method.",
             soft_wrap=True,
         )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _first(names: Sequence[str]) -> str:
+    """Return the first names of a list that may be long, for a message."""
+    return _plain(", ".join(names[:3]) + (", ..." if len(names) > 3 else ""))
 
 
 def _print_json(document: Any) -> None:

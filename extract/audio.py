@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import sys
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from transformers import (
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from extract.backbones import (
     SoundBackbone,
@@ -154,6 +156,8 @@ def parse_layers(text: str, depth: int) -> list[int]:
 def _load(source: dict[str, Any]) -> tuple[PreTrainedModel, Wav2Vec2FeatureExtractor]:
     name = source["name"]
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # transformers draws it into pipes and logs too
     try:
         config = _config(name, source["weights"])
         if not (hasattr(config, "conv_stride") and hasattr(config, "conv_kernel")):
@@ -172,8 +176,8 @@ def _load(source: dict[str, Any]) -> tuple[PreTrainedModel, Wav2Vec2FeatureExtra
             lost = sorted(set(report["missing_keys"]) - {"masked_spec_embed"})
             if lost:
                 raise WeightsError(
-                    f"the checkpoint {name} lacks {len(lost)} weights of its network ({lost[0]}, "
-                    "...) and would be random there; give a complete checkpoint"
+                    f"the checkpoint {name} lacks weights of its network: {len(lost)} ({lost[0]} "
+                    "is one), and would be random there; give a complete checkpoint"
                 )
     except WeightsError:
         raise

@@ -271,7 +271,7 @@ class _Job:
                 )
             else:
                 rest.append(task)
-        _log(self.store, f"a worker died: {len(rest)} of its {len(batch)} clips are tried again")
+        _log(self.store, f"a worker died: {len(rest)} of its {len(batch)} clips to be tried again")
         again = [rest] if len(rest) < len(batch) else [[task] for task in rest]
         self.waiting += [some for some in again if some]
         self._show()
@@ -331,7 +331,7 @@ def _first_interrupt(act: Callable[[], object]) -> Iterator[threading.Event]:
 def _last_words(summary: Summary) -> str:
     slow = ", ".join(f"{clip_id} {seconds:.1f} s" for clip_id, seconds in summary.slowest)
     return (
-        f"end: {len(summary.extracted)} clips extracted, {len(summary.already)} were there, "
+        f"end: {len(summary.extracted)} extracted, {len(summary.already)} there before, "
         f"{len(summary.failed)} failed, {len(summary.left)} left; {summary.footage:.0f} s of video "
         f"in {summary.seconds:.0f} s" + (f"; slowest: {slow}" if slow else "")
     )

@@ -1,8 +1,9 @@
 """Reading clips in a process of its own: native decoders crash, hang and balloon on damaged files.
 
 `main` is that process. It gets requests on its standard input and answers each with messages on
-its standard output: one `Begin`, a `Frame` for each snippet that has one, `Sound` if there is any,
-an `End`; or a `Failed` at any point. All are pickles, which only the two ends of the pipe write.
+what was its standard output: one `Begin`, a `Frame` for each snippet that has one, `Sound` if there
+is any, an `End`; or a `Failed` at any point. All are pickles, which only the two ends of the pipe
+write.
 """
 
 from __future__ import annotations
@@ -44,7 +45,14 @@ MEMORY_BYTES = 2 * 2**30  # of the reading process
 PATIENCE = 300.0  # seconds without a message, after which it hangs; a slow disk is not a hang
 TRIES = 2
 # not -m: what a main module defines cannot be unpickled elsewhere
-PROGRAM = "import sys; from extract.reader import main; main(*map(int, sys.argv[1:]))"
+# what libraries print, also when they are imported, must not come between the messages
+PROGRAM = """
+import os, sys
+answers = os.dup(1)
+os.dup2(2, 1)
+from extract.reader import main
+main(answers, *map(int, sys.argv[1:]))
+"""
 MESSAGES_AHEAD = 64  # read before the networks ask for them
 CLIPS_AHEAD = 4
 
@@ -305,12 +313,11 @@ def _forward(process: subprocess.Popen[bytes], messages: queue.Queue[Message | N
         messages.put(None)
 
 
-def main(memory_bytes: int, parent: int) -> None:
-    """Answer requests until there are no more."""
+def main(pipe: int, memory_bytes: int, parent: int) -> None:
+    """Answer requests until there are no more, on the file descriptor `pipe`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print must not come between the messages
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(pipe, "wb")
     with contextlib.suppress(OSError):  # no such limit but on Linux
         # decord alone maps 800 MB that it never touches: those are not counted
         pages = int(Path("/proc/self/statm").read_text().split()[5])

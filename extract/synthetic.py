@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -76,20 +76,23 @@ def write_video(
     pictures: NDArray[np.uint8],
     fps: int,
     waveform: NDArray[np.float32] | None = None,
+    codec: str = "libx264",
+    sound_codec: str = "aac",
+    sound_rate: int = SOUND_RATE,
 ) -> Path:
-    """Write (frames, H, W, 3) pictures and a mono waveform at 44.1 kHz as an MP4.
+    """Write (frames, H, W, 3) pictures and a mono waveform as an MP4.
 
     The file appears under its name only when it is whole.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")
     with av.open(str(temporary), "w", format="mp4") as container:
-        video = container.add_stream("libx264", rate=fps)
+        video: Any = container.add_stream(codec, rate=fps)
         video.height, video.width = pictures.shape[1:3]
         video.pix_fmt = "yuv420p"
-        audio = None
+        audio: Any = None
         if waveform is not None:
-            audio = container.add_stream("aac", rate=SOUND_RATE)
+            audio = container.add_stream(sound_codec, rate=sound_rate)
             audio.layout = "mono"
         for picture in pictures:
             container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
@@ -98,8 +101,8 @@ def write_video(
             for first in range(0, len(waveform), 1024):
                 block = waveform[None, first : first + 1024]
                 frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="mono")
-                frame.sample_rate, frame.pts = SOUND_RATE, first
-                frame.time_base = Fraction(1, SOUND_RATE)
+                frame.sample_rate, frame.pts = sound_rate, first
+                frame.time_base = Fraction(1, sound_rate)
                 container.mux(audio.encode(frame))
             container.mux(audio.encode())
     return temporary.replace(path)

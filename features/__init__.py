@@ -1,7 +1,7 @@
 """The contract between the two stages: sharded HDF5 feature stores. numpy and h5py, never torch."""
 
 from features.card import Entry, Overview, entries, overview, write_card
-from features.check import Damage, repair, verify
+from features.check import Damage, repair, try_folder, verify
 from features.clip import Features, Flag
 from features.convert import (
     ImportSummary,
@@ -59,6 +59,7 @@ __all__ = [
     "recover",
     "repair",
     "search",
+    "try_folder",
     "verify",
     "write_card",
 ]

@@ -81,11 +81,12 @@ def write_card(path: Path, labels: Mapping[str, str] | None = None) -> Path:
     store = Store(path)
     about, recipe = overview(store), store.recipe
     some_clip = next(iter(store), "CLIP")
+    shards = "1 shard" if about.shards == 1 else f"{about.shards} shards"
     lines = [
         f"# {path.resolve().name}",
         "",
         f"Features of {about.clips:,} clips, {about.hours:.2f} hours of video, in steps of "
-        f"{recipe.snippet_seconds:g} s ({about.snippets:,} snippets); {about.shards} shards, "
+        f"{recipe.snippet_seconds:g} s ({about.snippets:,} snippets); {shards}, "
         f"{about.nbytes / 1e6:,.1f} MB.",
         "",
     ]
@@ -108,7 +109,9 @@ def write_card(path: Path, labels: Mapping[str, str] | None = None) -> Path:
         lines += ["| class | clips |", "| --- | --- |"]
         lines += [f"| {_cell(name)} | {count} |" for name, count in sorted(classes.items())]
         lines.append("")
-    lines += [f"{count} clips: {words}." for words, count in about.flags.items()]
+    lines += [
+        f"{words.capitalize()}: {count} of the clips." for words, count in about.flags.items()
+    ]
     lines += [
         f"Recipe {recipe.fingerprint}, {recipe.precision}; all of it is in `recipe.json`. Format: "
         f"avarnet-features, version {VERSION}.",

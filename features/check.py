@@ -11,14 +11,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from features.recipe import FeatureError, VersionError, WriteError
+import numpy as np
+
+from features.clip import Features
+from features.recipe import FeatureError, Recipe, VersionError, WriteError
 from features.shard import SHARD_NAME, Shard
 from features.store import Store
-from features.writer import pack
+from features.writer import Writer, pack
 
 ASIDE = ".damaged"  # appended to the name of a damaged shard that was taken out
 # HDF5 refuses a file that is shorter than it says; where, in bytes, a shard says how long it is
 STATED_SIZE = slice(28, 36)
+TRIAL = np.arange(8, dtype=np.float16).reshape(4, 2)  # the rows of a store to try a folder with
 MOST_LOST = 16  # a file this many times shorter than it says has nothing to salvage
 
 
@@ -131,3 +135,25 @@ def _salvage(file: Path) -> Iterator[Shard]:
         shutil.copyfile(file, copy)
         os.truncate(copy, stated)
         yield Shard(copy, damaged=True)
+
+
+def try_folder(folder: Path) -> None:
+    """Write a tiny store in a folder, seal it, read it back and take it away.
+
+    Network file systems that refuse locks, renames or mapped memory are found out here.
+
+    Raises:
+        FeatureError: something of it does not work there.
+        OSError: likewise.
+    """
+    clip = Features({"trial": TRIAL}, {"trial": np.ones(len(TRIAL), bool)}, 1.0, float(len(TRIAL)))
+    with tempfile.TemporaryDirectory(prefix=".avarnet-", dir=folder) as inside:
+        store = Path(inside) / "store"
+        recipe = Recipe(1.0, "fp32", {"trial": {"features": TRIAL.shape[1]}})
+        with Writer(store, recipe) as writer:
+            writer.add("clip", clip)
+        _, damages = verify(store)
+        # a copy: NFS cannot empty a folder of files that are mapped
+        read = Store(store)["clip"].streams["trial"].copy()
+    if damages or not np.array_equal(read, TRIAL):
+        raise WriteError(f"{folder}: what was written there is not what is read")

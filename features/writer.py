@@ -61,9 +61,9 @@ class Writer:
             lost = self._waiting - clips.keys()
             if lost:
                 raise WriteError(
-                    f"{self._spool.path}: {len(lost)} finished clips can no longer be read there "
-                    f"({min(lost)}, ...); was the folder or its disk taken away? Run the same "
-                    "command again: what is missing is done again"
+                    f"{self._spool.path}: finished clips can no longer be read there: "
+                    f"{len(lost)} ({min(lost)} is one); was the folder or its disk taken away? "
+                    "Run the same command again: what is missing is done again"
                 )
             write_shard(self.path, self.recipe, clips, self._spool.path)
             self._spool.clear()

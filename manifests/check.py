@@ -160,7 +160,7 @@ def _groups(clips: list[Numbered]) -> Iterator[Finding]:
         if len(sides) == 1:
             continue
         line, clip = list(sides.values())[1][0]
-        counts = ", ".join(f"{split} ({len(members)} clips)" for split, members in sides.items())
+        counts = ", ".join(f"{split} (clips: {len(members)})" for split, members in sides.items())
         yield Finding(
             "warning",
             line,

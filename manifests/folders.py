@@ -61,7 +61,7 @@ def from_folders(directory: Path, root: Path, groups: Path | None = None) -> lis
     below = [path.relative_to(directory) for path in files]
     if loose := [path.name for path in below if len(path.parts) == 1]:
         raise ManifestError(
-            f"{directory}: {len(loose)} videos are in no class folder ({', '.join(loose[:3])}); "
+            f"{directory}: videos in no class folder: {len(loose)} ({', '.join(loose[:3])}); "
             "expected DIR/CLASS/clip.mp4"
         )
     bare = [path.with_suffix("").as_posix() for path in below]
@@ -109,7 +109,7 @@ def _sources(file: Path, ids: list[str], below: list[Path]) -> dict[str, str]:
             sources[clip_id] = source
     if missing:
         raise ManifestError(
-            f"{file}: no source for {len(missing)} clips ({', '.join(missing[:3])}, ...); add them "
+            f"{file}: clips without a source: {len(missing)} ({', '.join(missing[:3])}); add them "
             "(each clip of a recording of its own gets a source of its own)"
         )
     return sources

@@ -67,7 +67,7 @@ def check_annotated(file: Path, annotated: set[str], expected: set[str]) -> None
         if names:
             some = ", ".join(sorted(names)[:3])
             raise ManifestError(
-                f"{file}: {len(names)} clips are {problem} (first: {some}); take all lists from "
+                f"{file}: clips {problem}: {len(names)} (first: {some}); take all lists from "
                 "one release"
             )
 

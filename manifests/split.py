@@ -66,8 +66,8 @@ def _assign(clips: Sequence[Clip], shares: dict[str, float], seed: int) -> list[
         groups[f"group {clip.group}" if clip.group else f"clip {clip.id}"].append(number)
     if len(groups) < len(shares):
         raise ManifestError(
-            f"{len(groups)} groups cannot fill {len(shares)} sides ({', '.join(shares)}); a group "
-            "stays whole: ask for fewer sides, or give the clips finer groups"
+            f"too few groups, {len(groups)}, for {len(shares)} sides ({', '.join(shares)}); a "
+            "group stays whole: ask for fewer sides, or give the clips finer groups"
         )
     members = list(groups.values())
     counts = np.zeros((len(members), len(labels) + 1))  # last column: clips

@@ -58,8 +58,8 @@ def judge_run(run: Run, store: Store | Joined) -> Evaluation:
     lost = [clip_id for clip_id in run.labels if clip_id not in store]
     if lost:
         raise TrainError(
-            f"{store_names(store)} lacks {len(lost)} clips of the run ({', '.join(lost[:3])}, "
-            "...); give the store it was trained on (--store)"
+            f"{store_names(store)} lacks clips of the run: {len(lost)} ({', '.join(lost[:3])}); "
+            "give the store it was trained on (--store)"
         )
     data = Clips(store, list(run.labels), run.config.streams, run.recipe.crops)
     tested = any(part.test for part in run.parts)

@@ -337,8 +337,8 @@ def _check_truth(truth: dict[str, Clip]) -> None:
     bare = [clip_id for clip_id, clip in truth.items() if clip.intervals is None]
     if bare:
         raise TrainError(
-            f"{len(bare)} held-out clips ({bare[0]}, ...) have no annotation in time, by which "
-            "detection is judged; give them intervals in the manifest, [] for normal ones"
+            f"held-out clips without annotation in time: {len(bare)} ({bare[0]} is one); detection "
+            "is judged by it: give them intervals in the manifest, [] for normal ones"
         )
     if truth and not any(clip.intervals for clip in truth.values()):
         raise TrainError("the held-out clips have no anomaly: there is nothing to be detected")

@@ -167,7 +167,7 @@ def test_one_failed_clip_is_exit_code_3(clips: Path, sound_model: str, tmp_path:
     command += ["--audio-model", sound_model]
     said = avarnet(*command, code=3)
     assert "Normal/bad [x]" in said
-    assert "3 clips extracted, 0 were there, 1 failed" in " ".join(said.split())
+    assert "3 clips extracted, 0 there before, 1 failed" in " ".join(said.split())
     assert list(as_json(*command, code=3)["failed"]) == ["Normal/bad [x]"]
     # another recipe on the same store is refused with the fields that differ
     said = avarnet(*command, "--snippet-seconds", 0.5, code=1)
@@ -215,7 +215,7 @@ COMMANDS = [
     *(["manifest", verb] for verb in ("split", "check")),
     *(["features", verb] for verb in ("info", "list", "verify", "push", "pull", "merge")),
     *(["features", verb] for verb in ("compact", "diff", "drop", "card", "export", "import")),
-    *([verb] for verb in ("extract", "train", "evaluate", "predict", "demo")),
+    *([verb] for verb in ("extract", "train", "evaluate", "predict", "demo", "doctor")),
 ]
 
 
@@ -268,6 +268,7 @@ def test_a_laptop_without_stage_1(project: dict[str, Any], clips: Path, tmp_path
     for command in (["extract", folder / "m.jsonl", tmp_path / "s"], ["demo", tmp_path / "d"]):
         assert "avarnet[extract]" in base(*command, code=1)
     assert "avarnet[extract]" in base("predict", tmp_path / "run", "x.mp4", code=1)
+    assert "avarnet[extract]" in base("doctor", tmp_path)
 
 
 IMPORTS = {

@@ -43,7 +43,7 @@ def test_push_list_and_pull(store: Path, manifest: Path, tmp_path: Path) -> None
     (tmp_path / "ids.txt").write_text("a/0\nb/5\nnowhere\n")
     part = tmp_path / "part"
     said = avarnet("features", "pull", team, part, "--ids", tmp_path / "ids.txt", "--trim")
-    assert "1 clips are not in that store" in said
+    assert "not in that store: 1 clip (" in said
     assert set(Store(part)) == {"a/0", "b/5"}
     assert same(Store(part)["b/5"], CLIPS["b/5"])
     held_out = tmp_path / "test"
@@ -61,7 +61,7 @@ def test_edit(store: Path, manifest: Path, tmp_path: Path) -> None:
     assert "13 clips" in avarnet("features", "merge", store, tmp_path / "more", "-o", both)
     assert "1 now" in avarnet("features", "compact", both)
     (tmp_path / "ids.txt").write_text("c/0\n")
-    assert "1 clips dropped" in avarnet("features", "drop", both, "--ids", tmp_path / "ids.txt")
+    assert "1 clip dropped" in avarnet("features", "drop", both, "--ids", tmp_path / "ids.txt")
     assert "the same clips with the same features" in avarnet("features", "diff", store, both)
     found = avarnet("features", "diff", store, tmp_path / "more", code=1)
     assert "c/0" in found

@@ -64,6 +64,16 @@ def test_frames_are_prepared_as_timm_does(model: str, height: int, width: int) -
     assert (_preparation(config)([frame]) == theirs).all()
 
 
+def test_libraries_may_print(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "soundfile.py").write_text("print('hello')\nLibsndfileError = OSError")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    reader = Reader()
+    *_, end = sent(reader, clips / "Normal" / "0.mp4")["0.mp4"]
+    assert isinstance(end, End)
+    reader.close()
+
+
 def test_messages_of_a_clip(clips: Path) -> None:
     reader = Reader()
     paths = [clips / "Explosion" / "0.mp4", clips / "Normal" / "1.mp4"]

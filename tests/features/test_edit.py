@@ -188,7 +188,7 @@ def test_card(tmp_path: Path) -> None:
     assert "Features of 9 clips, 0.00 hours of video, in steps of 0.25 s (64 snippets)" in text
     assert "| a\\|b | 8 |" in text
     assert "**Random weights** (video)" in text
-    assert "1 clips: sound damaged." in text
+    assert "Sound damaged: 1 of the clips." in text
     code = text.split("```python\n")[1].split("```")[0]
     scope: dict[str, object] = {}
     exec(code.replace(tmp_path.resolve().name, str(tmp_path)), scope)

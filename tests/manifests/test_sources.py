@@ -79,7 +79,7 @@ def test_groups_must_name_every_clip(tmp_path: Path) -> None:
     touch(tmp_path, "a/x.mp4", "a/y.mp4")
     groups = tmp_path / "g.csv"
     groups.write_text("clip,source\nx,one\n")
-    with pytest.raises(ManifestError, match="no source for 1 clips \\(a/y"):
+    with pytest.raises(ManifestError, match="clips without a source: 1 \\(a/y"):
         from_folders(tmp_path, tmp_path, groups)
     groups.write_text("name,source\nx,one\n")
     with pytest.raises(ManifestError, match="columns clip and source"):
@@ -192,7 +192,7 @@ def test_xd_violence_refuses_annotations_without_a_clip(shared: Path, tmp_path: 
     [
         ("train.txt", None, "train.txt.*give the folder of the official lists"),
         ("train.txt", "film__#1_label_B9-0-0", "film__#1_label_B9-0-0: expected"),
-        ("test.txt", "film__#1_label_B1-0-0", "in the test list, but not annotated .*film__#1"),
+        ("test.txt", "film__#1_label_B1-0-0", "in the test list, but not annotated: 1 .*film__#1"),
         ("annotations.txt", "film__#1_label_B1-0-0 3", "expected pairs of frame numbers"),
         ("annotations.txt", "film__#1_label_B1-0-0 3 x", "expected pairs of frame numbers"),
         ("annotations.txt", "film__#1_label_B1-0-0", "no frame numbers"),
@@ -264,7 +264,7 @@ def test_ucf_crime_takes_the_listed_file_before_another_of_its_name(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("Nobody_x264  Abuse  1  2  -1  -1", "1 clips are annotated, but .*Nobody_x264"),
+        ("Nobody_x264  Abuse  1  2  -1  -1", "clips annotated, but .*: 1 .*Nobody_x264"),
         ("Nobody_x264", "Nobody_x264: no frame numbers"),
         ("Nobody_x264  Abuse  1  2  -1", "expected pairs of frame numbers"),
     ],

@@ -95,7 +95,7 @@ def test_shares_out_of_range(test: float, val: float) -> None:
 
 
 def test_too_few_groups() -> None:
-    with pytest.raises(ManifestError, match="2 groups cannot fill 3 sides"):
+    with pytest.raises(ManifestError, match="too few groups, 2, for 3 sides"):
         assign_split(make([(n % 2, "a") for n in range(9)]))
     with pytest.raises(ManifestError, match="two or more"):
         assign_folds(make([(n, "a") for n in range(9)]), 1)
@@ -165,7 +165,7 @@ def test_check_counts_a_group_on_both_sides(tmp_path: Path) -> None:
     write(tmp_path / "m.jsonl", clips)
     found = [f for f in check(tmp_path / "m.jsonl", tmp_path) if f.kind == "group-across-splits"]
     assert [(f.severity, f.line) for f in found] == [("warning", 3)]  # once a group, not a clip
-    assert "train (3 clips), test (1 clips)" in found[0].problem
+    assert "train (clips: 3), test (clips: 1)" in found[0].problem
 
 
 @pytest.mark.parametrize(

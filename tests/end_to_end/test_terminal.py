@@ -1,0 +1,166 @@
+"""What a terminal, a pipe and a shell make of the command line."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command import avarnet
+from small import clip, fill
+
+from manifests import Clip, write
+
+# the escape sequences that set a colour, of letters or of what is behind them
+COLOUR = re.compile(r"\x1b\[(?:[0-9;]*;)?(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;[0-9;]*)?m")
+BAR = "━" * 10
+PLAIN = {
+    key: value
+    for key, value in os.environ.items()
+    if key not in ("NO_COLOR", "FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS")
+}
+HEAVY = {"torch", "sklearn", "scipy", "matplotlib", "timm", "transformers", "av", "dask", "s3fs"}
+
+
+def at_a_terminal(*words: object, **environment: str) -> str:
+    """Run a command under a pseudo-terminal, and return all that it wrote there."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "avarnet", *map(str, words)]
+    environment = PLAIN | {"TERM": "xterm-256color", "COLUMNS": "100"} | environment
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment):
+        os.close(theirs)
+        said = b""
+        try:
+            while some := os.read(ours, 65536):
+                said += some
+        except OSError:  # what the end of a terminal is on Linux
+            pass
+    os.close(ours)
+    return said.decode()
+
+
+def in_a_pipe(*words: object) -> str:
+    command = [sys.executable, "-m", "avarnet", *map(str, words)]
+    done = subprocess.run(command, env=PLAIN, capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("terminal") / "store"
+    fill(folder, {"one": clip(4, 1)})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--help"], "extract"),
+        (["features", "push", "--help"], "URL"),
+        (["extract"], "Missing argument"),
+        (["evaluate", "nowhere"], "error:"),
+        (["manifest", "check", "bad.jsonl"], "missing-file"),
+        (["features", "info", "{store}"], "RANDOM WEIGHTS"),
+        (["features", "verify", "{store}"], "intact"),
+    ],
+    ids=lambda value: "-".join(value[:2]) if isinstance(value, list) else None,
+)
+def test_colours_only_where_they_are_wanted(
+    words: list[str], message: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "bad.jsonl", [Clip("a", "a.mp4", ("x",))])
+    words = [word.format(store=store) for word in words]
+    coloured, plain = at_a_terminal(*words), at_a_terminal(*words, NO_COLOR="1")
+    piped = in_a_pipe(*words)
+    assert all(message in said for said in (coloured, plain, piped))
+    assert COLOUR.search(coloured)
+    assert not COLOUR.search(plain)
+    assert "\x1b" not in piped
+
+
+def test_bars_only_at_a_terminal(store: Path) -> None:
+    assert BAR in COLOUR.sub("", at_a_terminal("features", "verify", store)).replace("\x1b[0m", "")
+    assert in_a_pipe("features", "verify", store) == "1 clip intact, 0 damaged shards\n"
+
+
+def test_an_unforeseen_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "av.py").write_text("raise ImportError('libavcodec.so.99: [no] such file')")
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))
+    )
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "m.jsonl", [Clip("a", "a.mp4", ("x",))])
+    said = avarnet("manifest", "check", "m.jsonl", code=1)
+    assert said.startswith("error: ImportError: libavcodec.so.99: [no] such file. ")
+    assert "'avarnet --debug manifest check m.jsonl'" in said
+    assert "avarnet doctor" in said
+    assert said.count("\n") == 1
+    debugged = in_a_pipe("--debug", "manifest", "check", "m.jsonl")
+    assert "Traceback" in debugged
+    assert debugged.endswith("ImportError: libavcodec.so.99: [no] such file\n")
+    # a foreseen one, too
+    assert "Traceback" in in_a_pipe("--debug", "features", "info", "nowhere")
+
+
+COMPLETE = """
+source "$HOME/.bashrc"
+complete -p avarnet
+for line in "avarnet man" "avarnet features pu" "avarnet train m s r --fusion " "avarnet train v"
+do
+    IFS=' ' read -ra COMP_WORDS <<< "$line"
+    [[ $line == *' ' ]] && COMP_WORDS+=("")
+    COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+    _avarnet_completion avarnet
+    echo "$line: ${COMPREPLY[*]}"
+done
+"""
+
+
+def test_bash_completes(tmp_path: Path) -> None:
+    scripts = Path(sys.executable).parent
+    environment = PLAIN | {"HOME": str(tmp_path), "PATH": f"{scripts}:{PLAIN['PATH']}"}
+
+    def bash(script: str) -> str:
+        done = subprocess.run(
+            ["bash", "--norc"], input=script, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    shown = bash("avarnet --show-completion\ntrue")
+    assert "complete -o default -F _avarnet_completion avarnet" in shown
+    assert "installed" in bash("avarnet --install-completion\ntrue")
+    assert bash(COMPLETE).splitlines() == [
+        "complete -o default -F _avarnet_completion avarnet",
+        "avarnet man: manifest",
+        "avarnet features pu: push pull",
+        "avarnet train m s r --fusion : early gated bottleneck cross late",
+        "avarnet train v: ",  # nothing of ours: -o default makes bash complete files
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "environment"),
+    [
+        (["--help"], {}),
+        (["train", "--help"], {}),
+        (["--version"], {}),
+        (
+            [],
+            {"_AVARNET_COMPLETE": "complete_bash", "COMP_WORDS": "avarnet ex", "COMP_CWORD": "1"},
+        ),
+    ],
+    ids=["help", "train-help", "version", "completion"],
+)
+def test_little_is_imported_to_answer(words: list[str], environment: dict[str, str]) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "avarnet", *words]
+    done = subprocess.run(command, env=PLAIN | environment, capture_output=True, text=True)
+    assert done.stdout
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "typer" in imported
+    assert not HEAVY & imported
