@@ -115,7 +115,12 @@ def _timeline(
         height=CURVES_HEIGHT + 60 + below,
         hovermode="x",
         shapes=[cursor, *found],  # the page moves the first one
-        xaxis={"title": "seconds", "range": [0, clip.duration], "anchor": "y2"},
+        xaxis={
+            "title": "seconds",
+            "range": [0, clip.duration],
+            "anchor": "y2",
+            "automargin": False,  # with that of the other axis, a narrow page goes round in circles
+        },
         yaxis={"title": plain(measure), "range": [0, 1.02], "domain": [share + 0.03, 1]},
         yaxis2={"domain": [0, share], "showgrid": False},
     )

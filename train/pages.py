@@ -13,6 +13,20 @@ from plotly.offline import get_plotlyjs
 INK = "#888888"  # readable on light and on dark pages
 GRID = "rgba(136, 136, 136, 0.25)"
 COLOURS = ("#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#e6ab02", "#a6761d", "#1f78b4")
+AXIS = {"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": GRID, "automargin": True}
+HOUSE = go.layout.Template(
+    layout={
+        "margin": {"l": 60, "r": 20, "t": 40, "b": 50},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"color": INK, "family": "system-ui, sans-serif", "size": 13},
+        "colorway": COLOURS,
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        "dragmode": False,
+        "xaxis": AXIS,
+        "yaxis": AXIS,
+    }
+)
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("train"),
     autoescape=True,
@@ -34,25 +48,9 @@ def plot(traces: list[Any], height: int = 380, **layout: Any) -> str:
     Args:
         traces: Plotly's.
         height: in pixels; it is as wide as the page.
-        layout: of Plotly's layout, beyond the house's own.
+        layout: of Plotly's layout, where it differs from `HOUSE`.
     """
-    axes = {"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": GRID}
-    whole = go.Figure(
-        traces,
-        {
-            "height": height,
-            "margin": {"l": 60, "r": 20, "t": 40, "b": 50},
-            "paper_bgcolor": "rgba(0,0,0,0)",
-            "plot_bgcolor": "rgba(0,0,0,0)",
-            "font": {"color": INK, "family": "system-ui, sans-serif", "size": 13},
-            "colorway": COLOURS,
-            "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-            "dragmode": False,
-            **layout,
-        },
-    )
-    whole.update_xaxes(**axes, automargin=True)
-    whole.update_yaxes(**axes, automargin=True)
+    whole = go.Figure(traces, {"template": HOUSE, "height": height, **layout})
     config = {"displayModeBar": False, "responsive": True}
     piece: str = whole.to_html(full_html=False, include_plotlyjs=False, config=config)
     return piece
