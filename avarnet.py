@@ -1578,7 +1578,7 @@ def _pages(files: list[Path], html: Path | None) -> dict[Path, Path]:
         return {}
     if html.suffix == ".html":
         if len(files) > 1:
-            fail(f"--html {html}: there are {len(files)} videos; give a folder for their pages")
+            fail(f"--html {html}: there are several videos; give a folder for their pages")
         return {files[0]: html}
     stems = Counter(file.stem for file in files)
     pages: dict[Path, Path] = {}
