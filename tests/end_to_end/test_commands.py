@@ -211,7 +211,7 @@ def test_reports_show_the_videos_where_they_are(project: dict[str, Any], tmp_pat
     avarnet("report", run, "-o", page)
     wrong = as_json("evaluate", run)["model"]["accuracy"]["value"] < 1
     assert ('<img src="data:image/jpeg' in page.read_text()) == wrong
-    avarnet("report", run, "-o", page, "--root", tmp_path)
+    avarnet("report", run, "-o", page, "--root", tmp_path / "no" / "where")
     assert '<img src="data:image/jpeg' not in page.read_text()
     assert ("cannot be read (--root)" in page.read_text()) == wrong
     avarnet("report", run, run, "--compare", "-o", tmp_path / "both.html")
