@@ -8,10 +8,11 @@ import json
 import re
 import shutil
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from fractions import Fraction
 from importlib.metadata import version
@@ -35,9 +36,9 @@ import features
 import manifests
 
 if TYPE_CHECKING:
-    from extract import Cluster, Status, Summary, Task
+    from extract import Cluster, Snippet, Status, Summary, Task
     from features import Features, Recipe
-    from train import Prediction, Run
+    from train import LiveScorer, Prediction, Run
 
 DONE, FAILED, SOME_FAILED = 0, 1, 3  # exit codes; 2, wrong usage, is Typer's own
 EXTRACT_EXTRA = "this needs stage 1, which is not installed: pip install 'avarnet[extract]'"
@@ -72,6 +73,9 @@ Url = Annotated[
     typer.Argument(metavar="URL", help="A folder, s3://, sftp://, hf:// or, to pull, http(s)://."),
 ]
 Ids = Annotated[Path | None, typer.Option(help="A file of clip ids, one a line.")]
+VideoModel = Annotated[str | None, typer.Option(help="The video model's folder, if it has moved.")]
+VideoWeights = Annotated[Path | None, typer.Option(help="The video weights file, if it has moved.")]
+AudioModel = Annotated[str | None, typer.Option(help="The sound model's folder, if it has moved.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
 Processes = Annotated[
     int | None,
@@ -1344,15 +1348,9 @@ def export(
 def predict(
     run: RunPath,
     videos: Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="Video files.")],
-    video_model: Annotated[
-        str | None, typer.Option(help="The video model's folder, if it has moved.")
-    ] = None,
-    video_weights: Annotated[
-        Path | None, typer.Option(help="The video weights file, if it has moved.")
-    ] = None,
-    audio_model: Annotated[
-        str | None, typer.Option(help="The sound model's folder, if it has moved.")
-    ] = None,
+    video_model: VideoModel = None,
+    video_weights: VideoWeights = None,
+    audio_model: AudioModel = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -1363,15 +1361,7 @@ def predict(
     _need_extract()
     import extract as stage1
 
-    source = {name: dict(settings) for name, settings in loaded.recipe.source.items()}
-    for stream, key, moved in (
-        ("video", "name", video_model),
-        ("video", "file", video_weights),
-        ("audio", "name", audio_model),
-    ):
-        if moved:
-            source[stream][key] = str(moved)
-    recipe = replace(loaded.recipe, source=source)
+    recipe = _moved(loaded.recipe, video_model, video_weights, audio_model)
     if not as_json:
         _say_random(recipe)
     extractor, predictor = stage1.Extractor(recipe, device), stage2.Predictor(loaded)
@@ -1426,6 +1416,81 @@ def _print_prediction(video: Path, clip: Features, answer: Prediction) -> None:
             f"{scores[best]:.2f}",
         )
     out.print(table)
+
+
+def _moved(
+    recipe: Recipe, video_model: str | None, video_weights: Path | None, audio_model: str | None
+) -> Recipe:
+    """Return a recipe whose networks are loaded from where they are now."""
+    source = {name: dict(settings) for name, settings in recipe.source.items()}
+    for stream, key, moved in (
+        ("video", "name", video_model),
+        ("video", "file", video_weights),
+        ("audio", "name", audio_model),
+    ):
+        if moved:
+            source[stream][key] = str(moved)
+    return replace(recipe, source=source)
+
+
+@app.command(epilog="Example: `avarnet watch run rtsp://camera.local/stream`")
+def watch(
+    run: RunPath,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="A URL (rtsp://, http://), a growing file, or - (stdin)."
+        ),
+    ],
+    video_model: VideoModel = None,
+    video_weights: VideoWeights = None,
+    audio_model: AudioModel = None,
+    device: Device = "auto",
+    retries: Annotated[
+        int | None,
+        typer.Option(min=0, help="To open a URL again, in a row.", show_default="for ever"),
+    ] = None,
+) -> None:
+    """Score a live stream with a causal run: one line of JSON for each snippet, and each gap."""
+    import train as stage2
+
+    loaded = stage2.Run.load(run)
+    scorer = stage2.LiveScorer(loaded)
+    _need_extract()
+    import extract as stage1
+
+    recipe = _moved(loaded.recipe, video_model, video_weights, audio_model)
+    recipe = recipe.only(loaded.config.streams)
+    _say_random(recipe)
+    with suppress(KeyboardInterrupt):
+        for event in stage1.live(source, recipe, device, retries):
+            if isinstance(event, stage1.Snippet):
+                _print_line(_scored(event, scorer, loaded.classes))
+            elif event.end is None:
+                note = f"[yellow]gap[/] from {event.start:.2f} s on: {_plain(event.why)}"
+                err.print(note, soft_wrap=True)
+            else:
+                scorer.restart()  # what it does not know of cannot be what came before
+                _print_line({"start": event.start, "end": event.end, "gap": event.why})
+
+
+def _scored(snippet: Snippet, scorer: LiveScorer, classes: list[str]) -> dict[str, Any]:
+    probabilities = scorer(snippet.rows, snippet.valid)
+    best = int(probabilities.argmax())
+    return {
+        "start": snippet.start,
+        "end": snippet.end,
+        "label": classes[best],
+        "score": float(probabilities[best]),
+        "probabilities": dict(zip(classes, map(float, probabilities), strict=True)),
+        "streams": [name for name, there in snippet.valid.items() if there],
+        "latency": time.monotonic() - snippet.received,
+    }
+
+
+def _print_line(line: dict[str, Any]) -> None:
+    rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}
+    print(json.dumps(rounded, ensure_ascii=False), flush=True)
 
 
 # demo -------------------------------------------------------------------------------------------
