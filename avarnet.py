@@ -1463,7 +1463,7 @@ def watch(
     recipe = recipe.only(loaded.config.streams)
     _say_random(recipe)
     with suppress(KeyboardInterrupt):
-        for event in stage1.live(source, recipe, device, retries):
+        for event in stage1.live_snippets(source, recipe, device, retries):
             if isinstance(event, stage1.Snippet):
                 _print_line(_scored(event, scorer, loaded.classes))
             elif event.end is None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from extract.decode import ClipError
     from extract.extractor import Extractor, make_recipe
     from extract.job import Outcome, Summary, extract
-    from extract.live import Snippet, live
+    from extract.live import Snippet, live_snippets
     from extract.plan import Status, Task, status
     from extract.precision import choose_precision
     from extract.receiver import Gap
@@ -30,14 +30,14 @@ __all__ = [
     "WeightsError",
     "choose_precision",
     "extract",
-    "live",
+    "live_snippets",
     "make_recipe",
     "status",
 ]
 _MODULES = {"ClipError": "decode", "WeightsError": "backbones"}
 _MODULES |= dict.fromkeys(("Extractor", "make_recipe"), "extractor")
 _MODULES |= dict.fromkeys(("Outcome", "Summary", "extract"), "job")
-_MODULES |= {"Gap": "receiver", "Snippet": "live", "live": "live"}
+_MODULES |= {"Gap": "receiver", "Snippet": "live", "live_snippets": "live"}
 _MODULES |= {"Task": "plan", "Status": "plan", "status": "plan"}
 _MODULES |= {"choose_precision": "precision"}
 _MODULES |= {"Cluster": "cluster", "ClusterError": "cluster"}

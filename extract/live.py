@@ -40,7 +40,7 @@ class Snippet(NamedTuple):
     received: float
 
 
-def live(
+def live_snippets(
     source: str, recipe: Recipe, device: str = "auto", retries: int | None = None
 ) -> Iterator[Snippet | Gap]:
     """Yield the snippets of a stream as they come, and its gaps: each when it begins and when over.

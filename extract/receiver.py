@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import av
@@ -132,8 +133,10 @@ class Receiver:
                 why = f"nothing came for {SILENT_SECONDS if self._remote else GROWN_SECONDS:g} s"
             except (av.FFmpegError, OSError, ValueError, ClipError) as error:
                 why = reason(error)
+                self._break(why)
             if self._clock is None:
-                raise ClipError(f"{self.source} cannot be opened: {why}")
+                name = "standard input" if self.source == "-" else self.source
+                raise ClipError(f"{name} cannot be watched: {why}")
             if not self._remote:
                 return
             self._break(why)
@@ -147,8 +150,8 @@ class Receiver:
             return av.open(self.source, options=OPTIONS, timeout=(OPEN_SECONDS, SILENT_SECONDS))
         if self.source == "-":
             return av.open("pipe:0", options=OPTIONS)
-        # of a file that it follows, FFmpeg waits for more at the end, until the time is up
-        return av.open(f"file:{self.source}", options={"follow": "1"}, timeout=GROWN_SECONDS)
+        follow = {**OPTIONS, "follow": "1"}  # wait for more at the file's end, till time is up
+        return av.open(f"file:{self.source}", options=follow, timeout=GROWN_SECONDS)
 
     def _receive(self, container: av.container.InputContainer) -> None:
         """Hand on a source's snippets until it ends or breaks."""
@@ -349,7 +352,9 @@ def _decoded(
             yield time.monotonic(), _frames(packet.decode)
     except av.FFmpegError:
         for stream in streams:
-            yield time.monotonic(), _frames(stream.decode)
+            end = av.Packet()
+            end.stream, end.time_base = stream, stream.time_base or Fraction(1)  # of its frames
+            yield time.monotonic(), _frames(end.decode)
         raise
 
 

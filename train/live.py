@@ -40,8 +40,8 @@ class LiveScorer:
                 f"{run.path} is not causal: its answers need what comes later, which a stream does "
                 "not have yet; train one with 'avarnet train MANIFEST STORE RUN --causal'"
             )
-        origin = run.recipe.source
-        imported = [n for n in run.config.streams if origin[n].get("weights") == "imported"]
+        weights = {name: origin.get("weights") for name, origin in run.recipe.source.items()}
+        imported = [name for name in run.config.streams if weights.get(name) == "imported"]
         if imported:
             raise TrainError(
                 f"{run.path} reads features that were imported ({', '.join(imported)}), which "
