@@ -1465,32 +1465,31 @@ def watch(
     with suppress(KeyboardInterrupt):
         for event in stage1.live_snippets(source, recipe, device, retries):
             if isinstance(event, stage1.Snippet):
-                _print_line(_scored(event, scorer, loaded.classes))
+                line = _scored(event, scorer, loaded.classes)
+                print(json.dumps(line, ensure_ascii=False), flush=True)
             elif event.end is None:
                 note = f"[yellow]gap[/] from {event.start:.2f} s on: {_plain(event.why)}"
                 err.print(note, soft_wrap=True)
             else:
                 scorer.restart()  # what it does not know of cannot be what came before
-                _print_line({"start": event.start, "end": event.end, "gap": event.why})
+                line = {"start": round(event.start, 3), "end": round(event.end, 3)}
+                print(json.dumps({**line, "gap": event.why}), flush=True)
 
 
 def _scored(snippet: Snippet, scorer: LiveScorer, classes: list[str]) -> dict[str, Any]:
     probabilities = scorer(snippet.rows, snippet.valid)
     best = int(probabilities.argmax())
     return {
-        "start": snippet.start,
-        "end": snippet.end,
+        "start": round(snippet.start, 3),
+        "end": round(snippet.end, 3),
         "label": classes[best],
-        "score": float(probabilities[best]),
-        "probabilities": dict(zip(classes, map(float, probabilities), strict=True)),
+        "score": round(float(probabilities[best]), 4),
+        "probabilities": {
+            name: round(float(p), 4) for name, p in zip(classes, probabilities, strict=True)
+        },
         "streams": [name for name, there in snippet.valid.items() if there],
-        "latency": time.monotonic() - snippet.received,
+        "latency": round(time.monotonic() - snippet.received, 4),
     }
-
-
-def _print_line(line: dict[str, Any]) -> None:
-    rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}
-    print(json.dumps(rounded, ensure_ascii=False), flush=True)
 
 
 # demo -------------------------------------------------------------------------------------------

@@ -250,7 +250,7 @@ class _Grid:
         self._number = 0  # of the next snippet
         # all times are those of the container
         self._shown: av.VideoFrame | None = None  # the newest frame
-        self._seen = self._heard = -math.inf  # when that is shown; the end of the sound
+        self._seen = self._heard = -math.inf  # since when; the end of the sound
         self._looked = 0  # instants
         self._views: list[NDArray[np.uint8] | None] = []  # of the next snippet's instants
         self._pictures: deque[dict[str, NDArray[np.uint8]]] = deque()  # of the next snippets
@@ -296,10 +296,12 @@ class _Grid:
         if kind != self._kind or not abs(at - self._heard) < HOLE:
             self._kind = kind
             self._resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
-            self._sound = self._sound[:0]
+            self._sound, self._owed = self._sound[:0], 0.0
         parts = [part.to_ndarray()[0] for part in self._resampler.resample(frame)]
         self._sound = np.concatenate([self._sound, *parts])[-round(SOUND_KEPT * SAMPLE_RATE) :]
-        self._heard = at + frame.samples / frame.sample_rate
+        # the resampler keeps back what it cannot tell before more has come: about a millisecond
+        self._owed += frame.samples / frame.sample_rate - sum(map(len, parts)) / SAMPLE_RATE
+        self._heard = at + frame.samples / frame.sample_rate - self._owed
 
     def whole(
         self, last: bool = False

@@ -215,7 +215,7 @@ COMMANDS = [
     *(["manifest", verb] for verb in ("split", "check")),
     *(["features", verb] for verb in ("info", "list", "verify", "push", "pull", "merge")),
     *(["features", verb] for verb in ("compact", "diff", "drop", "card", "export", "import")),
-    *([verb] for verb in ("extract", "train", "evaluate", "predict", "demo")),
+    *([verb] for verb in ("extract", "train", "evaluate", "predict", "watch", "demo")),
 ]
 
 
