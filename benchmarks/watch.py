@@ -1,10 +1,10 @@
 """How soon after a snippet has come is its line there?
 
-Goal: within one snippet, 0.25 s, on two cores, with mobilevit_xxs and a full-size Wav2Vec2. Measured
-by `avarnet watch` itself, which tells with each line how long ago the last of what it needed was
-received: a stream of 640 x 360 pixels, 25 frames a second, with sound, sent in real time over
-loopback HTTP. The first lines are left out: what a server sends while FFmpeg looks into the stream
-(one second) comes all at once.
+Goal: within one snippet, 0.25 s, on two cores, with mobilevit_xxs and a full-size Wav2Vec2.
+Measured by `avarnet watch` itself, which tells with each line how long ago the last of what it
+needed was received: a stream of 640 x 360 pixels, 25 frames a second, with sound, sent in real time
+over loopback HTTP. The first lines are left out: what a server sends while FFmpeg looks into the
+stream (one second) comes all at once.
 
 Beside it stand the bound, which is the networks' time alone, the baseline, which reads the whole
 window of 20 s again for each snippet, as extraction does once, and what other windows cost. The
@@ -167,27 +167,22 @@ def main() -> None:
         frame, hear, score = networks(run)
         late = 1000 * latencies(run, asked.seconds)
     console = Console(width=100)
-    console.print(
-        f"{asked.video_model} and Wav2Vec2-base; {asked.seconds} s of stream, in real time"
-    )
+    console.print(f"{asked.video_model} and Wav2Vec2-base; {asked.seconds} s of stream")
     table = Table("", "ms a snippet")
-    middle, most, worst = np.median(late), np.percentile(late, 95), late.max()
-    table.add_row("avarnet watch, median", f"{middle:.0f}")
-    table.add_row("95th percentile", f"{most:.0f}")
-    table.add_row("worst", f"{worst:.0f}")
-    table.add_row(
-        f"the bound: networks, {SOUND_SECONDS:g} s of sound", f"{frame + hear[SOUND_SECONDS]:.0f}"
-    )
-    table.add_row("  of that, the frame", f"{frame:.0f}")
-    table.add_row("the temporal model", f"{score:.1f}")
-    table.add_row("baseline: the window of 20 s again", f"{frame + hear[20.0]:.0f}")
+    for name, value in (
+        ("latency, median", np.median(late)),
+        ("latency, 95th percentile", np.percentile(late, 95)),
+        ("latency, worst", late.max()),
+        (f"the bound: networks, {SOUND_SECONDS:g} s of sound", frame + hear[SOUND_SECONDS]),
+        ("of that, the frame", frame),
+        ("the temporal model", score),
+        ("baseline: the window of 20 s again", frame + hear[20.0]),
+    ):
+        table.add_row(name, f"{value:.0f}")
     console.print(table)
-    windows = ", ".join(f"{w:g} s {ms:.0f} ms" for w, ms in hear.items())
-    console.print(f"hearing a window of: {windows}")
+    console.print("windows: " + ", ".join(f"{w:g} s {ms:.0f} ms" for w, ms in hear.items()))
     share = float((late <= 1000 * STEP).mean())
-    console.print(
-        f"{share:.1%} of {len(late)} lines within one snippet ({1000 * STEP:.0f} ms; goal: all)"
-    )
+    console.print(f"{share:.1%} of {len(late)} lines within {STEP:g} s (goal: all)")
 
 
 if __name__ == "__main__":
