@@ -251,6 +251,7 @@ class _Grid:
         # all times are those of the container
         self._shown: av.VideoFrame | None = None  # the newest frame
         self._seen = self._heard = -math.inf  # since when; the end of the sound
+        self._pace = 0.0  # seconds from frame to frame
         self._looked = 0  # instants
         self._views: list[NDArray[np.uint8] | None] = []  # of the next snippet's instants
         self._pictures: deque[dict[str, NDArray[np.uint8]]] = deque()  # of the next snippets
@@ -264,9 +265,9 @@ class _Grid:
     def see(self, frame: av.VideoFrame, at: float) -> None:
         """Take the next frame, which is shown from `at` on."""
         if self.origin is None:
-            self.origin = at
+            self.origin = self._seen = at
         self._look(at)
-        self._shown, self._seen = frame, max(self._seen, at)
+        self._pace, self._shown, self._seen = at - self._seen, frame, max(self._seen, at)
 
     def _look(self, until: float) -> None:
         """Take the newest frame for what is shown until then."""
@@ -314,9 +315,8 @@ class _Grid:
         while self.origin is not None:
             start = self.origin + self._number * self._step
             stop = start + self._step
-            seen = self._seen
-            if last and self._shown is not None and self._shown.time_base:
-                seen += float(self._shown.duration * self._shown.time_base)
+            # the last frame is taken to be shown as long as the one before it
+            seen = self._seen + self._pace if last else self._seen
             newest = max(seen, self._heard) + CLOCK_SLACK
             come = self._pictures and (not self._window or self._heard + CLOCK_SLACK >= stop)
             if newest < stop or not (come or last or newest >= stop + APART):

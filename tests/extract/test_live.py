@@ -87,6 +87,16 @@ def test_no_sound_is_not_silence(recipe: Recipe, tmp_path: Path) -> None:
     assert not any(snippet.rows["audio"].any() for snippet in snippets)
 
 
+def test_only_what_the_model_reads(fight: Path, recipe: Recipe, tmp_path: Path) -> None:
+    snippets, _ = in_a_row(list(live_snippets(str(fight), recipe.only(["video"]), "cpu")))
+    assert {stream for snippet in snippets for stream in snippet.rows} == {"video"}
+    snippets, _ = in_a_row(list(live_snippets(str(fight), recipe.only(["audio"]), "cpu")))
+    assert [snippet.valid for snippet in snippets] == [{"audio": True}] * 12
+    mute = make_clip(tmp_path / "mute.mp4", "Normal", 1, seconds=1.0, sound=False)
+    (gap,) = live_snippets(str(mute), recipe.only(["audio"]), "cpu")
+    assert (gap.start, gap.end) == (0.0, None)
+
+
 def test_a_camera_that_is_cut_and_comes_back(fight: Path, recipe: Recipe) -> None:
     show = transport_stream(fight)
     camera = Camera([parts(show, -1, 2), None, show])
