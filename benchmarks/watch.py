@@ -77,6 +77,9 @@ class Camera(HTTPServer):
                     time.sleep(max(0.0, began + at - time.monotonic()))
                     self.wfile.write(content)
 
+            def log_message(self, *words: object) -> None:
+                pass
+
         super().__init__(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.handle_request, daemon=True).start()
 

@@ -23,7 +23,7 @@ SILENT_SECONDS = 10.0  # without data from a server, after which the stream coun
 GROWN_SECONDS = 5.0  # in which a file has not grown, after which it is whole
 BLIND_SECONDS = 30.0  # of data without a picture in it; streams have key frames more often
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds before connecting again
-MOST_LATE = 10.0  # seconds of snippets that wait for the networks; more are passed over
+MOST_LATE = 10.0  # seconds for which snippets wait for the networks, or that they last together
 APART = 1.0  # seconds by which a stream's picture and sound may come apart
 FROZEN = 2.0  # seconds for which a frame without a successor is what is to be seen
 CLOCK_JUMP = 10.0  # seconds from one frame to the next; more is another clock
@@ -89,11 +89,9 @@ class Receiver:
         self.source, self.retries = source, retries
         self.step, self.window, self.prepare = step, window, prepare
         self._remote = "://" in source
-        self._most = max(1, round(MOST_LATE / step))
         # a file, or who writes to a pipe, can wait until there is room; a camera cannot
-        self._events: queue.Queue[Whole | Gap | Exception | None] = queue.Queue(
-            0 if self._remote else self._most
-        )
+        room = 0 if self._remote else max(1, round(MOST_LATE / step))
+        self._events: queue.Queue[Whole | Gap | Exception | None] = queue.Queue(room)
         self._stop = threading.Event()
         self._clock: float | None = None  # where the last snippet ended
         self._ahead = 0.0  # the stream's clock less that on the wall, at the newest frame
@@ -201,20 +199,27 @@ class Receiver:
             if not pixels and not len(sound):
                 self._break("there was neither picture nor sound")
                 continue
-            if self._remote and self._events.qsize() >= self._most:
-                self._pass_over()
+            if self._remote:
+                self._pass_over(received)
             if self._gap is not None:
                 self._events.put(self._gap._replace(end=start))
                 self._gap = None
             self._clock = start + self.step
             self._events.put(Whole(start, self._clock, pixels, sound, since, received))
 
-    def _pass_over(self) -> None:
-        """Forget what waits for the networks: it is too late."""
-        waiting = self._drain()
-        if waiting:
-            start = min([waiting[0].start, *([self._gap.start] if self._gap else [])])
-            self._gap = Gap(start, None, f"too slow: the networks were {MOST_LATE:g} s late")
+    def _pass_over(self, now: float) -> None:
+        """Forget what waits for the networks, if that is too much or waits for too long."""
+        with self._events.mutex:
+            waiting = [event for event in self._events.queue if isinstance(event, Whole)]
+        if not waiting or (
+            now - waiting[0].received < MOST_LATE and len(waiting) * self.step < MOST_LATE
+        ):
+            return
+        starts = [event.start for event in self._drain()]
+        if self._gap is not None:
+            starts.append(self._gap.start)
+        if starts:
+            self._gap = Gap(min(starts), None, f"too slow: the networks were {MOST_LATE:g} s late")
             self._events.put(self._gap)
 
     def _break(self, why: str) -> None:

@@ -141,11 +141,12 @@ def test_a_clock_that_jumps_is_a_break(fight: Path, recipe: Recipe, tmp_path: Pa
     assert cosine(np.stack(again[:12]), np.stack(again[12:])) > 0.9999
 
 
+@pytest.mark.parametrize("paced", [True, False])
 def test_what_is_too_late_is_passed_over(
-    fight: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+    fight: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, paced: bool
 ) -> None:
     monkeypatch.setattr(receiver, "MOST_LATE", 1.0)
-    camera = Camera([transport_stream(fight)], paced=False)
+    camera = Camera([transport_stream(fight)], paced=paced)
     events = live_snippets(camera.url, recipe, "cpu", retries=0)
     first = next(events)
     camera.sent.wait()
