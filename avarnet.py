@@ -11,11 +11,12 @@ import re
 import shlex
 import shutil
 import sys
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from fractions import Fraction
 from functools import partial
@@ -40,9 +41,9 @@ import features
 import manifests
 
 if TYPE_CHECKING:
-    from extract import Cluster, Status, Summary, Task
+    from extract import Cluster, Snippet, Status, Summary, Task
     from features import Features, Recipe
-    from train import Prediction, Predictor, Run
+    from train import LiveScorer, Prediction, Predictor, Run
     from train.report import Look
 
 DONE, FAILED, SOME_FAILED, ANOMALY = 0, 1, 3, 4  # exit codes; 2, wrong usage, is Typer's own
@@ -89,6 +90,9 @@ Url = Annotated[
     typer.Argument(metavar="URL", help="A folder, s3://, sftp://, hf:// or, to pull, http(s)://."),
 ]
 Ids = Annotated[Path | None, typer.Option(help="A file of clip ids, one a line.")]
+VideoModel = Annotated[str | None, typer.Option(help="The video model's folder, if it has moved.")]
+VideoWeights = Annotated[Path | None, typer.Option(help="The video weights file, if it has moved.")]
+AudioModel = Annotated[str | None, typer.Option(help="The sound model's folder, if it has moved.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
 Processes = Annotated[
     int | None,
@@ -1490,15 +1494,9 @@ def predict(
     fail_on_anomaly: Annotated[
         bool, typer.Option("--fail-on-anomaly", help="Exit with 4 if there is one.")
     ] = False,
-    video_model: Annotated[
-        str | None, typer.Option(help="The video model's folder, if it has moved.")
-    ] = None,
-    video_weights: Annotated[
-        Path | None, typer.Option(help="The video weights file, if it has moved.")
-    ] = None,
-    audio_model: Annotated[
-        str | None, typer.Option(help="The sound model's folder, if it has moved.")
-    ] = None,
+    video_model: VideoModel = None,
+    video_weights: VideoWeights = None,
+    audio_model: AudioModel = None,
     device: Device = "auto",
     as_csv: Annotated[
         bool, typer.Option("--csv", help="Print a line for each interval and nothing else.")
@@ -1514,15 +1512,7 @@ def predict(
     _need_extract()
     import extract as stage1
 
-    source = {name: dict(settings) for name, settings in loaded.recipe.source.items()}
-    for stream, key, moved in (
-        ("video", "name", video_model),
-        ("video", "file", video_weights),
-        ("audio", "name", audio_model),
-    ):
-        if moved:
-            source[stream][key] = str(moved)
-    recipe = replace(loaded.recipe, source=source)
+    recipe = _moved(loaded.recipe, video_model, video_weights, audio_model)
     files = _listed(videos)
     pages = _pages(files, html)
     quiet = as_json or as_csv
@@ -1727,6 +1717,82 @@ def _read_text(text: str, stream: str, recipe: Recipe, moved: str | None) -> Any
         source = {**recipe.source, stream: {**recipe.source.get(stream, {}), "name": moved}}
         recipe = replace(recipe, source=source)
     return stage1.read_text(text, stream, recipe)
+
+
+def _moved(
+    recipe: Recipe, video_model: str | None, video_weights: Path | None, audio_model: str | None
+) -> Recipe:
+    """Return a recipe whose networks are loaded from where they are now."""
+    source = {name: dict(settings) for name, settings in recipe.source.items()}
+    for stream, key, moved in (
+        ("video", "name", video_model),
+        ("video", "file", video_weights),
+        ("audio", "name", audio_model),
+    ):
+        if moved:
+            source[stream][key] = str(moved)
+    return replace(recipe, source=source)
+
+
+@app.command(epilog="Example: `avarnet watch run rtsp://camera.local/stream`")
+def watch(
+    run: RunPath,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="A URL (rtsp://, http://), a growing file, or - (stdin)."
+        ),
+    ],
+    video_model: VideoModel = None,
+    video_weights: VideoWeights = None,
+    audio_model: AudioModel = None,
+    device: Device = "auto",
+    retries: Annotated[
+        int | None,
+        typer.Option(min=0, help="To open a URL again, in a row.", show_default="for ever"),
+    ] = None,
+) -> None:
+    """Score a live stream with a causal run: one line of JSON for each snippet, and each gap."""
+    import train as stage2
+
+    loaded = stage2.Run.load(run)
+    scorer = stage2.LiveScorer(loaded)
+    _need_extract()
+    import extract as stage1
+
+    recipe = _moved(loaded.recipe, video_model, video_weights, audio_model)
+    recipe = recipe.only(loaded.config.streams)
+    _say_random(recipe)
+    with suppress(KeyboardInterrupt):
+        for event in stage1.live_snippets(source, recipe, device, retries):
+            if isinstance(event, stage1.Snippet):
+                line = _scored(event, scorer)
+                print(json.dumps(line, ensure_ascii=False), flush=True)
+            elif event.end is None:
+                note = f"[yellow]gap[/] from {event.start:.2f} s on: {_plain(event.why)}"
+                err.print(note, soft_wrap=True)
+            else:
+                scorer.restart()  # what it does not know of cannot be what came before
+                line = {"start": round(event.start, 3), "end": round(event.end, 3)}
+                print(json.dumps({**line, "gap": event.why}), flush=True)
+
+
+def _scored(snippet: Snippet, scorer: LiveScorer) -> dict[str, Any]:
+    classes, normal = scorer.run.classes, scorer.run.normal
+    probabilities = scorer(snippet.rows, snippet.valid)
+    best = int(probabilities.argmax())
+    said = {name: round(float(p), 4) for name, p in zip(classes, probabilities, strict=True)}
+    return {
+        "start": round(snippet.start, 3),
+        "end": round(snippet.end, 3),
+        "label": classes[best],
+        "score": round(float(probabilities[best]), 4),
+        "probabilities": said,
+        # as in an interval of `predict`: how likely it is anything but normal
+        "anomaly": None if normal is None else round(1 - said[normal], 4),
+        "streams": [name for name, there in snippet.valid.items() if there],
+        "latency": round(time.monotonic() - snippet.received, 4),
+    }
 
 
 # demo -------------------------------------------------------------------------------------------

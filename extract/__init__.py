@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     from extract.decode import ClipError, footage
     from extract.extractor import Extractor, Files, make_recipe, read_text
     from extract.job import Outcome, Summary, extract
+    from extract.live import Snippet, live_snippets
     from extract.look import Glimpse, glimpse
     from extract.plan import Status, Task, status
     from extract.precision import choose_precision
     from extract.reader import Reader
+    from extract.receiver import Gap
 
 __all__ = [
     "ClipError",
@@ -22,9 +24,11 @@ __all__ = [
     "ClusterError",
     "Extractor",
     "Files",
+    "Gap",
     "Glimpse",
     "Outcome",
     "Reader",
+    "Snippet",
     "Status",
     "Summary",
     "Task",
@@ -33,6 +37,7 @@ __all__ = [
     "extract",
     "footage",
     "glimpse",
+    "live_snippets",
     "make_recipe",
     "read_text",
     "status",
@@ -46,6 +51,7 @@ _MODULES = {
 _MODULES |= dict.fromkeys(("Extractor", "Files", "make_recipe", "read_text"), "extractor")
 _MODULES |= dict.fromkeys(("Glimpse", "glimpse"), "look")
 _MODULES |= dict.fromkeys(("Outcome", "Summary", "extract"), "job")
+_MODULES |= {"Gap": "receiver", "Snippet": "live", "live_snippets": "live"}
 _MODULES |= {"Task": "plan", "Status": "plan", "status": "plan"}
 _MODULES |= {"choose_precision": "precision"}
 _MODULES |= {"Cluster": "cluster", "ClusterError": "cluster"}

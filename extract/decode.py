@@ -86,7 +86,7 @@ def probe(path: Path) -> Media:
     except MemoryError:
         raise  # one of FFmpeg's errors too
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise ClipError(f"not a readable media file ({_reason(error)})") from error
+        raise ClipError(f"not a readable media file ({reason(error)})") from error
     duration = float(last - shown[0])
     if duration > max(LONG_PAUSE, len(shown) * LONG_PAUSE / 60):
         raise ClipError(
@@ -146,9 +146,7 @@ def frames(path: Path, media: Media, wanted: NDArray[np.int64]) -> Iterator[NDAr
                 yield missing
                 position += 1
             if position < len(wanted) and wanted[position] == number:
-                turned = frame.rotation // 90 % 4  # phones store the picture as the sensor lay
-                upright = np.rot90(frame.to_ndarray(format="rgb24"), turned)
-                picture = np.ascontiguousarray(upright, np.uint8)
+                picture = upright(frame)
                 while position < len(wanted) and wanted[position] == number:
                     yield picture
                     position += 1
@@ -156,6 +154,12 @@ def frames(path: Path, media: Media, wanted: NDArray[np.int64]) -> Iterator[NDAr
                 return
     for _ in range(position, len(wanted)):
         yield missing
+
+
+def upright(frame: av.VideoFrame) -> NDArray[np.uint8]:
+    """Return a frame as (H, W, 3) RGB, turned as it is shown."""
+    turned = frame.rotation // 90 % 4  # phones store the picture as the sensor lay
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turned), np.uint8)
 
 
 def _number(time: float, media: Media) -> int:
@@ -239,7 +243,7 @@ def _track_in_blocks(path: Path) -> Iterator[NDArray[np.float32]]:
                     yield np.concatenate(block)
                     block = []
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise ClipError(f"its sound track cannot be decoded ({_reason(error)})") from error
+        raise ClipError(f"its sound track cannot be decoded ({reason(error)})") from error
 
 
 def read_sound_file(path: Path) -> NDArray[np.float32]:
@@ -272,10 +276,10 @@ def read_sound_track(path: Path) -> NDArray[np.float32]:
         # the reader has decoded the track into _array; its own indexing copies sample by sample
         return np.asarray(reader._array[0], np.float32)
     except (decord.DECORDError, RuntimeError) as error:
-        raise ClipError(f"its sound track cannot be decoded ({_reason(error)})") from error
+        raise ClipError(f"its sound track cannot be decoded ({reason(error)})") from error
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """Return the last, most telling line of a decoder's message."""
     if isinstance(error, av.FFmpegError):
         return str(error.strerror)

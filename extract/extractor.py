@@ -129,16 +129,9 @@ class Extractor:
         self.recipe = recipe
         self.reader = Reader(memory_bytes, patience)
         self.device = pick_device(device)
-        self._networks = load_networks(recipe.source, self.device, recipe.precision)
+        self._networks = networks_of(recipe, self.device)
         self._eyes = {n: eye for n, eye in self._networks.items() if eye.reads == "frames"}
         self._batch = FRAMES_PER_BATCH if self.device.type == "cpu" else FRAMES_PER_GPU_BATCH
-        found = {name: network.recipe for name, network in self._networks.items()}
-        differing = recipe.differences(Recipe(recipe.snippet_seconds, recipe.precision, found))
-        if differing:
-            raise WeightsError(
-                "the networks found here are not those of the recipe; give the checkpoints it was "
-                "made with. Wanted: " + "; ".join(differing)
-            )
 
     def __call__(self, video_path: str | Path, audio_path: str | Path | None = None) -> Features:
         """Return the features of one file.
@@ -335,6 +328,23 @@ def read_text(text: str, stream: str, recipe: Recipe, device: str = "auto") -> N
         )
     row: NDArray[np.float32] = network.read_text(text)
     return row
+
+
+def networks_of(recipe: Recipe, device: torch.device) -> Networks:
+    """Return stream name -> its network, which is the one that the recipe was made with.
+
+    Raises:
+        WeightsError: the networks cannot be had, or are not those of the recipe.
+    """
+    networks = load_networks(recipe.source, device, recipe.precision)
+    found = {name: network.recipe for name, network in networks.items()}
+    differing = recipe.differences(Recipe(recipe.snippet_seconds, recipe.precision, found))
+    if differing:
+        raise WeightsError(
+            "the networks found here are not those of the recipe; give the checkpoints it was "
+            "made with. Wanted: " + "; ".join(differing)
+        )
+    return networks
 
 
 def pick_device(name: str) -> torch.device:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,15 @@ class Recipe:
     def crops(self) -> dict[str, int]:
         """Stream name -> crops of each frame that lie side by side in a row, where it has some."""
         return {name: s["crops"] for name, s in self.streams.items() if "crops" in s}
+
+    def only(self, streams: Iterable[str]) -> Recipe:
+        """Return the recipe of some of the streams."""
+        return Recipe(
+            self.snippet_seconds,
+            self.precision,
+            {name: self.streams[name] for name in streams},
+            {name: self.source[name] for name in streams if name in self.source},
+        )
 
     def differences(self, other: Recipe) -> list[str]:
         """Return one line ``field: mine, not theirs`` for each decisive field that differs."""

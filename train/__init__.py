@@ -6,6 +6,7 @@ from train.compare import compare_runs
 from train.config import Config, TrainError
 from train.evaluate import evaluate_run, judge_run
 from train.export import export_run
+from train.live import LiveScorer
 from train.loss import mtcn_loss
 from train.mtcn import MTCN
 from train.network import AVARNet
@@ -17,6 +18,7 @@ __all__ = [
     "MTCN",
     "AVARNet",
     "Config",
+    "LiveScorer",
     "MTCNClassifier",
     "Prediction",
     "Predictor",

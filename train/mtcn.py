@@ -6,6 +6,7 @@ Action Segmentation", CVPR 2019 (arXiv 1903.01945).
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any, cast
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 # of the eight bytes in a 64-bit number: all their lowest bits, and all but their highest ones
 LOWEST, LOWER = 0x0101010101010101, 0x7F7F7F7F7F7F7F7F
+Memory = list[list[deque[Tensor]]]  # of each stage, of each layer: its inputs so far
 
 
 def kept(x: Tensor, rate: float) -> Tensor:
@@ -60,6 +62,15 @@ class DilatedResidualLayer(nn.Module):
         padded = F.pad(x, (0, 0, 0, 0, -self.first, self.first + 2 * self.dilation))
         taps = [padded[tap * self.dilation :][: x.shape[0]] for tap in range(3)]
         return cast(Tensor, x + self.mix(F.relu(self.dilated(torch.cat(taps, dim=2)))) * mask)
+
+    def step(self, x: Tensor, past: deque[Tensor]) -> Tensor:
+        """Map the next snippet alone, (batch, channels), where the layer is causal.
+
+        `past` are the inputs before it, as many as the earliest tap looks back; it is moved on.
+        """
+        taps = [past[0], past[self.dilation], x]
+        past.append(x)
+        return cast(Tensor, x + self.mix(F.relu(self.dilated(torch.cat(taps, dim=1)))))
 
 
 class _Trained(torch.autograd.Function):
@@ -175,6 +186,14 @@ class Stage(nn.Module):
         logits: Tensor = self.leave(x)
         return logits
 
+    def step(self, x: Tensor, past: list[deque[Tensor]]) -> Tensor:
+        """Map the next snippet alone, (batch, in_features), to its logits; see `MTCN.step`."""
+        x = self.enter(x)
+        for layer, before in zip(self.layers, past, strict=True):
+            x = cast(DilatedResidualLayer, layer).step(x, before)
+        logits: Tensor = self.leave(x)
+        return logits
+
 
 class MTCN(nn.Module):
     """Multi-stage temporal convolutional network.
@@ -235,3 +254,25 @@ class MTCN(nn.Module):
             logits = stage(F.softmax(logits, dim=2), inside)
             outputs.append(logits)
         return torch.stack(outputs).permute(0, 2, 3, 1)
+
+    def memory(self) -> Memory:
+        """Return what `step` needs before a stream's first snippet: zeros, as `forward` has."""
+        return [
+            [
+                deque([torch.zeros(1, layer.mix.in_features)] * -layer.first, -layer.first)
+                for layer in cast(list[DilatedResidualLayer], list(stage.layers))
+            ]
+            for stage in cast(list[Stage], list(self.stages))
+        ]
+
+    def step(self, x: Tensor, memory: Memory) -> Tensor:
+        """Return the last stage's logits (1, num_classes) for the next snippet (1, in_features).
+
+        They are those of `forward` over all snippets so far, if the network is causal, in a time
+        that does not grow with how far it looks back. `memory` is moved on by one snippet.
+        """
+        first, *others = cast(list[Stage], list(self.stages))
+        logits = first.step(x, memory[0])
+        for stage, past in zip(others, memory[1:], strict=True):
+            logits = stage.step(F.softmax(logits, dim=1), past)
+        return logits

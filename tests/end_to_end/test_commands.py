@@ -276,7 +276,8 @@ COMMANDS = [
     *(["manifest", verb] for verb in ("split", "check")),
     *(["features", verb] for verb in ("info", "list", "verify", "push", "pull", "merge")),
     *(["features", verb] for verb in ("compact", "diff", "drop", "card", "export", "import")),
-    *([verb] for verb in ("extract", "train", "evaluate", "predict", "demo", "doctor")),
+    *([verb] for verb in ("extract", "train", "evaluate", "report", "predict", "search", "watch")),
+    *([verb] for verb in ("demo", "doctor")),
 ]
 
 

@@ -1,0 +1,154 @@
+"""`avarnet watch` as a user runs it: a camera that is cut, a pipe, a file that grows, mistakes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cameras import Camera, Chunks, transport_stream, whole
+from command import avarnet
+
+from extract.synthetic import make_clip
+
+Line = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def runs(clips: Path, sound_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the runs ``causal`` and ``offline``."""
+    folder = tmp_path_factory.mktemp("runs")
+    manifest, store = folder / "m.jsonl", folder / "store"
+    avarnet("manifest", "folders", clips, "-o", manifest)
+    avarnet("manifest", "split", manifest, "--test", 0.3, "--val", 0.3)
+    network = ["--weights", "random", "--video-model", "mobilevit_xxs"]
+    avarnet("extract", manifest, store, *network, "--audio-model", sound_model)
+    avarnet("train", manifest, store, folder / "causal", "--causal", "--epochs", 2, "--seeds", 2)
+    avarnet("train", manifest, store, folder / "offline", "--epochs", 1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def show(tmp_path_factory: pytest.TempPathFactory) -> Chunks:
+    clip = tmp_path_factory.mktemp("show") / "siren.mp4"
+    return transport_stream(make_clip(clip, "Police siren", 41, seconds=3.0))
+
+
+def watch(runs: Path, source: object, *options: object, **settings: Any) -> subprocess.Popen[str]:
+    """Start the command."""
+    words = [sys.executable, "-m", "avarnet", "watch", runs / "causal", source, *options]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([str(word) for word in words], **{**pipes, **settings})
+
+
+def said(process: subprocess.Popen[str], code: int = 0) -> tuple[list[Line], str]:
+    """Return the lines and the messages of a command that ends."""
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == code, out + err
+    assert "Traceback" not in err
+    return [json.loads(line) for line in out.splitlines()], err
+
+
+def check(lines: list[Line]) -> None:
+    """Check that lines follow each other, gaps included, and are complete."""
+    clock = 0.0
+    for line in lines:
+        assert line["start"] == pytest.approx(clock, abs=1e-3)
+        clock = line["end"]
+        if "gap" not in line:
+            assert line["end"] - line["start"] == pytest.approx(0.25, abs=1e-3)
+            assert line["score"] == max(line["probabilities"].values())
+            assert line["score"] == line["probabilities"][line["label"]]
+            assert sum(line["probabilities"].values()) == pytest.approx(1, abs=1e-3)
+            assert line["latency"] >= 0
+
+
+def test_a_camera_is_cut_and_comes_back(runs: Path, show: Chunks) -> None:
+    camera = Camera([[chunk for chunk in show if chunk[0] < 2], None, show])
+    lines, messages = said(watch(runs, camera.url, "--retries", 2), code=1)
+    camera.close()
+    check(lines)
+    gaps = [number for number, line in enumerate(lines) if "gap" in line]
+    assert len(gaps) == 1
+    gap, before, after = lines[gaps[0]], lines[: gaps[0]], lines[gaps[0] + 1 :]
+    assert gap["gap"]
+    assert 6 <= len(before) <= 8
+    assert len(after) == 12
+    assert gap["end"] - gap["start"] > 1.5  # the pauses before it was refused, and after
+    # the model starts anew: the same show is scored as it was at first
+    for one, other in zip(before[:6], after, strict=False):
+        assert other["probabilities"] == pytest.approx(one["probabilities"], abs=1e-3)
+    assert all(line["streams"] == ["video", "audio"] for line in before[:6] + after)
+    assert f"gap from {gap['start']:.2f} s on" in messages
+    assert f"{camera.url} is given up after 2 retries" in messages
+
+
+def test_standard_input(runs: Path, show: Chunks, tmp_path: Path) -> None:
+    (tmp_path / "show.ts").write_bytes(whole(show))
+    mute = make_clip(tmp_path / "mute.mp4", "Normal", 42, seconds=1.0, sound=False)
+    (tmp_path / "mute.ts").write_bytes(whole(transport_stream(mute)))
+    with open(tmp_path / "show.ts", "rb") as pipe:
+        lines, messages = said(watch(runs, "-", stdin=pipe))
+    check(lines)
+    assert len(lines) == 12
+    assert "RANDOM WEIGHTS" in messages
+    with open(tmp_path / "mute.ts", "rb") as pipe:
+        lines, _ = said(watch(runs, "-", stdin=pipe))
+    check(lines)
+    assert [line["streams"] for line in lines] == [["video"]] * 4
+
+
+def test_a_file_that_grows(runs: Path, show: Chunks, tmp_path: Path) -> None:
+    file = tmp_path / "growing.ts"
+    file.touch()
+
+    def grow() -> None:
+        with open(file, "ab") as sink:
+            for at, content in show:
+                time.sleep(max(0.0, began + at - time.monotonic()))
+                sink.write(content)
+                sink.flush()
+
+    with watch(runs, file) as process:
+        assert process.stderr is not None
+        process.stderr.readline()  # RANDOM WEIGHTS: it is about to open the file
+        began = time.monotonic()
+        threading.Thread(target=grow).start()
+        lines, _ = said(process)
+    check(lines)
+    assert len(lines) == 12
+    (tmp_path / "whole.ts").write_bytes(whole(show))
+    again, _ = said(watch(runs, tmp_path / "whole.ts"))
+    for one, other in zip(lines, again, strict=True):
+        assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-3)
+
+
+def test_ctrl_c_is_no_accident(runs: Path, show: Chunks) -> None:
+    with watch(runs, "-", stdin=subprocess.PIPE, text=False) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write(whole(show))
+        process.stdin.flush()
+        assert "label" in json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        messages = process.stderr.read().decode()
+        assert process.wait(60) == 0, messages
+        assert "Traceback" not in messages
+
+
+def test_mistakes(runs: Path, tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere.ts"
+    assert f"{nowhere} cannot be watched" in avarnet("watch", runs / "causal", nowhere, code=1)
+    refused = "http://127.0.0.1:1/live"
+    said = avarnet("watch", runs / "causal", refused, code=1)
+    assert f"{refused} cannot be watched: Connection refused" in said
+    said = avarnet("watch", runs / "offline", refused, code=1)
+    assert "is not causal" in said
+    assert "--causal" in said
