@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
@@ -95,7 +96,9 @@ class Spool:
             "flags": str(int(features.flags)),
             "source": features.source,
         }
-        content = safetensors.numpy.save(arrays, about)
+        # of views, such as some columns of an array, safetensors writes other numbers without a word
+        whole = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+        content = safetensors.numpy.save(whole, about)
         file = self.path / f"{fingerprint}-{self._added:08d}-{_hash(content)}{CLIP}"
         half = file.with_suffix(".half")
         try:

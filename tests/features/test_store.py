@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -23,6 +24,7 @@ from features import (
     push,
     verify,
 )
+from features.writer import pack
 
 
 @given(
@@ -51,6 +53,38 @@ def test_what_is_written_is_read(
         "recipe.json",
         *(shard.path.name for shard in store.shards),
     }
+
+
+@pytest.mark.parametrize("way", ["Writer", "pack"])
+def test_it_does_not_matter_how_arrays_lie_in_memory(tmp_path: Path, way: str) -> None:
+    plain = [clip(6, seed) for seed in range(4)]
+
+    def lying(rows: np.ndarray, how: int) -> np.ndarray:
+        if how == 0:
+            return np.asfortranarray(rows)
+        if how == 1:
+            return np.repeat(rows, 2, axis=0)[::2]
+        if how == 2:
+            return rows[::-1].copy()[::-1]
+        wide = np.zeros((len(rows), 2, *rows.shape[1:]), rows.dtype)
+        wide[:, 1] = rows
+        return wide[:, 1]  # some columns of a larger array
+
+    clips = {
+        f"c{how}": replace(
+            one,
+            streams={name: lying(rows, how) for name, rows in one.streams.items()},
+            valid={name: lying(there, how) for name, there in one.valid.items()},
+        )
+        for how, one in enumerate(plain)
+    }
+    assert not all(c.video.flags["C_CONTIGUOUS"] for c in clips.values())
+    if way == "Writer":
+        fill(tmp_path, clips)
+    else:
+        pack(tmp_path, clips.items(), RECIPE)
+    store = Store(tmp_path)
+    assert all(same(store[f"c{how}"], one) for how, one in enumerate(plain))
 
 
 def test_rows_are_views_of_the_mapped_file(tmp_path: Path) -> None:
