@@ -96,7 +96,7 @@ class Spool:
             "flags": str(int(features.flags)),
             "source": features.source,
         }
-        # of views, such as some columns of an array, safetensors writes other numbers without a word
+        # of a view, such as some columns of an array, safetensors writes other numbers
         whole = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
         content = safetensors.numpy.save(whole, about)
         file = self.path / f"{fingerprint}-{self._added:08d}-{_hash(content)}{CLIP}"
