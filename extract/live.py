@@ -3,7 +3,7 @@
 A frame is the one shown at the snippet's middle, as offline. Sound cannot be as offline, where a
 snippet lies within a window of 20 s: here the window ends with the snippet, and a network answers
 by all that it hears. With random weights, rows from 1 s have a cosine of 0.89 with the offline
-ones, from 4 s of 0.92; on two cores a Wav2Vec2-base takes 87 and 257 ms for them
+ones, from 4 s of 0.92; a Wav2Vec2-base takes 87 and 257 ms for them on two cores
 (benchmarks/RESULTS.md).
 """
 
