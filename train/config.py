@@ -54,7 +54,7 @@ class Config:
             none.
         epochs: at most this many.
         patience: stop after this many epochs without a better validation recall.
-        batch_size: clips per step; 0 takes up to 32, fewer for small sets.
+        batch_size: clips per step; 0 takes up to 16, fewer for small sets.
         learning_rate, weight_decay: of AdamW; the rate warms up and decays as a cosine.
         validation: share of the training clips that picks the best epoch, where the manifest gives
             no validation clips.

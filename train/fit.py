@@ -32,7 +32,7 @@ from train.loss import Pooling, mtcn_loss, pool
 from train.network import AVARNet
 
 MOST_LAYERS = 10  # as in the paper
-SMALLEST_BATCH, LARGEST_BATCH = 4, 32
+SMALLEST_BATCH, LARGEST_BATCH = 4, 16
 STEPS_PER_EPOCH = 12  # at least, where there are clips enough: refinement stages learn late
 WARM_UP = 0.1  # share of all steps in which the learning rate rises
 MIN_STEPS = 4  # what the schedule needs for a rise and a fall
@@ -89,7 +89,7 @@ def batch_to_learn(clips: int) -> int:
     """Return how many clips a step takes, so that small sets still give a dozen steps an epoch.
 
     >>> batch_to_learn(50), batch_to_learn(3000)
-    (4, 32)
+    (4, 16)
     """
     return min(LARGEST_BATCH, max(SMALLEST_BATCH, clips // STEPS_PER_EPOCH))
 
