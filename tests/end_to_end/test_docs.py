@@ -1,0 +1,158 @@
+"""The pages of docs/ and README.md: their commands are run as they stand, and exist.
+
+Of each page, the blocks marked ``sh`` run in one bash, and a block marked with a language and a
+file's name is that file, written where it stands. A page becomes a script line by line, so that
+bash's line numbers are the page's. A command that ends with ``# exit code 3`` must end so.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+import servers
+import timm
+import torch
+import typer
+from cameras import transport_stream, whole
+from little import save_clip, save_wav2vec2
+from safetensors.torch import save_file
+from slurm import slurm
+from small import RECIPE, clip
+
+import avarnet
+from extract.synthetic import make_clip
+from features import pack
+from manifests import Clip, write
+
+ROOT = Path(avarnet.__file__).parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CLASSES = ("Crash", "Explosion", "Normal", "Police siren")
+OTHERS = {"--nthreads"}  # options of other programs that the pages name
+FENCE = re.compile(r"^```(\S+)?(?: (\S+))?$")
+EXIT_CODE = re.compile(r"^(.*\S)\s+# exit code (\d)\b.*$")
+PRELUDE = r"""set -euo pipefail; ends_with() { local c=0; "${@:2}" || c=$?; [ $c = $1 ]; }; """
+TRAPS = r"""PS4='+ line $LINENO: '; trap 'echo "FAILED line $LINENO: $BASH_COMMAND" >&2' ERR; set -x;"""
+
+
+def script(page: str) -> tuple[str, int]:
+    """Return a page as a bash script with the same line numbers, and how many blocks it runs."""
+    lines, block, blocks = [], None, 0
+    for line in page.splitlines():
+        fence = FENCE.match(line)
+        if fence and block is None:
+            block, file = fence[1] or "", fence[2]
+            blocks += block == "sh"
+            if file:
+                block = "file"
+            lines.append(f"cat > {file} <<'END OF FILE'" if file else "")
+        elif fence:
+            lines.append("END OF FILE" if block == "file" else "")
+            block = None
+        elif block == "sh":
+            lines.append(EXIT_CODE.sub(r"ends_with \2 \1", line))
+        else:
+            lines.append(line if block == "file" else "")
+    assert block is None, "a block is not closed"
+    lines[0] = PRELUDE + TRAPS + lines[0]
+    return "\n".join(lines) + "\n", blocks
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of one who has installed avarnet and fetched the networks: little ones.
+
+    MobileViT's architecture goes with its name, so it is the real one; its weights are random.
+    """
+    folder = tmp_path_factory.mktemp("machine")
+    for program, words in {"avarnet": "-m avarnet", "pip": "-m pip", "python": ""}.items():
+        file = folder / "bin" / program
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
+        file.chmod(0o755)
+
+    def cached(name: str) -> Path:
+        entry = folder / "hf" / "hub" / f"models--{name.replace('/', '--')}"
+        snapshot = entry / "snapshots" / ("0" * 40)
+        snapshot.mkdir(parents=True)
+        (entry / "refs").mkdir()
+        (entry / "refs" / "main").write_text(snapshot.name)
+        return snapshot
+
+    torch.manual_seed(0)
+    weights = timm.create_model("mobilevit_s").state_dict()
+    save_file(weights, cached("timm/mobilevit_s.cvnets_in1k") / "model.safetensors")
+    save_wav2vec2(cached("facebook/wav2vec2-base"))
+    save_clip(cached("openai/clip-vit-base-patch32"))
+    site = folder / "site"  # where pip puts what a page installs
+    return {
+        **os.environ,
+        "PATH": f"{folder}/bin:{os.environ['PATH']}",
+        "PYTHONPATH": f"{site}:{ROOT}",
+        "HOME": str(folder),
+        "HF_HOME": str(folder / "hf"),
+        "HF_HUB_OFFLINE": "1",
+        "NO_COLOR": "1",
+        "COLUMNS": "100",
+        "PIP_TARGET": str(site),
+        "PIP_NO_INDEX": "1",
+        "PIP_NO_DEPS": "1",
+        "PIP_NO_BUILD_ISOLATION": "0",  # for pip, 0 says that there is none
+    }
+
+
+def some_videos(folder: Path, each: int = 3) -> None:
+    for kind, name in enumerate(CLASSES):
+        for number in range(1, each + 1):
+            seed = 10 * kind + number
+            path = folder / "videos" / name / f"{number:03d}.mp4"
+            make_clip(path, name, seed, seconds=1.0, sound=seed != 11)
+
+
+def readme(folder: Path, environment: dict[str, str], stack: ExitStack) -> None:
+    some_videos(folder, 6)
+    make_clip(folder / "new.mp4", "Crash", 91, seconds=1.0)
+
+
+def tutorial(folder: Path, environment: dict[str, str], stack: ExitStack) -> None:
+    some_videos(folder, 4)
+    make_clip(folder / "new" / "siren.mp4", "Police siren", 90, seconds=1.0)
+    (folder / "new" / "siren.ts").write_bytes(whole(transport_stream(folder / "new" / "siren.mp4")))
+
+
+PREPARE: dict[str, Callable[[Path, dict[str, str], ExitStack], None]] = {
+    "README.md": readme,
+    "tutorial.md": tutorial,
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_runs(page: Path, machine: dict[str, str], tmp_path: Path) -> None:
+    text, blocks = script(page.read_text(encoding="utf-8"))
+    assert blocks > 0, f"{page.name} has no block that runs"
+    work = tmp_path / "work"
+    work.mkdir()
+    environment = dict(machine)
+    with ExitStack() as stack:
+        PREPARE[page.name](work, environment, stack)
+        done = subprocess.run(
+            ["bash", "-c", text],
+            cwd=work,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+    last = done.stdout[-6000:]
+    assert done.returncode == 0, f"{page.name} fails at the line named last:\n{last}"
+    assert "Traceback" not in done.stdout, f"{page.name}:\n{last}"
+    print(done.stdout)
