@@ -62,6 +62,8 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 ReturnToService=2
+GresTypes=gpu
+SlurmdParameters=config_overrides
 KillWait=2
 MpiDefault=none
 StateSaveLocation={folder}/state
@@ -70,10 +72,13 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
-NodeName={host} NodeAddr=127.0.0.1 CPUs={max(2, os.cpu_count() or 1)} RealMemory=3000 State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs={max(2, os.cpu_count() or 1)} RealMemory=16000 Gres=gpu:2 State=UNKNOWN
 PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
+PartitionName=gpu Nodes={host} MaxTime=INFINITE State=UP
 """
     )
+    # to be asked for and counted; there is nothing behind them
+    (folder / "gres.conf").write_text("Name=gpu Count=2\n")
     before = os.environ.copy()
     os.environ.update(SLURM_CONF=str(conf), PATH=path)
     daemons = []

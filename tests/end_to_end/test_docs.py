@@ -11,8 +11,9 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -29,8 +30,9 @@ from slurm import slurm
 from small import RECIPE, clip
 
 import avarnet
+import manifests
 from extract.synthetic import make_clip
-from features import pack
+from features import Features, Recipe, pack
 from manifests import Clip, write
 
 ROOT = Path(avarnet.__file__).parent
@@ -40,7 +42,7 @@ OTHERS = {"--nthreads"}  # options of other programs that the pages name
 FENCE = re.compile(r"^```(\S+)?(?: (\S+))?$")
 EXIT_CODE = re.compile(r"^(.*\S)\s+# exit code (\d)\b.*$")
 PRELUDE = r"""set -euo pipefail; ends_with() { local c=0; "${@:2}" || c=$?; [ $c = $1 ]; }; """
-TRAPS = r"""PS4='+ line $LINENO: '; trap 'echo "FAILED line $LINENO: $BASH_COMMAND" >&2' ERR; set -x;"""
+TRAPS = r"""PS4='+ line $LINENO (${SECONDS} s): '; trap 'echo "FAILED line $LINENO: $BASH_COMMAND" >&2' ERR; set -x;"""
 
 
 def script(page: str) -> tuple[str, int]:
@@ -124,13 +126,96 @@ def readme(folder: Path, environment: dict[str, str], stack: ExitStack) -> None:
 
 def tutorial(folder: Path, environment: dict[str, str], stack: ExitStack) -> None:
     some_videos(folder, 4)
-    make_clip(folder / "new" / "siren.mp4", "Police siren", 90, seconds=1.0)
-    (folder / "new" / "siren.ts").write_bytes(whole(transport_stream(folder / "new" / "siren.mp4")))
+    siren = make_clip(folder / "new" / "siren.mp4", "Police siren", 90, seconds=1.0)
+    (folder / "camera.ts").write_bytes(whole(transport_stream(siren)))
+
+
+def xd_violence(folder: Path, environment: dict[str, str], stack: ExitStack) -> None:
+    """A few clips, named, sized and annotated as the real ones; what is violent is brighter."""
+    rng = np.random.default_rng(0)
+    for name in ("i3d", "vggish", "lists"):
+        (folder / name).mkdir()
+    lists: dict[str, list[str]] = {"train": [], "test": [], "annotations": []}
+    for number in range(24):
+        code, split = ("A", "B1-0-0", "A", "G-B2-0")[number % 4], ("train", "test")[number >= 16]
+        name = f"v=film{number:02d}__#1_label_{code}"
+        rows = 24 + number
+        violent = np.zeros(rows, bool)
+        violent[8:16] = code != "A"
+        for crop in range(5):
+            rgb = rng.normal(violent[:, None], 1, (rows, 1024)).astype(np.float32)
+            np.save(folder / "i3d" / f"{name}__{crop}.npy", rgb)
+        sound = rng.normal(violent[:, None], 1, (rows - 1, 128)).astype(np.float32)
+        np.save(folder / "vggish" / f"{name}__vggish.npy", sound)
+        lists[split].append(f"{name}.mp4")
+        if split == "test" and code != "A":
+            lists["annotations"].append(f"{name} {8 * 16} {16 * 16}")
+    for title, lines in lists.items():
+        (folder / "lists" / f"{title}.txt").write_text("\n".join(lines) + "\n")
+
+
+def on_slurm(folder: Path, environment: dict[str, str], stack: ExitStack) -> None:
+    some_videos(folder, 2)
+    broken = folder / "videos" / "Crash" / "001.mp4"
+    (folder / "originals" / "Crash").mkdir(parents=True)
+    broken.rename(folder / "originals" / "Crash" / "001.mp4")
+    broken.write_bytes((folder / "originals" / "Crash" / "001.mp4").read_bytes()[:2000])
+    daemons = folder.parent / "slurm"
+    daemons.mkdir()
+    stack.enter_context(slurm(daemons))
+    environment["SLURM_CONF"] = os.environ["SLURM_CONF"]
+
+
+def sharing(folder: Path, environment: dict[str, str], stack: ExitStack) -> None:
+    clips = {
+        f"{name}/{number:03d}": clip(8, 10 * kind + number)
+        for kind, name in enumerate(CLASSES)
+        for number in range(1, 7)
+    }
+    others = {f"Crash/{number:03d}": clip(8, 100 + number) for number in range(11, 14)}
+    pack(folder / "store", clips.items(), RECIPE)
+    pack(folder / "theirs", others.items(), RECIPE)
+    flow = Recipe(0.25, "fp32", {"flow": {"features": 3}}, {})
+    renamed = {i: replace_streams(c) for i, c in clips.items()}
+    pack(folder / "flow-store", renamed.items(), flow)
+    splits = ("train", "train", "train", "train", "val", "test")
+    listed = {i: splits[int(i[-1]) - 1] for i in clips} | dict.fromkeys(others, "train")
+    write(
+        folder / "videos.jsonl",
+        [Clip(i, f"{i}.mp4", (i.split("/")[0],), split=side) for i, side in listed.items()],
+    )
+    (folder.parent / "served" / "team").mkdir(parents=True)
+    port = stack.enter_context(servers.s3(folder.parent / "served"))
+    environment["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
+    environment["AWS_ACCESS_KEY_ID"] = servers.KEY
+    environment["AWS_SECRET_ACCESS_KEY"] = servers.SECRET
+
+
+def replace_streams(features: Features) -> Features:
+    """Return a clip whose picture is called flow, without its sound."""
+    return replace(
+        features,
+        streams={"flow": features.streams["video"]},
+        valid={"flow": features.valid["video"]},
+    )
+
+
+def backbones(folder: Path, environment: dict[str, str], stack: ExitStack) -> None:
+    some_videos(folder)
+    make_clip(folder / "new.mp4", "Crash", 91, seconds=1.0)
+    clips = manifests.from_folders(folder / "videos", folder)
+    write(folder / "videos.jsonl", clips)
+    held = {listed.id: clip(4, number) for number, listed in enumerate(clips)}
+    pack(folder / "old-store", ((i, replace(c, source="")) for i, c in held.items()), RECIPE)
 
 
 PREPARE: dict[str, Callable[[Path, dict[str, str], ExitStack], None]] = {
     "README.md": readme,
+    "backbones.md": backbones,
+    "sharing.md": sharing,
+    "slurm.md": on_slurm,
     "tutorial.md": tutorial,
+    "xd-violence.md": xd_violence,
 }
 
 
