@@ -11,12 +11,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import click
 import numpy as np
 import pytest
 import servers
@@ -39,6 +39,8 @@ ROOT = Path(avarnet.__file__).parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CLASSES = ("Crash", "Explosion", "Normal", "Police siren")
 OTHERS = {"--nthreads"}  # options of other programs that the pages name
+NAMED = re.compile(r"(?m)(?:^ *|[`'(])avarnet +([a-z-][^`'#\n]*)")
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 FENCE = re.compile(r"^```(\S+)?(?: (\S+))?$")
 EXIT_CODE = re.compile(r"^(.*\S)\s+# exit code (\d)\b.*$")
 PRELUDE = r"""set -euo pipefail; ends_with() { local c=0; "${@:2}" || c=$?; [ $c = $1 ]; }; """
@@ -145,7 +147,7 @@ def xd_violence(folder: Path, environment: dict[str, str], stack: ExitStack) -> 
         for crop in range(5):
             rgb = rng.normal(violent[:, None], 1, (rows, 1024)).astype(np.float32)
             np.save(folder / "i3d" / f"{name}__{crop}.npy", rgb)
-        sound = rng.normal(violent[:, None], 1, (rows - 1, 128)).astype(np.float32)
+        sound = rng.normal(violent[:-1, None], 1, (rows - 1, 128)).astype(np.float32)
         np.save(folder / "vggish" / f"{name}__vggish.npy", sound)
         lists[split].append(f"{name}.mp4")
         if split == "test" and code != "A":
@@ -241,3 +243,31 @@ def test_a_page_runs(page: Path, machine: dict[str, str], tmp_path: Path) -> Non
     assert done.returncode == 0, f"{page.name} fails at the line named last:\n{last}"
     assert "Traceback" not in done.stdout, f"{page.name}:\n{last}"
     print(done.stdout)
+
+
+def commands_below(command: Any, name: str = "avarnet") -> Iterator[tuple[str, set[str]]]:
+    """Yield the name and the options of a command and of all below it."""
+    yield name, {"--help", *(option for one in command.params for option in one.opts)}
+    for word, below in getattr(command, "commands", {}).items():
+        yield from commands_below(below, f"{name} {word}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_names_exists(page: Path) -> None:
+    """In blocks and in the text: the commands, and the options that are shown with them."""
+    there = dict(commands_below(typer.main.get_command(avarnet.app)))
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ").replace(r"\|", "|")
+    shown = [words.split() for words in NAMED.findall(text)]
+    assert shown
+    for words in shown:
+        deep = 1 + (words[0] in ("features", "manifest"))
+        for last in words[deep - 1].split("|"):
+            name = " ".join(["avarnet", *words[: deep - 1], last])
+            if name.startswith("avarnet --"):
+                name = "avarnet"
+            assert name in there, f"{page.name}: there is no {name!r}"
+            for option in OPTION.findall(" ".join(words)):
+                assert option in there[name], f"{page.name}: {name!r} has no {option}"
+    everywhere = set().union(*there.values()) | OTHERS
+    unknown = set(OPTION.findall(text)) - everywhere
+    assert not unknown, f"{page.name}: no command has {', '.join(sorted(unknown))}"
