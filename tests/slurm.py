@@ -77,8 +77,8 @@ PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
 PartitionName=gpu Nodes={host} MaxTime=INFINITE State=UP
 """
     )
-    # to be asked for and counted; there is nothing behind them
-    (folder / "gres.conf").write_text("Name=gpu Count=2\n")
+    # to be asked for and counted: each must have a file, whatever it is
+    (folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
     before = os.environ.copy()
     os.environ.update(SLURM_CONF=str(conf), PATH=path)
     daemons = []
