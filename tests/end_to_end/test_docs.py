@@ -43,8 +43,16 @@ NAMED = re.compile(r"(?m)(?:^ *|[`'(])avarnet +([a-z-][^`'#\n]*)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 FENCE = re.compile(r"^```(\S+)?(?: (\S+))?$")
 EXIT_CODE = re.compile(r"^(.*\S)\s+# exit code (\d)\b.*$")
-PRELUDE = r"""set -euo pipefail; ends_with() { local c=0; "${@:2}" || c=$?; [ $c = $1 ]; }; """
-TRAPS = r"""PS4='+ line $LINENO (${SECONDS} s): '; trap 'echo "FAILED line $LINENO: $BASH_COMMAND" >&2' ERR; set -x;"""
+# in one line, as the page begins in the first one; `set -x` says each command and its line
+BEFORE = "; ".join(
+    (
+        "set -euo pipefail",
+        'ends_with() { local code=0; "${@:2}" || code=$?; [ $code = $1 ]; }',
+        "PS4='+ line $LINENO (${SECONDS} s): '",
+        """trap 'echo "FAILED line $LINENO: $BASH_COMMAND" >&2' ERR""",
+        "set -x; ",
+    )
+)
 
 
 def script(page: str) -> tuple[str, int]:
@@ -66,7 +74,7 @@ def script(page: str) -> tuple[str, int]:
         else:
             lines.append(line if block == "file" else "")
     assert block is None, "a block is not closed"
-    lines[0] = PRELUDE + TRAPS + lines[0]
+    lines[0] = BEFORE + lines[0]
     return "\n".join(lines) + "\n", blocks
 
 
@@ -239,10 +247,9 @@ def test_a_page_runs(page: Path, machine: dict[str, str], tmp_path: Path) -> Non
             text=True,
             errors="replace",
         )
-    last = done.stdout[-6000:]
-    assert done.returncode == 0, f"{page.name} fails at the line named last:\n{last}"
-    assert "Traceback" not in done.stdout, f"{page.name}:\n{last}"
-    print(done.stdout)
+    said = done.stdout
+    assert done.returncode == 0, f"{page.name}: {said[said.rfind('FAILED line') :]}{said[-6000:]}"
+    assert "Traceback" not in said, f"{page.name}:\n{said}"
 
 
 def commands_below(command: Any, name: str = "avarnet") -> Iterator[tuple[str, set[str]]]:
