@@ -46,6 +46,7 @@ def slurm(folder: Path) -> Iterator[None]:
         subprocess.run(["runuser", "-u", "munge", "--", "/usr/sbin/munged", "--force"], check=True)
     host = socket.gethostname().split(".")[0]
     control, node = free_ports(2)
+    cores = max(2, os.cpu_count() or 1)
     for name in ("state", "spool"):
         (folder / name).mkdir()
     conf = folder / "slurm.conf"
@@ -62,6 +63,8 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 ReturnToService=2
+GresTypes=gpu
+SlurmdParameters=config_overrides
 KillWait=2
 MpiDefault=none
 StateSaveLocation={folder}/state
@@ -70,10 +73,13 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
-NodeName={host} NodeAddr=127.0.0.1 CPUs={max(2, os.cpu_count() or 1)} RealMemory=3000 State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} RealMemory=16000 Gres=gpu:2 State=UNKNOWN
 PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
+PartitionName=gpu Nodes={host} MaxTime=INFINITE State=UP
 """
     )
+    # to be asked for and counted: each must have a file, whatever it is
+    (folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
     before = os.environ.copy()
     os.environ.update(SLURM_CONF=str(conf), PATH=path)
     daemons = []
