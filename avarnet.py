@@ -1810,6 +1810,15 @@ def demo(
     import train as stage2
     from extract.synthetic import make_clip, make_videos
 
+    happened = Table("step", "result", "seconds")
+    begun = time.monotonic()
+
+    def note(step: str, result: str) -> None:
+        nonlocal begun
+        now = time.monotonic()
+        happened.add_row(step, result, f"{now - begun:.1f}")
+        begun = now
+
     out.print("1. Making small videos with sound: ten classes, some clips without a sound track")
     videos = folder / "videos"
     make_videos(videos)
@@ -1818,21 +1827,33 @@ def demo(
     clips = manifests.from_folders(videos, folder)
     clips = manifests.assign_split(clips, test=0.3, val=0.15)
     manifests.write(manifest, clips)
+    note("videos", f"{len(clips)} clips of {len({clip.label for clip in clips})} classes")
     out.print(f"2. Extracting the features of {len(clips)} clips, once")
     recipe = stage1.make_recipe("mobilevit_xxs", weights="random")
     _say_random(recipe)
     summary = _extract(clips, folder, store, recipe)
     _print_summary(summary, store)
+    note("extract", f"{len(features.Store(store))} clips in {_plain(str(store))}")
     out.print("3. Training the MTCN from the store alone")
     if run.exists():
         shutil.rmtree(run)
     trained = _train(clips, features.Store(store), run, stage2.Config(), manifest)
+    note("train", f"{len(trained.history())} epochs")
     out.print("4. Evaluating it on the clips held out")
-    _print_metrics(_evaluate(trained), trained)
+    metrics = _evaluate(trained)
+    _print_metrics(metrics, trained)
+    accuracy = metrics["model"]["accuracy"]["value"]
+    note("evaluate", f"accuracy {accuracy:.2f} of {metrics['model']['clips']} clips, chance 0.10")
     out.print("5. Scoring a clip it has never seen (a synthetic police siren)")
     clip = stage1.Extractor(recipe)(unseen)
-    _print_prediction(unseen, clip, stage2.Predictor(trained)(clip))
-    out.print(f"\nEverything is in {_plain(str(folder))}: manifest.jsonl, store, run.")
+    predictor = stage2.Predictor(trained)
+    answer = predictor(clip)
+    _print_prediction(unseen, clip, answer)
+    page = folder / "unseen.html"
+    _write_page(page, unseen, clip, predictor, answer, quiet=True)
+    note("predict", f"{_plain(answer.label)} ({answer.confidence:.2f}); {_plain(str(page))}")
+    out.print(happened)
+    out.print(f"Everything is in {_plain(str(folder))}: manifest.jsonl, store, run.")
     out.print(
         "These backbones were random. For real work leave out '--weights random': "
         "'avarnet extract MANIFEST STORE' takes the pretrained networks from the hub, its cache, "
