@@ -6,6 +6,7 @@ import csv
 import importlib
 import importlib.util
 import json
+import os
 import platform
 import re
 import shlex
@@ -50,6 +51,7 @@ DONE, FAILED, SOME_FAILED, ANOMALY = 0, 1, 3, 4  # exit codes; 2, wrong usage, i
 VIDEO_MODEL, AUDIO_MODEL = "mobilevit_s", "facebook/wav2vec2-base"
 WEIGHTS_OPTIONS = ("--video-weights FILE", "--audio-model FOLDER")
 BYTES_AN_HOUR = 1408 * 2 * 4 * 3600  # of video, by these networks in float16, 4 snippets a second
+FEW_A_CLASS = 3  # validation clips of each class, below which a run is told so
 LITTLE_ROOM = 2**30  # bytes; a few shards
 OPTIONAL = {  # extra -> what tells that it is installed, and what needs it
     "flow": ("cv2", "extract --stream flow"),
@@ -1038,6 +1040,12 @@ def train(
         resume=resume,
         tensorboard=tensorboard,
     )
+    fewest = min(len(part.val) for part in trained.parts)
+    if fewest < FEW_A_CLASS * len(trained.classes) and not as_json:
+        out.print(
+            f"[yellow]only {_counted(fewest, 'validation clip')}[/], of {len(trained.classes)} "
+            "classes: chance has a say in which epoch is the best"
+        )
     best = [
         max(rows, key=lambda row: (row["val_recall"], -row["val_loss"]))
         for rows in _by_model(trained.history())
@@ -1570,14 +1578,13 @@ def _pages(files: list[Path], html: Path | None) -> dict[Path, Path]:
         if len(files) > 1:
             fail(f"--html {html}: there are several videos; give a folder for their pages")
         return {files[0]: html}
-    stems = Counter(file.stem for file in files)
-    pages: dict[Path, Path] = {}
-    for file in files:
-        name = file.stem if stems[file.stem] == 1 else "-".join(file.with_suffix("").parts[-3:])
-        pages[file] = html / f"{name.replace('/', '')}.html"
-    if len(set(pages.values())) < len(files):
-        fail(f"--html {html}: two videos would have the same page; score them one by one")
-    return pages
+    names = [file.stem for file in files]
+    if len(set(names)) < len(names):  # where names alone are not enough, all have their path
+        above = os.path.commonpath([file.resolve().parent for file in files])
+        names = [os.path.relpath(file.resolve(), above).replace(os.sep, "-") for file in files]
+    if len(set(names)) < len(names):
+        fail(f"--html {html}: two videos would have the same page; give folders of their own")
+    return {file: html / f"{name}.html" for file, name in zip(files, names, strict=True)}
 
 
 def _write_page(
@@ -1621,7 +1628,7 @@ def _print_prediction(video: Path, clip: Features, answer: Prediction) -> None:
     elif not answer.intervals:
         out.print(f"  no anomaly; the highest score is {answer.anomaly.max():.2f}")
     else:
-        table = Table("from", "to", "class", "peak score")
+        table = Table("from", "to", "class", "anomaly, at most")
         for start, end, label, score in answer.intervals:
             table.add_row(_clock(start, 1), _clock(end, 1), _plain(label), f"{score:.2f}")
         out.print(table)

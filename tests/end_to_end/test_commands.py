@@ -188,9 +188,9 @@ def test_predict_tells_intervals_and_writes_pages(project: dict[str, Any], tmp_p
     assert all(float(row["end"]) > 0.5 and row["class"] for row in rows)
     said = avarnet("predict", run, videos, "--html", tmp_path / "pages")
     assert {page.stem for page in (tmp_path / "pages").iterdir()} == {
-        "b",
-        "videos-one-a",
-        "videos-two-a",
+        "b.mp4",
+        "one-a.mp4",
+        "two-a.mp4",
     }
     assert said.count("page: ") == 3
     assert "several" in avarnet("predict", run, videos, "--html", tmp_path / "x.html", code=1)
