@@ -1850,7 +1850,7 @@ def demo(
     metrics = _evaluate(trained)
     _print_metrics(metrics, trained)
     accuracy = metrics["model"]["accuracy"]["value"]
-    note("evaluate", f"accuracy {accuracy:.2f} of {metrics['model']['clips']} clips, chance 0.10")
+    note("evaluate", f"accuracy {accuracy:.2f} of {metrics['model']['clips']} clips")
     out.print("5. Scoring a clip it has never seen (a synthetic police siren)")
     clip = stage1.Extractor(recipe)(unseen)
     predictor = stage2.Predictor(trained)
