@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
-import sys
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -21,7 +19,6 @@ from transformers import (
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
 )
-from transformers.utils.logging import disable_progress_bar
 
 from extract.backbones import (
     SoundBackbone,
@@ -30,6 +27,7 @@ from extract.backbones import (
     cache_first,
     freeze,
     no_weights,
+    quiet_transformers,
     seeded,
     weights_hash,
 )
@@ -155,9 +153,7 @@ def parse_layers(text: str, depth: int) -> list[int]:
 
 def _load(source: dict[str, Any]) -> tuple[PreTrainedModel, Wav2Vec2FeatureExtractor]:
     name = source["name"]
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    if not sys.stderr.isatty():
-        disable_progress_bar()  # transformers draws it into pipes and logs too
+    quiet_transformers()
     try:
         config = _config(name, source["weights"])
         if not (hasattr(config, "conv_stride") and hasattr(config, "conv_kernel")):

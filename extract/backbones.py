@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import sys
 import urllib.error
 import urllib.request
@@ -23,6 +24,7 @@ import torch
 from huggingface_hub import constants as hub
 from numpy.typing import NDArray
 from torch import nn
+from transformers.utils.logging import disable_progress_bar
 
 from extract.reader import Prepare
 
@@ -145,6 +147,13 @@ def cache_first(load: Callable[[], Any]) -> Any:
     finally:
         hub.HF_HUB_OFFLINE = told_offline
     return load()
+
+
+def quiet_transformers() -> None:
+    """Keep what transformers says of a checkpoint, and its bars, from where nobody looks."""
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # transformers draws it into pipes and logs too
 
 
 def hub_answers() -> bool:

@@ -6,7 +6,6 @@ a picture and its caption point into the same direction.
 
 from __future__ import annotations
 
-import logging
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +27,7 @@ from extract.backbones import (
     cache_first,
     freeze,
     no_weights,
+    quiet_transformers,
     seeded,
     weights_hash,
 )
@@ -107,7 +107,7 @@ class Clip:
 
 
 def _load(name: str, weights: str) -> tuple[CLIPModel, CLIPImageProcessor]:
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    quiet_transformers()
     try:
         # with random weights, the usual network needs no download
         usual = name == MODEL and weights == "random"

@@ -12,12 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from extract.audio import LAST, Listening
-from extract.backbones import (
-    FrameBackbone,
-    SoundBackbone,
-    WeightsError,
-    load_backbone,
-)
+from extract.backbones import FrameBackbone, SoundBackbone, WeightsError, load_backbone
 from extract.decode import ClipError
 from extract.reader import (
     MEMORY_BYTES,

@@ -24,12 +24,14 @@ class Judged(NamedTuple):
     Attributes:
         id: of the clip.
         label: its class.
+        predicted: the class it is taken for.
         probabilities: (classes,) of the clip.
         snippets: (T, classes) of every snippet.
     """
 
     id: str
     label: str
+    predicted: str
     probabilities: NDArray[np.float32]
     snippets: NDArray[np.float32]
 
@@ -52,7 +54,13 @@ class Answers(NamedTuple):
     def each(self, run: Run, data: Clips) -> list[Judged]:
         """Return the clips one by one, with the average of what the seeds say."""
         return [
-            Judged(data.ids[index], run.labels[data.ids[index]], whole, snippets.mean(0))
+            Judged(
+                data.ids[index],
+                run.labels[data.ids[index]],
+                run.classes[whole.argmax()],
+                whole,
+                snippets.mean(0),
+            )
             for index, whole, snippets in zip(
                 self.held, self.clips.mean(0), self.snippets, strict=True
             )

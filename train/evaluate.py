@@ -73,7 +73,9 @@ def judge_run(run: Run, store: Store | Joined) -> Evaluation:
         "task": run.config.task,
         "held_out": "test" if tested else "validation",
         "parts": len(run.parts),
-        "without": {name: measure(run, data.without(name), tested) for name in several},
+        "without": {
+            name: measure(run, _clips(run, data.without(name), tested)) for name in several
+        },
         "missing_streams": _missing(data, {clip.id for clip in clips}),
         **figures,
     }
@@ -87,15 +89,15 @@ def _missing(data: Clips, held: set[str]) -> dict[str, int]:
     return {name: sum(not valid[name].any() for valid in there) for name in data.sizes}
 
 
-def _accuracy(run: Run, data: Clips, tested: bool) -> float:
-    clips = [clip for answers in answers_of(run, data, tested) for clip in answers.each(run, data)]
-    return float(
-        np.mean([run.classes[clip.probabilities.argmax()] == clip.label for clip in clips])
-    )
+def _clips(run: Run, data: Clips, tested: bool) -> list[Judged]:
+    return [clip for answers in answers_of(run, data, tested) for clip in answers.each(run, data)]
 
 
-def _average_precision(run: Run, data: Clips, tested: bool) -> float | None:
-    clips = [clip for answers in answers_of(run, data, tested) for clip in answers.each(run, data)]
+def _accuracy(run: Run, clips: list[Judged]) -> float:
+    return float(np.mean([clip.predicted == clip.label for clip in clips]))
+
+
+def _average_precision(run: Run, clips: list[Judged]) -> float | None:
     truth, scores = [run.truth[clip.id] for clip in clips], [clip.snippets[:, 1] for clip in clips]
     ap: float | None = frame_figures(truth, scores, run.recipe.snippet_seconds)["ap"]
     return ap
@@ -121,9 +123,8 @@ def _recognition(run: Run, data: Clips, tested: bool) -> tuple[dict[str, Any], l
         table = csv.writer(file)
         table.writerow(["clip", "label", "predicted", "linear", *run.classes])
         for clip, by_line in zip(clips, linear.argmax(1), strict=True):
-            names = (run.classes[k] for k in (clip.probabilities.argmax(), by_line))
             p = (f"{value:.6f}" for value in clip.probabilities)
-            table.writerow([clip.id, clip.label, *names, *p])
+            table.writerow([clip.id, clip.label, clip.predicted, run.classes[by_line], *p])
     figures = {
         "model": recognition(truth, model, run.classes, run.config.seed),
         "linear": recognition(truth, linear, run.classes, run.config.seed),

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import balanced_accuracy_score
 
+from train.segments import stretches_above
+
 LEVELS = 20  # of the upper threshold that are tried
 LOWER = (1.0, 0.75, 0.5)  # of the upper threshold: where an interval may go on
 SHORTEST = (1, 2, 4, 8)  # snippets
@@ -154,8 +156,7 @@ def _stretches(
     scores: NDArray[np.float32], high: float, low: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the first snippets and the last ones + 1 of where (T,) is `low`, and once `high`."""
-    above = np.concatenate([[False], scores >= low, [False]])
-    first, last = np.flatnonzero(above[1:] != above[:-1]).reshape(-1, 2).T
+    first, last = stretches_above(scores, low).T
     peaks = np.array([]) if not len(first) else np.maximum.reduceat(scores, first)
     # reduceat goes on to the next stretch; what lies between is lower than any peak
     return first[peaks >= high], last[peaks >= high]

@@ -47,7 +47,7 @@ def write_prediction_page(
             *((f"without {n}", w) for n, w in without.items()),
         )
     }
-    measure = f"{answer.label}" if answer.anomaly is None else "anomaly"
+    measure = answer.label if answer.anomaly is None else "anomaly"
     notes = [
         f"This clip has no {n}: it was answered without."
         for n in clip.valid

@@ -174,12 +174,11 @@ def _detection(run: Run, metrics: dict[str, Any]) -> dict[str, Any]:
 
 def _mistakes(run: Run, evaluation: Evaluation) -> list[tuple[str, str, list[tuple[Judged, str]]]]:
     """Return the most confident mistakes of recognition, each with what is said of it."""
-    wrong = [c for c in evaluation.clips if run.classes[c.probabilities.argmax()] != c.label]
+    wrong = [c for c in evaluation.clips if c.predicted != c.label]
     wrong.sort(key=lambda clip: -clip.probabilities.max())
     shown = []
     for clip in wrong[:EXAMPLES]:
-        taken = run.classes[clip.probabilities.argmax()]
-        says = f"is {clip.label}, taken for {taken} ({clip.probabilities.max():.2f})"
+        says = f"is {clip.label}, taken for {clip.predicted} ({clip.probabilities.max():.2f})"
         shown.append((clip, says))
     return [
         ("Mistakes", f"{len(wrong)} of {len(evaluation.clips)}; the most confident first.", shown)
@@ -211,7 +210,7 @@ def _example(run: Run, clip: Judged, says: str, look: Callable[[str], Look | Non
     step = run.recipe.snippet_seconds
     seconds = len(clip.snippets) * step
     middles = (np.arange(len(clip.snippets)) + 0.5) * step
-    shown = {run.classes[clip.probabilities.argmax()]: LINEAR, clip.label: MODEL}
+    shown = {clip.predicted: LINEAR, clip.label: MODEL}
     if clip.id in run.truth:
         shown = {run.classes[1]: LINEAR}
     traces: list[Any] = [
@@ -273,7 +272,7 @@ def _map(run: Run, evaluation: Evaluation) -> tuple[str, int]:
     seed = run.config.seed
     points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(rows)
     labels = np.array([_shown_label(run, clip) for clip in clips])
-    right = np.array([run.classes[clip.probabilities.argmax()] == clip.label for clip in clips])
+    right = np.array([clip.predicted == clip.label for clip in clips])
     traces = [
         go.Scatter(
             x=points[labels == label, 0],

@@ -16,6 +16,12 @@ RECALL = 0.8  # of the annotated anomalies, at which false alarms are counted
 Segment = tuple[float, float]  # from, to, in seconds
 
 
+def stretches_above(scores: NDArray[np.float32], threshold: float) -> NDArray[np.int64]:
+    """Return (stretches, 2): first snippet, and last + 1, of where (T,) is at least `threshold`."""
+    above = np.concatenate([[False], scores >= threshold, [False]])
+    return np.flatnonzero(above[1:] != above[:-1]).reshape(-1, 2)
+
+
 def runs_above(
     scores: NDArray[np.float32], threshold: float, snippet_seconds: float
 ) -> list[Segment]:
@@ -24,8 +30,7 @@ def runs_above(
     >>> runs_above(np.array([0.1, 0.9, 0.8, 0.2, 0.7], np.float32), 0.5, 0.25)
     [(0.25, 0.75), (1.0, 1.25)]
     """
-    above = np.concatenate([[False], scores >= threshold, [False]])
-    edges = np.flatnonzero(above[1:] != above[:-1]).reshape(-1, 2) * snippet_seconds
+    edges = stretches_above(scores, threshold) * snippet_seconds
     return [(float(first), float(last)) for first, last in edges]
 
 
