@@ -23,7 +23,9 @@ from train.report import Look, write_comparison, write_report
 
 RECIPE = Recipe(0.25, "fp32", {"video": {"features": 6}, "audio": {"features": 4}})
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-HOSTILE = "<img src=x onerror=alert(1)> </script>"  # a label and an id that must stay text
+HOSTILE = (
+    "<img src=x onerror=alert(1)> </script> `${alert(2)}`"  # a label and an id that must stay text
+)
 WIDTHS = [1200, 390]  # a desktop's and a phone's
 CURSOR = "document.querySelector('#timeline .plotly-graph-div').layout.shapes[0].x0"
 
@@ -147,6 +149,18 @@ def test_the_player_and_its_curve_agree(
     visit.page.keyboard.press(" ")
     visit.page.wait_for_function("video.paused")
     visit.check(page, film)
+
+
+def test_the_name_of_a_class_is_never_part_of_the_program(
+    run: Run, film: Path, browser: Browser, tmp_path: Path
+) -> None:
+    clip = features(2, 1)
+    label = HOSTILE if HOSTILE in run.classes else "anomaly"
+    answer = Predictor(run)(clip)._replace(label=label, anomaly=None)  # no normal class
+    write_prediction_page(tmp_path / "page.html", film, clip, run, answer, {})
+    visit = Visit(browser, tmp_path / "page.html", 1200)
+    assert label in visit.page.inner_text("#now")
+    visit.check(tmp_path / "page.html", film)
 
 
 def test_a_film_that_cannot_be_played_leaves_a_page_that_can_be_read(
