@@ -142,7 +142,7 @@ def of_ours(
     for _ in range(config.epochs):
         plan = list(clips.shuffled([sides.train], training.batch_size, training.rng))
         for part in np.array_split(np.arange(len(plan)), POINTS):
-            seconds += timed(training._step, [plan[number] for number in part])
+            seconds += timed(training.step, [plan[number] for number in part])
             model = training._model(training.average, 0)
             log_p, _ = score(model, clips, sides.val, cpu)
             curve.append((seconds, float((log_p.argmax(1) == targets[sides.val]).mean())))
@@ -152,9 +152,9 @@ def of_ours(
     from_store = clips.batch
     full, memory = [], []
     for _ in range(ROUNDS):
-        full.append(timed(again._step, plan))
+        full.append(timed(again.step, plan))
         clips.batch = lambda indices: ready[np.asarray(indices).tobytes()]  # type: ignore
-        memory.append(timed(again._step, plan))
+        memory.append(timed(again.step, plan))
         clips.batch = from_store  # type: ignore[method-assign]
     epoch = seconds / config.epochs
     return epoch, epoch * min(memory) / min(full), curve

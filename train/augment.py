@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from train.chance import seeds, uniform
 from train.config import Config
 from train.data import Batch
 
@@ -19,16 +20,16 @@ def augment(batch: Batch, config: Config) -> Batch:
     if config.time_mask:
         batch = _blanked(batch, _stretch(batch.mask, config.time_mask))
     if config.snippet_dropout:
-        batch = _blanked(batch, torch.rand(batch.mask.shape) < config.snippet_dropout)
+        batch = _blanked(batch, uniform(*batch.mask.shape) < config.snippet_dropout)
     return batch
 
 
 def time_crop(batch: Batch, least: float) -> Batch:
     """Cut each clip to a random stretch of a share between `least` and all of it."""
     length = batch.mask.sum(1)
-    share = least + (1 - least) * torch.rand(len(length))
+    share = least + (1 - least) * uniform(len(length))
     kept = (length * share).ceil().long()
-    first = (torch.rand(len(length)) * (length - kept + 1)).long()
+    first = (uniform(len(length)) * (length - kept + 1)).long()
     longest = int(kept.max())
     at = torch.arange(longest)[None]
     mask = at < kept[:, None]
@@ -53,7 +54,7 @@ def mixup(batch: Batch, targets: Tensor, alpha: float, models: int) -> tuple[Bat
         models: how many.
     """
     clips = len(targets)
-    own = torch.rand(models, clips // models).argsort(1)
+    own = uniform(models, clips // models).argsort(1)
     other = (own + torch.arange(models)[:, None] * own.shape[1]).flatten()
     share = torch.from_numpy(np.asarray(_beta(alpha, clips), np.float32))
     share = torch.maximum(share, 1 - share)  # the clip itself is always the larger part
@@ -71,15 +72,15 @@ def mixup(batch: Batch, targets: Tensor, alpha: float, models: int) -> tuple[Bat
 
 
 def _beta(alpha: float, count: int) -> np.ndarray:
-    rng = np.random.default_rng(int(torch.randint(2**31, ())))  # one source of chance: torch's
+    rng = np.random.default_rng(seeds(1)[0])  # one source of chance: torch's
     return rng.beta(alpha, alpha, count)
 
 
 def _stretch(mask: Tensor, most: float) -> Tensor:
     """Return (clips, time), true in a random stretch of each clip, of at most a share of it."""
     length = mask.sum(1)
-    span = (torch.rand(len(length)) * most * length).long()
-    first = (torch.rand(len(length)) * (length - span + 1)).long()
+    span = (uniform(len(length)) * most * length).long()
+    first = (uniform(len(length)) * (length - span + 1)).long()
     at = torch.arange(mask.shape[1])[None]
     return (at >= first[:, None]) & (at < (first + span)[:, None])
 

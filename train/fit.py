@@ -7,7 +7,8 @@ import ctypes
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -25,11 +26,12 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 
 from train.augment import augment, mixup
+from train.chance import drawing_from, seeds
 from train.config import Config, TrainError
 from train.data import Clips
 from train.detection import top_pool, weak_loss
 from train.loss import Pooling, mtcn_loss, pool
-from train.network import AVARNet
+from train.network import AVARNet, Reader
 
 MOST_LAYERS = 10  # as in the paper
 SMALLEST_BATCH, LARGEST_BATCH = 4, 16
@@ -100,9 +102,17 @@ def stack_size(clips: Clips, models: Sequence[Sides], config: Config) -> int:
     The steps of small models leave a core idle between operations; long clips do not. It depends
     on nothing but data and settings: the same command draws the same numbers on any machine.
     """
-    if config.model in ("lstm", "transformer") or config.fusion in ("bottleneck", "cross"):
-        return 1  # torch cannot stack them
+    if not _stackable(config):
+        return 1
     return int(np.clip(STACK_SNIPPETS // _snippets(clips, models[0].train, config), 1, len(models)))
+
+
+def _stackable(config: Config) -> bool:
+    """Return whether torch can stack such models, and they draw from `train.chance` alone."""
+    return config.model not in ("lstm", "transformer") and config.fusion not in (
+        "bottleneck",
+        "cross",
+    )
 
 
 def _snippets(clips: Clips, chosen: NDArray[np.int64], config: Config) -> float:
@@ -113,7 +123,7 @@ def _snippets(clips: Clips, chosen: NDArray[np.int64], config: Config) -> float:
 
 @contextmanager
 def _threads_for(snippets: float) -> Iterator[None]:
-    """Keep PyTorch to one thread where so many snippets at once are too few for more.
+    """Keep PyTorch in this thread to one of its own where so few snippets do not pay for more.
 
     Threads then mostly wait for each other; where another program keeps a core busy, two took
     thirty times as long as one.
@@ -134,8 +144,9 @@ def _keep_memory() -> None:
     time of steps over long clips.
     """
     with suppress(OSError, AttributeError):  # another C library
-        for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-            ctypes.CDLL("libc.so.6").mallopt(parameter, 2**30)
+        c = ctypes.CDLL("libc.so.6")
+        for parameter, value in ((-1, 2**30), (-3, 2**30), (-8, 1)):
+            c.mallopt(parameter, value)  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX
 
 
 def fit(
@@ -180,14 +191,13 @@ def fit(
                 on_epoch(number, epoch, best is None or epoch.rank > best)
                 best = epoch.rank if best is None else max(best, epoch.rank)
     saved = time.monotonic()
-    with _threads_for(len(models) * _snippets(clips, models[0].train, config)):
-        while not training.finished:
-            for number, epoch, better in training.epoch():
-                on_epoch(number, epoch, better)
-            due = training.finished or time.monotonic() - saved > SAVE_SECONDS
-            if checkpoint is not None and due:
-                training.save(checkpoint)
-                saved = time.monotonic()
+    while not training.finished:
+        for number, epoch, better in training.epoch():
+            on_epoch(number, epoch, better)
+        due = training.finished or time.monotonic() - saved > SAVE_SECONDS
+        if checkpoint is not None and due:
+            training.save(checkpoint)
+            saved = time.monotonic()
     return training.result()
 
 
@@ -214,7 +224,21 @@ class _Training:
                 model.streams.standardise(name, clips.moments(name, sides.train))
             model.to(device)
         self.streams = [model.streams for model in built]
-        self.reader = built[0].reader
+        # steps over many snippets are taken in two parts, for two threads: PyTorch's own threads
+        # share every single operation, and wait for each other hundreds of times in a step
+        self.snippets = len(models) * _snippets(clips, models[0].train, config)
+        split = (
+            len(models) == 1
+            and self.snippets >= STACK_SNIPPETS
+            and _stackable(config)
+            and device.type == "cpu"
+        )
+        # `functional_call` is for one thread at a time
+        self.readers = [copy.deepcopy(built[0].reader) for _ in range(1 + split)]
+        cores = torch.get_num_threads()
+        self.threads = None
+        if split and cores > 1:
+            self.threads = ThreadPoolExecutor(2, "step", torch.set_num_threads, (cores // 2,))
         self.params, _ = stack_module_state([model.reader for model in built])
         self.one_hot = F.one_hot(torch.from_numpy(targets), num_classes).float()
         self.class_weights = torch.ones(len(models), num_classes, device=device)
@@ -256,10 +280,8 @@ class _Training:
     def epoch(self) -> Iterator[tuple[int, Epoch, bool]]:
         """Train an epoch; yield number, figures and whether they are the best, of each model."""
         sets = [self._drawn(sides.train) for sides in self.models]
-        losses = [
-            self._step(indices) for indices in self.clips.shuffled(sets, self.batch_size, self.rng)
-        ]
-        mean = torch.stack(losses).mean(0).tolist()
+        steps = self.clips.shuffled(sets, self.batch_size, self.rng)
+        mean = torch.stack([self.step(indices) for indices in steps]).mean(0).tolist()
         for number, sides in enumerate(self.models):
             if self._stopped(number):
                 continue  # it is trained on with the others, but what comes of that is not kept
@@ -291,22 +313,28 @@ class _Training:
         chance = 1 / counts[self.targets[train]]
         return self.rng.choice(train, len(train), p=chance / chance.sum())
 
-    def _step(self, indices: NDArray[np.int64]) -> Tensor:
+    def step(self, indices: NDArray[np.int64]) -> Tensor:
         """Take one step with (models, clips); return the loss of each model."""
-        models, config = len(self.models), self.config
-        batch = augment(self.clips.batch(indices.flatten()), config)
-        shares = self.one_hot[indices.flatten()]
-        if config.mixup:
-            batch, shares = mixup(batch, shares, config.mixup, models)
-        batch = batch.to(self.device).stacked(models)
-        shares = shares.to(self.device).view(models, -1, shares.shape[1])
-        each = [ready(*batch.of(n)) for n, ready in enumerate(self.streams)]
-        x = torch.stack(each) if models > 1 else each[0][None]  # not a copy of what may be large
-        self.optimiser.zero_grad()
-        losses: Tensor = _each(self._loss, models)(
-            self.params, x, batch.mask, shares, self.class_weights
+        with _threads_for(0 if self.threads else self.snippets):
+            return self._step(indices)
+
+    def _step(self, indices: NDArray[np.int64]) -> Tensor:
+        parts = self._parts(indices)
+        answers = list(self._at_once(self._read, self.readers, parts, seeds(len(parts))))
+        # the loss is that of the whole step; only the models work part by part
+        longest = max(answer.logits.shape[-1] for answer in answers)
+        logits = torch.cat([_long(answer.logits, longest) for answer in answers], 2).detach()
+        mask = torch.cat([_long(answer.mask, longest) for answer in answers], 1)
+        shares = torch.cat([answer.shares for answer in answers], 1)
+        losses: Tensor = _each(self._loss, len(self.models))(
+            logits.requires_grad_(), mask, shares, self.class_weights
         )
-        losses.sum().backward()  # type: ignore[no-untyped-call]
+        (of_logits,) = torch.autograd.grad(losses.sum(), logits)
+        of_parts = of_logits.split([part.shape[1] for part in parts], 2)
+        gradients = self._at_once(self._gradients, answers, of_parts)
+        for value, *found in zip(self.params.values(), *gradients, strict=True):
+            # the fused optimiser does not look at strides
+            value.grad = sum(found[1:], found[0]).contiguous()
         self._limit_gradients()
         self.optimiser.step()
         self.schedule.step()
@@ -318,16 +346,45 @@ class _Training:
         self.steps += 1
         return losses.detach()
 
-    def _loss(
-        self,
-        params: dict[str, Tensor],
-        x: Tensor,
-        mask: Tensor,
-        shares: Tensor,
-        class_weights: Tensor,
-    ) -> Tensor:
+    def _parts(self, indices: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Return the clips of a step in parts that take equally long, of which few are padding."""
+        if len(self.readers) == 1 or indices.shape[1] == 1:
+            return [indices]
+        order = indices[:, np.argsort(self.clips.lengths[indices[0]], kind="stable")]
+        lengths = self.clips.lengths[order[0]]
+        count = np.arange(1, len(lengths))
+        cut = 1 + np.argmin(np.maximum(count * lengths[:-1], count[::-1] * lengths[-1]))
+        return [order[:, :cut], order[:, cut:]]
+
+    def _read(self, reader: Reader, indices: NDArray[np.int64], seed: int) -> _Answer:
+        """Show (models, clips) to their models."""
+        models, config = len(self.models), self.config
+        with drawing_from(seed):
+            batch = augment(self.clips.batch(indices.flatten()), config)
+            shares = self.one_hot[indices.flatten()]
+            if config.mixup:
+                batch, shares = mixup(batch, shares, config.mixup, models)
+            batch = batch.to(self.device).stacked(models)
+            shares = shares.to(self.device).view(models, -1, shares.shape[1])
+            each = [ready(*batch.of(n)) for n, ready in enumerate(self.streams)]
+            x = torch.stack(each) if models > 1 else each[0][None]  # not a copy: it may be large
+
+            def logits(params: dict[str, Tensor], x: Tensor, mask: Tensor) -> Tensor:
+                return functional_call(reader, params, (x, mask))
+
+            return _Answer(_each(logits, models)(self.params, x, batch.mask), batch.mask, shares)
+
+    def _gradients(self, answer: _Answer, of_logits: Tensor) -> tuple[Tensor, ...]:
+        """Return the gradients of the weights, given those of a part's logits."""
+        of_logits = of_logits[..., : answer.logits.shape[-1]]
+        return torch.autograd.grad(answer.logits, tuple(self.params.values()), of_logits)
+
+    def _at_once(self, function: Callable[..., Any], *each: Iterable[Any]) -> Iterator[Any]:
+        """Call a function for each part, in threads where there are cores for them."""
+        return self.threads.map(function, *each) if self.threads else map(function, *each)
+
+    def _loss(self, logits: Tensor, mask: Tensor, shares: Tensor, class_weights: Tensor) -> Tensor:
         """Return the loss of one model."""
-        logits = functional_call(self.reader, params, (x, mask))
         config = self.config
         return LOSS[config.task](
             logits,
@@ -420,6 +477,19 @@ class _Training:
             raise TrainError(
                 f"{file} cannot be gone on from ({error}); delete it to train these models anew"
             ) from error
+
+
+class _Answer(NamedTuple):
+    """What models say of their clips: (models, stages, clips, classes, time), and of what clips."""
+
+    logits: Tensor
+    mask: Tensor  # (models, clips, time)
+    shares: Tensor  # (models, clips, classes)
+
+
+def _long(x: Tensor, time: int) -> Tensor:
+    """Pad the last dimension."""
+    return F.pad(x, (0, time - x.shape[-1]))
 
 
 def _each(function: Callable[..., Tensor], models: int) -> Callable[..., Tensor]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from train.chance import drawable, kept, uniform
 from train.config import ATTENTION_HEADS
 
 BOTTLENECKS = 4  # tokens through which the streams of a clip talk, as in the paper
@@ -48,7 +49,7 @@ class Streams(nn.Module):
         super().__init__()
         self.sizes = dict(sizes)
         self.out_sizes = [2 * size + 1 for size in sizes.values()]
-        self.dropout = dropout
+        self.dropout = drawable(dropout)
         self.stream_dropout = stream_dropout
         for name, size in sizes.items():
             for part in ("value", "change"):
@@ -101,7 +102,9 @@ class Streams(nn.Module):
     def _scale(self, name: str, part: str, rows: Tensor, out: Tensor) -> None:
         """Write (rows - mean) / scale of (batch, time, D), some features dropped in training."""
         rate = 1 / self.get_buffer(f"{name}_{part}_scale")
-        rate = F.dropout(rate.expand(len(rows), 1, -1), self.dropout, self.training)
+        if self.training and self.dropout:
+            rate = rate.expand(len(rows), 1, -1)
+            rate = rate * kept(rate, self.dropout) / (1 - self.dropout)
         offset = -self.get_buffer(f"{name}_{part}_mean") * rate
         out.copy_(offset.expand_as(out)).addcmul_(rows, rate)
 
@@ -109,7 +112,7 @@ class Streams(nn.Module):
         """Return (batch, streams), true where a clip's stream is hidden; None outside training."""
         if not self.training or self.stream_dropout == 0 or len(self.sizes) == 1:
             return None
-        draw = torch.rand(len(like), len(self.sizes), device=like.device)
+        draw = uniform(len(like), len(self.sizes)).to(like.device)
         hidden = draw < self.stream_dropout
         # hiding everything would teach nothing: the stream with the largest draw stays
         return hidden & (draw < draw.amax(1, keepdim=True))

@@ -13,25 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# of the eight bytes in a 64-bit number: all their lowest bits, and all but their highest ones
-LOWEST, LOWER = 0x0101010101010101, 0x7F7F7F7F7F7F7F7F
+from train.chance import drawable, kept
+
 Memory = list[list[deque[Tensor]]]  # of each stage, of each layer: its inputs so far
-
-
-def kept(x: Tensor, rate: float) -> Tensor:
-    """Draw which values of x to keep: 0 with probability `rate`, a multiple of 1/128, else 1.
-
-    torch's own dropout draws one float for each value, on a CPU a third of all the time of
-    training. Here one 64-bit number serves eight values, and its bytes are compared all at once:
-    b - 128 rate does not fall below zero exactly where the highest bit, set before, is still set.
-    """
-    if x.device.type != "cpu":  # where torch's own is fast
-        return (torch.rand_like(x) >= rate).to(x.dtype)
-    # x.new_empty and not torch.empty: under vmap, every model of a stack gets its own
-    numbers = x.new_empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
-    numbers.bitwise_and_(LOWER).bitwise_or_(~LOWER).sub_(round(rate * 128) * LOWEST)
-    numbers.bitwise_right_shift_(7).bitwise_and_(LOWEST)
-    return numbers.view(torch.uint8)[: x.numel()].view(x.shape).to(x.dtype)
 
 
 class DilatedResidualLayer(nn.Module):
@@ -47,7 +31,7 @@ class DilatedResidualLayer(nn.Module):
         self.first = -2 * dilation if causal else -dilation  # where the earliest tap looks
         self.dilated = nn.Linear(3 * channels, channels)  # the three taps, the earliest first
         self.mix = nn.Linear(channels, channels)
-        self.dropout = min(round(dropout * 128), 127) / 128  # what `kept` can draw
+        self.dropout = drawable(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Map (time, batch, channels) to the same shape; `mask` (time, batch, 1) is 1 in clips.

@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features import Features
+from train.chance import kept
 from train.config import FUSIONS, MODELS, Config, TrainError
 from train.data import Clips
-from train.fit import Sides, fit, layers_to_cover
+from train.fit import Sides, _Training, fit, layers_to_cover
 from train.fusion import Streams
 from train.loss import mtcn_loss, pool
-from train.mtcn import MTCN, DilatedResidualLayer, kept
+from train.mtcn import MTCN, DilatedResidualLayer
 from train.network import AVARNet
 
 SIZES = {"video": 5, "audio": 3}
@@ -346,3 +347,49 @@ def test_the_focal_loss_cares_less_for_what_is_known() -> None:
     assert float(mtcn_loss(logits, mask, torch.tensor([0, 0]), focus=2.0)) == pytest.approx(
         expected
     )
+
+
+@pytest.mark.parametrize("fusion", ["early", "gated", "late"])
+def test_a_step_in_two_parts_is_the_whole_step(
+    fusion: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing random here: padding, the loss and its gradients must not show where it was cut."""
+    config = Config(
+        fusion=fusion, stages=2, layers=2, channels=8, dropout=0, input_dropout=0,
+        stream_dropout=0, batch_size=9,
+    )  # fmt: skip
+    losses, weights = [], []
+    for least in (10**9, 1):
+        monkeypatch.setattr("train.fit.STACK_SNIPPETS", least)
+        training = training_of(config)
+        assert len(training.readers) == (1 if least > 1 else 2)
+        losses.append([float(training.step(indices)) for indices in np.arange(18).reshape(2, 1, 9)])
+        weights.append(training.params)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for name, value in weights[0].items():
+        assert torch.allclose(value, weights[1][name], atol=1e-5), name
+
+
+def test_threads_do_not_change_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.fit.STACK_SNIPPETS", 1)
+    config = Config(
+        stages=2, layers=2, channels=8, stream_dropout=0.3, time_mask=0.3, mixup=0.4, batch_size=9
+    )
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            training = training_of(config)
+            assert (training.threads is None) == (threads == 1)
+            found.append([training.step(indices) for indices in np.arange(18).reshape(2, 1, 9)])
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1]
+
+
+def training_of(config: Config) -> _Training:
+    rng = np.random.default_rng(0)
+    clips = {f"c{n}": some_clip(rng, 5 + n % 7) for n in range(24)}
+    data = Clips(clips, list(clips), list(SIZES), {})
+    sides = Sides(np.arange(6, 24), np.arange(6))
+    return _Training(data, np.arange(24) % 3, 3, [sides], 0, config, torch.device("cpu"))
