@@ -1393,20 +1393,19 @@ def compare(
         _print_json(found)
         return
     names = {"accuracy": "accuracy", "ap": "AP of frames", "roc_auc": "ROC-AUC of frames"}
-    columns = (_plain(str(path)) for path in (one, other))
-    table = Table("", *columns, "difference", "95 % interval", "p")
-    for key in (name for name in names if name in found):
-        d, p = found[key]["difference"], found[key]["p"]
-        values = (f"{value:.4f}" for value in found[key]["values"])
-        interval = f"{d['low']:+.4f} to {d['high']:+.4f}"
-        table.add_row(names[key], *values, f"{d['value']:+.4f}", interval, f"{p:.3f}")
-    if found["task"] == "recognition":
-        alone = (str(found[key]) for key in ("only_one", "only_other"))
-        table.add_row("right where the other is wrong", *alone)
-        test = "McNemar's exact test"
-    else:
-        test = "permutations of whose ranks of a clip's frames are whose"
+    measures = [found[key] for key in names if key in found]
+    recognition = found["task"] == "recognition"
+    alone = [[str(found[key])] if recognition else [] for key in ("only_one", "only_other")]
+    columns = [names[key] for key in names if key in found]
+    table = Table("", *columns, *["right where the other is wrong"] * recognition)
+    for k, path in enumerate((one, other)):
+        table.add_row(_plain(str(path)), *(f"{m['values'][k]:.4f}" for m in measures), *alone[k])
+    differences = [m["difference"] for m in measures]
+    table.add_row("difference", *(f"{d['value']:+.4f}" for d in differences))
+    table.add_row("95 % interval", *(f"{d['low']:+.4f} to {d['high']:+.4f}" for d in differences))
+    table.add_row("p", *(f"{m['p']:.3f}" for m in measures))
     out.print(table)
+    test = "McNemar's exact test" if recognition else "permutations of the runs, clip by clip"
     out.print(f"{_counted(found['clips'], 'clip')}; p: {test}", highlight=False)
 
 

@@ -95,13 +95,11 @@ def test_detection_from_labels_to_frames(project: dict[str, Any], tmp_path: Path
     page = (run / "report.html").read_text()
     assert "False alarms" in page
     assert f"{frames['ap']:.4f}" in page
-    avarnet("report", run)  # of the same figures
-    assert (run / "report.html").read_text() == page
-    assert "at most 1" in avarnet("evaluate", run, "--recall", 1.5, code=1)
-    found = as_json("compare", run, run)
-    assert found["ap"]["values"] == [frames["ap"]] * 2
-    assert found["roc_auc"]["p"] == 1
-    assert f"{frames['ap']:.4f}" in avarnet("compare", run, run)
+    avarnet("report", run)
+    assert "notices 50 % of" in (run / "report.html").read_text().replace("\n", " ")
+    said = avarnet("compare", run, run)
+    assert said.count(f"{frames['ap']:.4f}") == 2
+    assert "permutations" in said
     clip = project["folder"].parent / "unseen.mp4"
     make_clip(clip, "Explosion", 77, seconds=1.0)
     answer = as_json("predict", run, clip)[0]
