@@ -1173,13 +1173,24 @@ def evaluate(
     store: RunStores = None,
     manifest: RunManifest = None,
     root: Root = None,
+    recall: Annotated[
+        float | None,
+        typer.Option(
+            help="Detection: share of the anomalies to be noticed, at which false alarms are "
+            "counted.",
+            show_default="0.8",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Judge a run on its held-out clips, beside a linear classifier, and write its report."""
     import train as stage2
+    from train.segments import RECALL
 
     loaded = stage2.Run.load(run)
-    metrics = _evaluate(loaded, store, manifest, root)
+    if recall is not None and loaded.config.task != "detection":
+        fail(f"--recall is for detection; {run} is a run of {loaded.config.task}")
+    metrics = _evaluate(loaded, store, manifest, root, recall=RECALL if recall is None else recall)
     if as_json:
         _print_json(metrics)
         return
@@ -1224,20 +1235,33 @@ def report(
         out.print(f"report: {_plain(str(page))}", soft_wrap=True)
 
 
+def _asked(run: Run) -> float:
+    """Return the recall at which the run's false alarms were counted, if they were."""
+    from train import TrainError
+    from train.segments import RECALL
+
+    try:
+        asked: float = run.evaluation()["model"]["false_alarms"]["asked"]
+    except (TrainError, KeyError):
+        return RECALL
+    return asked
+
+
 def _evaluate(
     run: Run,
     stores: list[Path] | None = None,
     manifest: Path | None = None,
     root: Path | None = None,
     page: Path | None = None,
+    recall: float | None = None,
 ) -> dict[str, Any]:
-    """Judge a run and write its report."""
+    """Judge a run and write its report; false alarms are counted as last time, if not told."""
     import train as stage2
     from extract.plan import read_failures
     from train.report import write_report
 
     store = _open(stores or run.stores)
-    evaluation = stage2.judge_run(run, store)
+    evaluation = stage2.judge_run(run, store, _asked(run) if recall is None else recall)
     failures = {i: f.reason for path in store.paths for i, f in read_failures(path).items()}
     look, no_pictures = _look(run, store, manifest or run.manifest, root)
     write_report(run, evaluation, page or run.path / "report.html", look, no_pictures, failures)
@@ -1279,6 +1303,8 @@ def _look(
 
 
 def _print_detection(metrics: dict[str, Any], run: Run) -> None:
+    from train.pages import figure
+
     _say_random(run.recipe)
     model, linear = metrics["model"], metrics["linear"]
     table = Table("frames of", "clips", "positive", "AP", "ROC-AUC", "linear:", "AP", "ROC-AUC")
@@ -1287,26 +1313,31 @@ def _print_detection(metrics: dict[str, Any], run: Run) -> None:
     for name, row in model["per_class"].items():
         rows[name] = (row, linear["per_class"][name], str(row["clips"]))
     for name, (ours, theirs, clips) in rows.items():
-        figures = [
-            "n/a" if value is None else f"{value:.4f}"
-            for value in (ours["ap"], ours["roc_auc"], theirs["ap"], theirs["roc_auc"])
-        ]
+        figures = [figure(row[key], 4) for row in (ours, theirs) for key in ("ap", "roc_auc")]
         share = f"{ours['anomalous'] / ours['frames']:.1%}"
         table.add_row(_plain(name), clips, share, *figures[:2], "", *figures[2:])
     out.print(table)
     out.print("AP: area under the precision-recall curve, as XD-Violence reports it")
-    for name, row in (("MTCN", model), ("linear", linear)):
-        if not row["intervals"]:
-            continue
-        (low, high), (auc_low, auc_high) = row["intervals"]["ap"], row["intervals"]["roc_auc"]
-        alarms, segments = row["false_alarms"], row["segments"]
-        out.print(
-            f"{name}: AP {low:.3f} to {high:.3f}, ROC-AUC {auc_low:.3f} to {auc_high:.3f} (95 %); "
-            f"segments' mAP at IoU 0.1 to 0.5 {segments['mean']:.3f}; {alarms['per_hour']:.1f} "
-            f"false alarms an hour to notice {alarms['recall']:.0%} of the anomalies",
-            soft_wrap=True,
-            highlight=False,
-        )
+    table = Table("", "MTCN", "linear")
+    both = model, linear
+    for key, title in (("ap", "AP"), ("roc_auc", "ROC-AUC")):
+        ends = [row["intervals"].get(key, (None, None)) for row in both]
+        shown = (" to ".join(map(figure, pair)) for pair in ends)
+        table.add_row(f"{title} of all, 95 % interval", *shown)
+    segments = {
+        "mAP of segments, IoU 0.1 to 0.5": [row["segments"]["map"] for row in both],
+        **{
+            f"- AP of {_plain(label)}": [row["segments"]["per_class"][label] for row in both]
+            for label in model["segments"]["per_class"]
+        },
+        "- AP, all classes as one": [row["segments"]["ap"] for row in both],
+    }
+    for title, pair in segments.items():
+        table.add_row(title, *(figure(row["mean"]) for row in pair))
+    alarms = [row["false_alarms"] for row in both]
+    title = f"false alarms an hour, {100 * alarms[0]['asked']:g} % noticed"
+    table.add_row(title, *(figure(row["per_hour"], 1) for row in alarms))
+    out.print(table)
     out.print(f"every snippet's score: {_plain(str(run.path / 'predictions.csv'))}")
 
 
@@ -1361,18 +1392,21 @@ def compare(
     if as_json:
         _print_json(found)
         return
-    table = Table("", "accuracy", "right where the other is wrong")
-    for path, accuracy, alone in zip(
-        (one, other), found["accuracy"], (found["only_one"], found["only_other"]), strict=True
-    ):
-        table.add_row(_plain(str(path)), f"{accuracy:.3f}", str(alone))
+    names = {"accuracy": "accuracy", "ap": "AP of frames", "roc_auc": "ROC-AUC of frames"}
+    measures = [found[key] for key in names if key in found]
+    recognition = found["task"] == "recognition"
+    alone = [[str(found[key])] if recognition else [] for key in ("only_one", "only_other")]
+    columns = [names[key] for key in names if key in found]
+    table = Table("", *columns, *["right where the other is wrong"] * recognition)
+    for k, path in enumerate((one, other)):
+        table.add_row(_plain(str(path)), *(f"{m['values'][k]:.4f}" for m in measures), *alone[k])
+    differences = [m["difference"] for m in measures]
+    table.add_row("difference", *(f"{d['value']:+.4f}" for d in differences))
+    table.add_row("95 % interval", *(f"{d['low']:+.4f} to {d['high']:+.4f}" for d in differences))
+    table.add_row("p", *(f"{m['p']:.3f}" for m in measures))
     out.print(table)
-    d = found["difference"]
-    out.print(
-        f"{found['clips']} clips; difference {d['value']:+.3f} (95 % interval {d['low']:+.3f} to "
-        f"{d['high']:+.3f}); McNemar's exact test: p = {found['p']:.3f}",
-        soft_wrap=True,
-    )
+    test = "McNemar's exact test" if recognition else "permutations of the runs, clip by clip"
+    out.print(f"{_counted(found['clips'], 'clip')}; p: {test}", highlight=False)
 
 
 @app.command(epilog="Example: `avarnet ablate videos.jsonl store runs --folds 5 --seeds 5`")

@@ -26,12 +26,13 @@ from torch.nn import functional as F
 from manifests import Clip
 from train.config import TrainError
 from train.loss import SMOOTHING_LIMIT, SMOOTHING_WEIGHT, average, mtcn_loss
-from train.segments import false_alarms, segment_ap
+from train.metrics import BOOTSTRAPS, percentile_interval
+from train.ranking import AREAS, Ranking
+from train.segments import RECALL, false_alarms, segment_figures
 
 CLASSES = ["normal", "anomaly"]
 NORMAL_LABELS = ("A", "Normal", "normal")  # of XD-Violence; of UCF-Crime and VAAR
 SNIPPETS_PER_TOP = 16  # one snippet in 16, and one more, speaks for its clip
-FRAME_BOOTSTRAPS = 200
 CURVE_POINTS = 300
 DEFAULT_FPS = 25.0  # where a manifest tells no rate: it only sets how finely time is cut
 
@@ -164,13 +165,13 @@ def frame_figures(
     clips: Sequence[Clip], scores: Sequence[NDArray[np.float32]], snippet_seconds: float
 ) -> dict[str, Any]:
     """Return the `frame_metrics` of the snippets' scores (T,) of some clips."""
-    return frame_metrics(*_frames(clips, scores, snippet_seconds))
+    return frame_metrics(*frames(clips, scores, snippet_seconds))
 
 
-def _frames(
+def frames(
     clips: Sequence[Clip], scores: Sequence[NDArray[np.float32]], snippet_seconds: float
 ) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.float32]]]:
-    """Return truth and score of each clip's frames."""
+    """Return truth and score of each clip's frames, of snippets' scores (T,)."""
     truth = [
         frame_truth(clip, len(s), snippet_seconds) for clip, s in zip(clips, scores, strict=True)
     ]
@@ -187,6 +188,7 @@ def detection(
     snippet_seconds: float,
     normal: Sequence[bool],
     seed: int = 0,
+    recall: float = RECALL,
 ) -> dict[str, Any]:
     """Judge the snippets' scores of some clips, frame by frame.
 
@@ -196,31 +198,31 @@ def detection(
         snippet_seconds: length of a snippet.
         normal: which of them have no anomaly.
         seed: of the bootstrap over clips (percentile intervals, 95 %).
+        recall: share of the anomalies to be noticed, at which false alarms are counted.
 
     Returns:
         `frame_metrics` of ``all`` clips, of the ``abnormal`` ones alone, and ``per_class``: of the
-        abnormal clips with that label, among whose labels it is; ``intervals`` of ``ap`` and
-        ``roc_auc`` of all clips, as ``[low, high]``; ``segments`` (`segment_ap`) and
-        ``false_alarms``; ``curves``, points of the precision-recall and ROC curves.
+        abnormal clips alone among whose labels it is; ``intervals`` of ``ap`` and ``roc_auc`` of
+        all clips, as ``[low, high]``; ``segments`` (`segment_figures`) and ``false_alarms``;
+        ``curves``, points of the precision-recall and ROC curves.
     """
-    truth, held = _frames(clips, scores, snippet_seconds)
+    truth, held = frames(clips, scores, snippet_seconds)
 
     def of(chosen: list[int]) -> dict[str, float | int | None]:
         return frame_metrics((truth[i] for i in chosen), (held[i] for i in chosen))
 
     abnormal = [i for i, is_normal in enumerate(normal) if not is_normal]
     labels = sorted({label for i in abnormal for label in clips[i].labels})
+    per_class = {label: [i for i in abnormal if label in clips[i].labels] for label in labels}
     return {
         "all": of(list(range(len(clips)))),
         "intervals": _intervals(truth, held, seed),
-        "segments": segment_ap(clips, scores, snippet_seconds),
-        "false_alarms": false_alarms(clips, scores, snippet_seconds),
+        "segments": segment_figures(clips, scores, snippet_seconds, per_class, normal),
+        "false_alarms": false_alarms(clips, scores, snippet_seconds, recall),
         "curves": _curves(np.concatenate(truth), np.concatenate(held)),
         "abnormal": of(abnormal) if abnormal else None,
         "per_class": {
-            label: {**of(chosen), "clips": len(chosen)}
-            for label in labels
-            if (chosen := [i for i in abnormal if label in clips[i].labels])
+            label: {**of(chosen), "clips": len(chosen)} for label, chosen in per_class.items()
         },
         "clips": len(clips),
     }
@@ -230,35 +232,15 @@ def _intervals(
     truth: Sequence[NDArray[np.uint8]], scores: Sequence[NDArray[np.float32]], seed: int
 ) -> dict[str, list[float]]:
     """Return 95 % intervals of AP and ROC-AUC, from clips drawn anew."""
-    said = np.concatenate(list(scores))
-    # frames of one score in one clip count together; sorting is done once for all draws
-    owner = np.repeat(np.arange(len(scores)), [len(s) for s in scores])
-    values, level = np.unique(-said, return_inverse=True)
-    key, place = np.unique(owner * len(values) + level, return_inverse=True)
-    positive = np.bincount(place, np.concatenate(list(truth)))
-    negative = np.bincount(place) - positive
-    owner, level = np.divmod(key, len(values))
-    draws = []
-    rng = np.random.default_rng(seed)
-    for chosen in rng.integers(0, len(scores), (FRAME_BOOTSTRAPS, len(scores))):
-        times = np.bincount(chosen, minlength=len(scores))[owner]
-        hits = np.bincount(level, times * positive).cumsum()
-        misses = np.bincount(level, times * negative).cumsum()
-        if not hits[-1] or not misses[-1]:
-            continue
-        seen = hits + misses > 0
-        hits, misses = hits[seen], misses[seen]
-        precision = np.concatenate([[1.0], hits / (hits + misses)])
-        recall = np.concatenate([[0.0], hits / hits[-1]])
-        alarms = np.concatenate([[0.0], misses / misses[-1]])
-        draws.append((auc(recall, precision), auc(alarms, recall)))
-    if not draws:
+    clips = len(scores)
+    draws = Ranking(truth, scores).all_areas(
+        np.bincount(chosen, minlength=clips)
+        for chosen in np.random.default_rng(seed).integers(0, clips, (BOOTSTRAPS, clips))
+    )
+    draws = draws[~np.isnan(draws[:, 0])]
+    if not len(draws):
         return {}
-    low, high = np.percentile(draws, [2.5, 97.5], axis=0)
-    return {
-        "ap": [float(low[0]), float(high[0])],
-        "roc_auc": [float(low[1]), float(high[1])],
-    }
+    return dict(zip(AREAS, percentile_interval(draws).T.tolist(), strict=True))
 
 
 def _curves(truth: NDArray[np.uint8], scores: NDArray[np.float32]) -> dict[str, list[list[float]]]:

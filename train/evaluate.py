@@ -17,6 +17,7 @@ from train.detection import CLASSES, detection, frame_figures
 from train.linear import linear_probabilities, linear_scores
 from train.metrics import accuracy_and_f1, recognition, spread
 from train.run import EVALUATION_FILE, Run, store_names
+from train.segments import RECALL
 
 
 class Evaluation(NamedTuple):
@@ -27,12 +28,12 @@ class Evaluation(NamedTuple):
     data: Clips
 
 
-def evaluate_run(run: Run, store: Store | Joined) -> dict[str, Any]:
+def evaluate_run(run: Run, store: Store | Joined, recall: float = RECALL) -> dict[str, Any]:
     """Return the metrics of `judge_run`."""
-    return judge_run(run, store).metrics
+    return judge_run(run, store, recall).metrics
 
 
-def judge_run(run: Run, store: Store | Joined) -> Evaluation:
+def judge_run(run: Run, store: Store | Joined, recall: float = RECALL) -> Evaluation:
     """Score the held-out clips with the run's models and with a linear classifier beside them.
 
     Recognition is judged clip by clip, detection frame by frame (see `detection`).
@@ -40,6 +41,11 @@ def judge_run(run: Run, store: Store | Joined) -> Evaluation:
     Each clip is scored by the models that did not see it; the answers of several seeds are
     averaged. The linear classifier is trained on the same parts' training and validation clips.
     Without held-out clips in the manifest, the validation clips are used and the result says so.
+
+    Args:
+        run: a trained run.
+        store: the features it was trained on.
+        recall: detection: share of the anomalies to be noticed, at which false alarms are counted.
 
     Returns:
         The clips one by one, and the metrics, plain data: ``task``, ``model`` and ``linear`` (see
@@ -52,8 +58,10 @@ def judge_run(run: Run, store: Store | Joined) -> Evaluation:
         snippets, to ``predictions.csv``.
 
     Raises:
-        TrainError: the store is not the one the run was trained on.
+        TrainError: the store is not the one the run was trained on, or `recall` is not in (0, 1].
     """
+    if not 0 < recall <= 1:
+        raise TrainError(f"recall {recall}: expected a share over 0, and at most 1")
     check_recipe(run, store.recipe)
     lost = [clip_id for clip_id in run.labels if clip_id not in store]
     if lost:
@@ -63,11 +71,12 @@ def judge_run(run: Run, store: Store | Joined) -> Evaluation:
         )
     data = Clips(store, list(run.labels), run.config.streams, run.recipe.crops)
     tested = any(part.test for part in run.parts)
-    judge, measure = {
-        "recognition": (_recognition, _accuracy),
-        "detection": (_detection, _average_precision),
-    }[run.config.task]
-    figures, clips = judge(run, data, tested)
+    if run.config.task == "detection":
+        figures, clips = _detection(run, data, tested, recall)
+        measure = _average_precision
+    else:
+        figures, clips = _recognition(run, data, tested)
+        measure = _accuracy
     several = data.sizes if len(data.sizes) > 1 else ()
     metrics = {
         "task": run.config.task,
@@ -140,7 +149,9 @@ def _recognition(run: Run, data: Clips, tested: bool) -> tuple[dict[str, Any], l
     return figures, clips
 
 
-def _detection(run: Run, data: Clips, tested: bool) -> tuple[dict[str, Any], list[Judged]]:
+def _detection(
+    run: Run, data: Clips, tested: bool, recall: float
+) -> tuple[dict[str, Any], list[Judged]]:
     if not tested:
         raise TrainError(
             f"{run.path} has no held-out clips, whose annotation in time detection is judged by; "
@@ -162,14 +173,15 @@ def _detection(run: Run, data: Clips, tested: bool) -> tuple[dict[str, Any], lis
         for clip, said, by_line in zip(clips, ours, theirs, strict=True):
             for t, (one, other) in enumerate(zip(said, by_line, strict=True)):
                 times = (f"{t * step:.3f}", f"{(t + 1) * step:.3f}")
-                table.writerow([clip.id, clip.label, *times, f"{one:.6f}", f"{other:.6f}"])
+                # nine digits are all of a float32: rounded scores would be tied anew
+                table.writerow([clip.id, clip.label, *times, f"{one:.9g}", f"{other:.9g}"])
     truth = [run.truth[clip.id] for clip in clips]
     normal = [clip.label == CLASSES[0] for clip in clips]
     each = [frame_figures(truth, list(said), step) for said in zip(*alone, strict=True)]
     figures = {
-        "model": detection(truth, ours, step, normal, run.config.seed),
+        "model": detection(truth, ours, step, normal, run.config.seed, recall),
         "seeds": {name: spread([row[name] for row in each]) for name in ("ap", "roc_auc")},
-        "linear": detection(truth, theirs, step, normal, run.config.seed),
+        "linear": detection(truth, theirs, step, normal, run.config.seed, recall),
     }
     return figures, clips
 

@@ -42,8 +42,7 @@ def recognition(
             for chosen in rng.integers(0, len(truth), (BOOTSTRAPS, len(truth)))
         ]
     )
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(draws, [tail, 100 - tail], axis=0)
+    low, high = percentile_interval(draws)
     names = ("accuracy", "precision", "recall", "f1")
     values = _summary(truth, predicted)
     labels = np.arange(len(classes))
@@ -90,6 +89,13 @@ def calibration(
     ]
     gaps = sum(b["clips"] * abs(b["confidence"] - b["accuracy"]) for b in bins)
     return {"ece": gaps / len(truth), "bins": bins}
+
+
+def percentile_interval(draws: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the ends (2, ...) of what `CONFIDENCE` of the draws (draws, ...) are between."""
+    tail = 100 * (1 - CONFIDENCE) / 2
+    ends: NDArray[np.float64] = np.percentile(draws, [tail, 100 - tail], axis=0)
+    return ends
 
 
 def spread(values: Sequence[float | None]) -> dict[str, float | None]:

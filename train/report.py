@@ -20,6 +20,7 @@ from train.config import TrainError
 from train.evaluate import Evaluation
 from train.pages import COLOURS, INK, figure, plain, plot, span, write_page
 from train.run import Run
+from train.segments import ALARM_SECONDS
 
 EXAMPLES = 12  # clips that are shown under each heading
 MAPPED = 1000  # clips on the map at most: t-SNE of more takes longer than training
@@ -169,7 +170,7 @@ def _detection(run: Run, metrics: dict[str, Any]) -> dict[str, Any]:
         x_axis = {"title": across, "range": [0, 1]}
         y_axis = {"title": up, "range": [0, 1.02]}
         curves.append(plot(lines, xaxis=x_axis, yaxis=y_axis))
-    return {"rows": rows, "curves": curves}
+    return {"rows": rows, "curves": curves, "alarm_seconds": f"{ALARM_SECONDS:g}"}
 
 
 def _mistakes(run: Run, evaluation: Evaluation) -> list[tuple[str, str, list[tuple[Judged, str]]]]:
@@ -349,7 +350,8 @@ def write_comparison(runs: Sequence[Run], file: Path) -> None:
     """Write a page with several evaluated runs of one task side by side.
 
     Raises:
-        TrainError: a run was not evaluated yet, or they are of two tasks.
+        TrainError: a run was not evaluated yet, or one cannot be compared with the first; see
+            `compare_runs`.
     """
     tasks = {run.config.task for run in runs}
     if len(tasks) > 1:
@@ -362,35 +364,36 @@ def write_comparison(runs: Sequence[Run], file: Path) -> None:
         ("model", [run.config.model for run in runs]),
         ("held-out clips", [str(one["model"]["clips"]) for one in metrics]),
     ]
-    pairs: list[tuple[str, dict[str, Any]]] = []
+    pairs: list[tuple[str, str, dict[str, Any]]] = []
     if tasks == {"recognition"}:
         for key in ("accuracy", "precision", "recall", "f1"):
             cells = [one["model"][key] for one in metrics]
             shown = [f"{c['value']:.3f} ({c['low']:.3f} to {c['high']:.3f})" for c in cells]
             said.append((key if key == "accuracy" else f"macro {key}", shown))
         said.append(("ECE", [figure(one["model"]["calibration"]["ece"]) for one in metrics]))
+        measures = {"accuracy": "accuracy"}
         classes = list(dict.fromkeys(name for run in runs for name in run.classes))
         heights = [
             {n: row["f1"] for n, row in one["model"]["per_class"].items()} for one in metrics
         ]
         title = "F1"
-        pairs = [
-            (name, compare_runs(runs[0].path, run.path))
-            for name, run in zip(names[1:], runs[1:], strict=True)
-        ]
     else:
-        for key, name in (("ap", "AP of frames"), ("roc_auc", "ROC-AUC of frames")):
+        measures = {"ap": "AP of frames", "roc_auc": "ROC-AUC of frames"}
+        for key, name in measures.items():
             said.append((name, [figure(one["model"]["all"][key], 4) for one in metrics]))
-        said.append(
-            ("mean AP of segments", [figure(m["model"]["segments"]["mean"]) for m in metrics])
-        )
-        alarms = [figure(one["model"]["false_alarms"]["per_hour"], 1) for one in metrics]
-        said.append(("false alarms an hour", alarms))
+        segments = [figure(one["model"]["segments"]["map"]["mean"]) for one in metrics]
+        said.append(("mAP of segments", segments))
+        alarms = [one["model"]["false_alarms"] for one in metrics]
+        said.append(("anomalies to be noticed", [f"{100 * one['asked']:g} %" for one in alarms]))
+        said.append(("false alarms an hour", [figure(one["per_hour"], 1) for one in alarms]))
         heights = [
             {n: row["ap"] for n, row in one["model"]["per_class"].items()} for one in metrics
         ]
         classes = list(dict.fromkeys(name for height in heights for name in height))
         title = "AP"
+    for name, run in zip(names[1:], runs[1:], strict=True):
+        found = compare_runs(runs[0].path, run.path)
+        pairs += [(name, shown, {**found, **found[key]}) for key, shown in measures.items()]
     bars = [
         go.Bar(
             x=[plain(label) for label in classes],

@@ -87,13 +87,19 @@ def test_detection_from_labels_to_frames(project: dict[str, Any], tmp_path: Path
         25 * metrics["model"]["clips"],
         True,
     )
-    said = avarnet("evaluate", run)
-    assert "ROC-AUC" in said
+    assert metrics["model"]["false_alarms"]["asked"] == 0.8
+    said = avarnet("evaluate", run, "--recall", 0.5)
+    assert "false alarms an hour, 50 % noticed" in said
     assert "abnormal" in said
     assert f"{frames['ap']:.4f}" in said
     page = (run / "report.html").read_text()
     assert "False alarms" in page
     assert f"{frames['ap']:.4f}" in page
+    avarnet("report", run)
+    assert "notices 50 % of" in (run / "report.html").read_text().replace("\n", " ")
+    said = avarnet("compare", run, run)
+    assert said.count(f"{frames['ap']:.4f}") == 2
+    assert "permutations" in said
     clip = project["folder"].parent / "unseen.mp4"
     make_clip(clip, "Explosion", 77, seconds=1.0)
     answer = as_json("predict", run, clip)[0]
