@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import safetensors.torch
@@ -330,7 +330,7 @@ class _Training:
             logits.requires_grad_(), mask, shares, self.class_weights
         )
         (of_logits,) = torch.autograd.grad(losses.sum(), logits)
-        of_parts = of_logits.split([part.shape[1] for part in parts], 2)
+        of_parts = torch.split(of_logits, [part.shape[1] for part in parts], 2)
         gradients = self._at_once(self._gradients, answers, of_parts)
         for value, *found in zip(self.params.values(), *gradients, strict=True):
             # the fused optimiser does not look at strides
@@ -370,7 +370,7 @@ class _Training:
             x = torch.stack(each) if models > 1 else each[0][None]  # not a copy: it may be large
 
             def logits(params: dict[str, Tensor], x: Tensor, mask: Tensor) -> Tensor:
-                return functional_call(reader, params, (x, mask))
+                return cast(Tensor, functional_call(reader, params, (x, mask)))
 
             return _Answer(_each(logits, models)(self.params, x, batch.mask), batch.mask, shares)
 
