@@ -193,30 +193,31 @@ class Clips:
         return self._known[index, name]
 
     def averages(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return (clips, sum of D + streams): each stream's mean over its valid rows.
+        """Return (clips, sum of 2 D + streams): the mean of each stream's values and changes.
 
-        A stream that a clip lacks gives zeros, and the last columns say which streams there were.
+        Of what is valid; a stream that a clip lacks gives zeros, and the last columns say which
+        streams there were.
         """
         table = []
         for i in indices:
-            there = [self.valid[i][name].any() for name in self.sizes]
-            means = [
-                self.rows[i][name][self.valid[i][name]].astype(np.float32).mean(0)
-                if present
-                else np.zeros(size, np.float32)
-                for (name, size), present in zip(self.sizes.items(), there, strict=True)
-            ]
-            table.append(np.concatenate([*means, np.array(there, np.float32)]))
-        return np.stack(table)
+            known = [self._moments(int(i), name) for name in self.sizes]
+            means = [stream[part][1] for stream in known for part in ("value", "change")]
+            table.append(np.concatenate([*means, [stream["value"][0] > 0 for stream in known]]))
+        return np.stack(table, dtype=np.float32)
 
     def snippets(self, index: int) -> NDArray[np.float32]:
-        """Return a table like `averages`, of the snippets of one clip: (T, sum of D + streams)."""
-        valid = [self.valid[index][name][:, None] for name in self.sizes]
-        rows = [
-            np.where(there, self.rows[index][name].astype(np.float32), 0)
-            for name, there in zip(self.sizes, valid, strict=True)
-        ]
-        return np.concatenate([*rows, *valid], axis=1, dtype=np.float32)
+        """Return a table like `averages`, of the snippets of one clip: (T, sum of 2 D + streams).
+
+        The first snippet's change is that to the second.
+        """
+        columns = []
+        for name in self.sizes:
+            rows, valid = self.rows[index][name].astype(np.float32), self.valid[index][name]
+            change = np.abs(np.diff(rows, axis=0, prepend=rows[1:2] if len(rows) > 1 else rows))
+            both = valid & np.append(valid[1:2], valid[:-1])
+            columns += [np.where(valid[:, None], rows, 0), np.where(both[:, None], change, 0)]
+        there = [self.valid[index][name][:, None] for name in self.sizes]
+        return np.concatenate([*columns, *there], axis=1, dtype=np.float32)
 
 
 def _average(rows: NDArray[np.float16], crops: int) -> NDArray[np.float16]:
