@@ -1791,10 +1791,10 @@ def watch(
     if recipe.foresighted_streams:
         err.print(
             f"[yellow bold]HEARS OTHERWISE[/] ({', '.join(recipe.foresighted_streams)}): "
-            f"{_plain(str(run))} was trained on sound heard in windows of 20 s around a snippet; in "
-            "a stream nothing comes after it yet. So the rows differ, and the scores may be wrong. "
-            "The way out: 'avarnet extract MANIFEST NEW-STORE --live', and a run that is trained on "
-            "that store.",
+            f"{_plain(str(run))} was trained on sound heard in windows of 20 s around a snippet, "
+            "and in a stream nothing comes after it yet. The rows differ, and the scores may be "
+            "wrong. The way out: 'avarnet extract MANIFEST NEW-STORE --live', and a run that is "
+            "trained on that store.",
             soft_wrap=True,
         )
     with suppress(KeyboardInterrupt):
