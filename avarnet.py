@@ -351,6 +351,14 @@ def extract(
     video_weights: Annotated[
         Path | None, typer.Option(help="A weights file for the video model.")
     ] = None,
+    live: Annotated[
+        bool,
+        typer.Option(
+            "--live",
+            help="For 'watch': hear each snippet as a live stream has it, in the second that ends "
+            "with it, and not in the 20 s around it.",
+        ),
+    ] = False,
     snippet_seconds: Annotated[float, typer.Option(help="Length of one time step.")] = 0.25,
     precision: Annotated[
         Literal["fp32", "bf16", "auto"],
@@ -435,6 +443,7 @@ def extract(
             "fp32" if precision == "auto" else precision,
             layers,
             stream or (),
+            live,
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
@@ -655,6 +664,7 @@ def features_info(store: StorePath, as_json: Json = False) -> None:
         source = opened.recipe.source.get(name, {})
         model = source.get("name", settings.get("model", "?"))
         origin = f"{model}, {source.get('weights', '?')} weights"
+        origin += ", heard as a live stream" if "trailing_seconds" in settings else ""
         lack = f"; none in {_counted(about.lacking[name], 'clip')}" if about.lacking[name] else ""
         table.add_row(f"stream {name}", _plain(f"{settings['features']} values, {origin}{lack}"))
     for flag, count in about.flags.items():
@@ -1066,6 +1076,14 @@ def train(
         out.print(
             f"[yellow]not in the store and left out: {what} of the manifest[/] "
             f"({_first(trained.left_out)})"
+        )
+    heard_ahead = trained.recipe.only(trained.config.streams).foresighted_streams
+    if trained.config.causal and heard_ahead:
+        out.print(
+            f"[yellow]not for 'avarnet watch'[/]: these features ({', '.join(heard_ahead)}) heard "
+            "what comes after a snippet; for live streams train on a store of 'avarnet extract "
+            "--live'",
+            soft_wrap=True,
         )
     out.print(f"run in {_plain(str(run))}; next: avarnet evaluate {_plain(str(run))}")
 
@@ -1804,6 +1822,15 @@ def watch(
     recipe = _moved(loaded.recipe, video_model, video_weights, audio_model)
     recipe = recipe.only(loaded.config.streams)
     _say_random(recipe)
+    if recipe.foresighted_streams:
+        err.print(
+            f"[yellow bold]HEARS OTHERWISE[/] ({', '.join(recipe.foresighted_streams)}): "
+            f"{_plain(str(run))} was trained on sound heard in windows of 20 s around a snippet, "
+            "and in a stream nothing comes after it yet. The rows differ, and the scores may be "
+            "wrong. The way out: 'avarnet extract MANIFEST NEW-STORE --live', and a run that is "
+            "trained on that store.",
+            soft_wrap=True,
+        )
     with suppress(KeyboardInterrupt):
         for event in stage1.live_snippets(source, recipe, device, retries):
             if isinstance(event, stage1.Snippet):

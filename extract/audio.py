@@ -32,6 +32,7 @@ from extract.backbones import (
     weights_hash,
 )
 from extract.decode import SAMPLE_RATE
+from extract.trailing import TRAILING
 
 WINDOW_SECONDS = 20.0  # of sound that a network reads at once
 OVERLAP_SECONDS = 4.0  # in which one window's rows fade into the next one's
@@ -42,7 +43,7 @@ class AudioBackbone:
     """A transformers encoder of waveforms.
 
     The base checkpoints normalise over the whole of what they are given, so that padding a batch
-    would change the values: every window goes alone, at its own length, without padding.
+    would change the values: only windows of one exact length share one.
 
     Args:
         source: ``{"name": hub name or folder, "weights": "pretrained" | "random", "layers": which
@@ -93,15 +94,15 @@ class AudioBackbone:
             },
             "layer": "mean of " + ", ".join(map(str, self._layers)) if self._layers else LAST,
             "pooling": "mean over the frames centred in the snippet",
-            "window_seconds": WINDOW_SECONDS,
-            "overlap_seconds": OVERLAP_SECONDS,
         }
+        if TRAILING not in source:
+            self.recipe |= {"window_seconds": WINDOW_SECONDS, "overlap_seconds": OVERLAP_SECONDS}
 
-    def __call__(self, window: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Turn (samples,) into (frames, features): what the network gives for this very window."""
-        values = self.extractor(window, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_values
+    def __call__(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Turn (n, samples) into (n, frames, features): what it gives for each very window."""
+        given: Any = self.extractor(list(windows), sampling_rate=SAMPLE_RATE, return_tensors="pt")
         with torch.inference_mode(), autocast(self.device, self.precision):
-            outputs = self.model(values.to(self.device)).last_hidden_state[0]
+            outputs = self.model(given.input_values.to(self.device)).last_hidden_state
             if self._layers:
                 outputs = torch.stack([self._said[n] for n in self._layers]).float().mean(0)
         return np.asarray(outputs.float().cpu().numpy())
@@ -111,8 +112,7 @@ class AudioBackbone:
 
         def note(number: int) -> Callable[..., None]:
             def hook(module: nn.Module, given: Any, output: Any) -> None:
-                rows = output if isinstance(output, torch.Tensor) else output[0]
-                self._said[number] = rows[0]
+                self._said[number] = output if isinstance(output, torch.Tensor) else output[0]
 
             return hook
 
@@ -250,7 +250,7 @@ class Listening:
         high = min(self._last, round(stop * self._step))
         if high - low < self._network.field:
             return
-        outputs = self._network(self._kept[low - self._low : high - self._low])
+        (outputs,) = self._network(self._kept[None, low - self._low : high - self._low])
         frames = np.arange(len(outputs))
         centres = low + self._network.stride * frames + self._network.field / 2
         snippet = np.minimum((centres / self._step).astype(np.int64), stop - 1) - start

@@ -27,6 +27,7 @@ from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 from extract.reader import Prepare
+from extract.trailing import TRAILING
 
 GROUP = "avarnet.backbones"  # of entry points
 RANDOM_SEED = 0  # of `--weights random`
@@ -81,7 +82,7 @@ class SoundBackbone(Protocol):
 
     Attributes:
         features: values in a row.
-        recipe: as a `FrameBackbone`'s.
+        recipe: as a `FrameBackbone`'s; `load_backbone` may add to it how the sound is cut.
         field: samples that one output frame sees.
         stride: samples from one output frame to the next.
     """
@@ -92,8 +93,8 @@ class SoundBackbone(Protocol):
     field: int
     stride: int
 
-    def __call__(self, window: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Turn (samples,), at least `field` of them, into (frames, features)."""
+    def __call__(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Turn (n, samples), at least `field` of them, into (n, frames, features), each alone."""
         ...
 
 
@@ -106,6 +107,7 @@ def load_backbone(
         stream: its name.
         source: where its weights come from; ``backbone`` is the name of an entry point. The
             streams ``video`` and ``audio`` have ``timm`` and ``transformers`` if it is absent.
+            With ``trailing_seconds``, sound is heard as a live stream has it; see `Trailing`.
         device: where it runs.
         precision: ``fp32`` or ``bf16``.
 
@@ -129,6 +131,8 @@ def load_backbone(
             f"the backbone {name!r} must be told its {error}: --stream {name}=MODEL; the networks "
             "of the picture and the sound are chosen by --video-model and --audio-model"
         ) from error
+    if made.reads == "sound" and TRAILING in source:
+        made.recipe = {**made.recipe, TRAILING: source[TRAILING]}
     return made
 
 

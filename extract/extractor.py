@@ -25,6 +25,7 @@ from extract.reader import (
     Reader,
     Sound,
 )
+from extract.trailing import TRAILING, Trailing, trailing_seconds
 from features import Features, Flag, Recipe
 
 T = TypeVar("T", bound=Readable)
@@ -43,6 +44,7 @@ def make_recipe(
     precision: str = "fp32",
     layers: str = "last",
     further: Sequence[str] = (),
+    live: bool = False,
 ) -> Recipe:
     """Load the networks once and return the recipe of their features.
 
@@ -58,6 +60,7 @@ def make_recipe(
         layers: hidden layers of `audio_model` whose mean is taken; see `parse_layers`.
         further: backbones that make a further stream each: ``flow``, or ``clip=MODEL`` to choose
             its network.
+        live: hear each snippet as `live_snippets` does, in a window that ends with it.
 
     Raises:
         WeightsError: a network cannot be had; the message gives the ways out.
@@ -82,9 +85,13 @@ def make_recipe(
     for text in further:
         name, _, model = text.partition("=")
         source[name] = {"backbone": name, "weights": weights} | ({"name": model} if model else {})
+    if live:
+        for settings in source.values():
+            settings[TRAILING] = trailing_seconds(snippet_seconds)
     networks = load_networks(source, torch.device("cpu"), precision)
     for stream, network in networks.items():
         if network.reads == "frames":
+            source[stream].pop(TRAILING, None)
             reach = max(map(abs, network.prepare.instants))
             if reach > snippet_seconds / 2:
                 raise ValueError(
@@ -230,7 +237,7 @@ class _Clip(Generic[T]):
         self._networks = networks
         self._begin: Begin | None = None
         self._end: End | Failed | None = None
-        self._listening: dict[str, Listening] = {}
+        self._listening: dict[str, Listening | Trailing] = {}
 
     @property
     def begun(self) -> bool:
@@ -258,7 +265,9 @@ class _Clip(Generic[T]):
         if not self._listening:
             snippets, step = self._begin.snippets, self._step
             self._listening = {
-                name: Listening(ear, message.first, snippets, step)
+                name: (Trailing if TRAILING in ear.recipe else Listening)(
+                    ear, message.first, snippets, step
+                )
                 for name, ear in self._networks.items()
                 if ear.reads == "sound"
             }

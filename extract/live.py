@@ -1,10 +1,11 @@
 """The features of a live stream, snippet by snippet.
 
-A frame is the one shown at the snippet's middle, as offline. Sound cannot be as offline, where a
-snippet lies within a window of 20 s: here the window ends with the snippet, and a network answers
-by all that it hears. With random weights, rows from 1 s have a cosine of 0.89 with the offline
-ones, from 4 s of 0.92; a Wav2Vec2-base takes 87 and 257 ms for them on two cores
-(benchmarks/RESULTS.md).
+A frame is the one shown at the snippet's middle, as offline. Sound cannot be as it usually is
+offline, where a snippet lies within a window of 20 s: here the window ends with the snippet
+(`extract.trailing`). A recipe of `make_recipe(live=True)`, which is that of `avarnet extract
+--live`, has the same windows, and the rows of a stream are those of its recording. By any other
+recipe the network answers by all that it hears, so that the rows of sound are of another kind: with
+random weights, their cosine with the offline ones is 0.89 (benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations
@@ -15,12 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.backbones import SoundBackbone
 from extract.extractor import Networks, networks_of, pick_device
 from extract.receiver import Gap, Receiver, Whole
+from extract.trailing import TRAILING, rows_of, trailing_seconds
 from features import Recipe
-
-SOUND_SECONDS = 1.0  # of sound that a network hears for each snippet
 
 
 class Snippet(NamedTuple):
@@ -62,7 +61,9 @@ def live_snippets(
     """
     networks = networks_of(recipe, pick_device(device))
     prepare = {name: eye.prepare for name, eye in networks.items() if eye.reads == "frames"}
-    window = SOUND_SECONDS if len(prepare) < len(networks) else 0.0
+    ears = [network for network in networks.values() if network.reads == "sound"]
+    usual = trailing_seconds(recipe.snippet_seconds)
+    window = max((ear.recipe.get(TRAILING, usual) for ear in ears), default=0.0)
     for event in Receiver(source, recipe.snippet_seconds, window, prepare, retries):
         yield event if isinstance(event, Gap) else _snippet(event, networks)
 
@@ -72,7 +73,8 @@ def _snippet(whole: Whole, networks: Networks) -> Snippet:
     for name, network in networks.items():
         row = None
         if network.reads == "sound":
-            row = _heard(network, whole.sound, whole.since)
+            if whole.sound is not None:
+                (row,) = rows_of(network, [whole.sound])
         elif name in whole.pixels:
             (row,) = network([whole.pixels[name]])
         valid[name] = row is not None
@@ -84,15 +86,3 @@ def _snippet(whole: Whole, networks: Networks) -> Snippet:
         valid,
         whole.received,
     )
-
-
-def _heard(
-    network: SoundBackbone, sound: NDArray[np.float32], since: int
-) -> NDArray[np.float32] | None:
-    """Return the mean of the output frames whose centre is at sample `since` or later."""
-    if len(sound) < network.field:
-        return None
-    outputs = network(sound)
-    centres = network.stride * np.arange(len(outputs)) + network.field / 2
-    within = outputs[centres >= since]
-    return within.mean(0) if len(within) else None

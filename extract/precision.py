@@ -59,7 +59,7 @@ def _sample(network: FrameBackbone | SoundBackbone) -> Callable[[], NDArray[np.f
     if network.reads == "sound":
         swell = np.linspace(0, 0.3, 5 * SAMPLE_RATE)
         window = (rng.normal(0, 1, len(swell)) * swell).astype(np.float32)
-        return lambda: network(window)
+        return lambda: network(window[None])[0]
     clouds = rng.integers(0, 256, (FRAMES_PER_BATCH, 24, 32, 3), np.uint8).repeat(10, 1)
     frames = [network.prepare([cloud] * len(network.prepare.instants)) for cloud in clouds]
     return lambda: network(frames)

@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import BinaryIO, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,11 +47,10 @@ TRIES = 2
 # not -m: what a main module defines cannot be unpickled elsewhere
 # what libraries print, also when they are imported, must not come between the messages
 PROGRAM = """
-import os, sys
+import importlib, os, sys
 answers = os.dup(1)
 os.dup2(2, 1)
-from extract.reader import main
-main(answers, *map(int, sys.argv[1:]))
+importlib.import_module(sys.argv[1]).main(answers, *map(int, sys.argv[2:]))
 """
 MESSAGES_AHEAD = 64  # read before the networks ask for them
 CLIPS_AHEAD = 4
@@ -272,20 +271,11 @@ class Reader:
             return f"reading it came to nothing for {self.patience:g} s"
         if message is not None:
             return message
-        code = self.process.wait()
-        if code == 0:
-            return ""
-        return f"reading it crashed ({signal.Signals(-code).name if code < 0 else code})"
+        how = ending(self.process)
+        return how and f"reading it {how}"
 
     def _start(self) -> None:
-        # not by multiprocessing: a Dask worker's process may not have such children
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(self.memory_bytes), str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )
+        self.process = start("extract.reader", self.memory_bytes)
         self._messages = queue.Queue(MESSAGES_AHEAD)
         threading.Thread(target=_forward, args=(self.process, self._messages), daemon=True).start()
 
@@ -304,6 +294,31 @@ class Reader:
             self.process = None
 
 
+def start(module: str, memory_bytes: int, files: Sequence[int] = ()) -> subprocess.Popen[bytes]:
+    """Start a process for native decoders, which gets requests and answers with messages.
+
+    Args:
+        module: whose `main` it runs, which begins with `shelter`.
+        memory_bytes: that it may take.
+        files: further descriptors that it inherits.
+    """
+    # not by multiprocessing: a Dask worker's process may not have such children
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, module, str(memory_bytes), str(os.getpid())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        pass_fds=files,
+    )
+
+
+def ending(process: subprocess.Popen[bytes]) -> str:
+    """Wait for such a process, and return how it ended: "" if by itself."""
+    code = process.wait()
+    return f"crashed ({signal.Signals(-code).name if code < 0 else code})" if code else ""
+
+
 def _forward(process: subprocess.Popen[bytes], messages: queue.Queue[Message | None]) -> None:
     assert process.stdout is not None
     try:
@@ -313,8 +328,8 @@ def _forward(process: subprocess.Popen[bytes], messages: queue.Queue[Message | N
         messages.put(None)
 
 
-def main(pipe: int, memory_bytes: int, parent: int) -> None:
-    """Answer requests until there are no more, on the file descriptor `pipe`."""
+def shelter(pipe: int, memory_bytes: int, parent: int) -> tuple[BinaryIO, BinaryIO]:
+    """Make this the process that `start` has promised; return its requests and its answers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(pipe, "wb")
@@ -323,6 +338,12 @@ def main(pipe: int, memory_bytes: int, parent: int) -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[5])
         limit = pages * resource.getpagesize() + memory_bytes
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    return requests, answers
+
+
+def main(pipe: int, memory_bytes: int, parent: int) -> None:
+    """Answer requests until there are no more, on the file descriptor `pipe`."""
+    requests, answers = shelter(pipe, memory_bytes, parent)
     while True:
         try:
             request = pickle.load(requests)

@@ -1,13 +1,23 @@
-"""From a live source to whole snippets: connect, decode, cut on a time grid, and connect again."""
+"""From a live source to whole snippets: connect, decode, cut on a time grid, and connect again.
+
+Connecting and decoding is the work of a process of its own, so that a decoder that crashes is a gap
+like any other. `main` is that process: it gets a `Request` for each connection on its standard
+input, and answers with a `Begin` for each stretch without a break and a `Part` for each of its
+snippets, `Broken` where something is wrong, and an `End`.
+"""
 
 from __future__ import annotations
 
 import math
+import os
+import pickle
 import queue
+import subprocess
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -16,7 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract.decode import CLOCK_SLACK, SAMPLE_RATE, ClipError, reason, upright
-from extract.reader import Prepare
+from extract.reader import MEMORY_BYTES, Prepare, ending, shelter, start
+from extract.trailing import Tail, span, tail
 
 OPEN_SECONDS = 10.0  # to wait for a server's answer
 SILENT_SECONDS = 10.0  # without data from a server, after which the stream counts as cut
@@ -28,9 +39,11 @@ APART = 1.0  # seconds by which a stream's picture and sound may come apart
 FROZEN = 2.0  # seconds for which a frame without a successor is what is to be seen
 CLOCK_JUMP = 10.0  # seconds from one frame to the next; more is another clock
 HOLE = 0.1  # seconds of lost sound, over which no window reaches
+DRIFT = 0.02  # seconds by which counted samples and the stream's clock may come apart
 SOUND_KEPT = 30.0  # seconds, at most, of sound that waits for its picture
-# RTSP over TCP: by UDP, what is lost is lost without a word
-OPTIONS = {"rtsp_transport": "tcp", "analyzeduration": "1000000"}
+# RTSP over TCP: by UDP, what is lost is lost without a word. To guess the rate of frames, which
+# nobody asks for, FFmpeg would keep back the first second
+OPTIONS = {"rtsp_transport": "tcp", "analyzeduration": "1000000", "fpsprobesize": "0"}
 
 
 class Whole(NamedTuple):
@@ -40,16 +53,14 @@ class Whole(NamedTuple):
         start, end: seconds on the stream's clock, which is zero at the first frame, and in gaps
             runs on by the clock on the wall.
         pixels: stream -> what its `Prepare` made of the frames, where all could be seen.
-        sound: (samples,) mono at 16 kHz, which end with the snippet; none if it has no sound.
-        since: the sample at which the snippet starts.
+        sound: None if it has none.
         received: `time.monotonic` when the last of it had come.
     """
 
     start: float
     end: float
     pixels: dict[str, NDArray[np.uint8]]
-    sound: NDArray[np.float32]
-    since: int
+    sound: Tail | None
     received: float
 
 
@@ -67,8 +78,56 @@ class Gap(NamedTuple):
     why: str
 
 
+class Request(NamedTuple):
+    """One connection to a source, and what becomes of it; see `Receiver`."""
+
+    url: str
+    step: float
+    window: float
+    prepare: dict[str, Prepare]
+    grown_seconds: float
+
+
+class Begin(NamedTuple):
+    """The first frame of a stretch without a break has come."""
+
+    received: float
+
+
+class Part(NamedTuple):
+    """A whole snippet of a stretch.
+
+    Attributes:
+        number: from 0 on.
+        ahead: the newest frame's time since the stretch's first one, less `time.monotonic`.
+        pixels, sound, received: see `Whole`.
+    """
+
+    number: int
+    ahead: float
+    pixels: dict[str, NDArray[np.uint8]]
+    sound: Tail | None
+    received: float
+
+
+class Broken(NamedTuple):
+    """A gap begins."""
+
+    why: str
+
+
+class End(NamedTuple):
+    """The connection is over."""
+
+    why: str
+
+
+Message = Begin | Part | Broken | End
+Send = Callable[[Message], None]
+
+
 class Receiver:
-    """Receives a source in a thread of its own, for as long as it is iterated over.
+    """Receives a source for as long as it is iterated over.
 
     Args:
         source: a URL, a file, or ``-`` for standard input.
@@ -93,6 +152,7 @@ class Receiver:
         room = 0 if self._remote else max(1, round(MOST_LATE / step))
         self._events: queue.Queue[Whole | Gap | Exception | None] = queue.Queue(room)
         self._stop = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
         self._clock: float | None = None  # where the last snippet ended
         self._ahead = 0.0  # the stream's clock less that on the wall, at the newest frame
         self._gap: Gap | None = None  # that is not over
@@ -111,6 +171,9 @@ class Receiver:
                 yield event
         finally:
             self._stop.set()
+            if (process := self._process) is not None:
+                process.kill()
+                process.wait()
             self._drain()  # the thread may be waiting for room
 
     def _run(self) -> None:
@@ -123,15 +186,7 @@ class Receiver:
     def _receive_all(self) -> None:
         failures = 0
         while not self._stop.is_set():
-            before, why = self._clock, "the stream ended"
-            try:
-                with self._open() as container:
-                    self._receive(container)
-            except av.ExitError:  # FFmpeg's word for a time that is up
-                why = f"nothing came for {SILENT_SECONDS if self._remote else GROWN_SECONDS:g} s"
-            except (av.FFmpegError, OSError, ValueError, ClipError) as error:
-                why = reason(error)
-                self._break(why)
+            before, why = self._clock, self._receive()
             if self._clock is None:
                 name = "standard input" if self.source == "-" else self.source
                 raise ClipError(f"{name} cannot be watched: {why}")
@@ -143,69 +198,64 @@ class Receiver:
                 raise ClipError(f"{self.source} is given up after {self.retries} retries: {why}")
             self._stop.wait(min(FIRST_PAUSE * 2 ** (failures - 1), LONGEST_PAUSE))
 
-    def _open(self) -> av.container.InputContainer:
-        if self._remote:
-            return av.open(self.source, options=OPTIONS, timeout=(OPEN_SECONDS, SILENT_SECONDS))
-        if self.source == "-":
-            return av.open("pipe:0", options=OPTIONS)
-        follow = {**OPTIONS, "follow": "1"}  # wait for more at the file's end, till time is up
-        return av.open(f"file:{self.source}", options=follow, timeout=GROWN_SECONDS)
+    def _receive(self) -> str:
+        """Hand on the snippets of one connection; return why it is over."""
+        base = 0.0  # where a stretch begins on the stream's clock
+        for message in self._messages():
+            if isinstance(message, Begin):
+                if self._clock is not None:  # over gaps, the clock on the wall is the stream's
+                    base = max(self._clock, message.received + self._ahead)
+                self._clock = self._clock or 0.0
+            elif isinstance(message, Part):
+                self._ahead = base + message.ahead
+                self._hand_on(base + message.number * self.step, message)
+            else:
+                why = message.why
+                if isinstance(message, Broken):
+                    self._break(why)
+        return why
 
-    def _receive(self, container: av.container.InputContainer) -> None:
-        """Hand on a source's snippets until it ends or breaks."""
-        video, sound = container.streams.best("video"), container.streams.best("audio")
-        if not isinstance(video, av.VideoStream):
-            raise ClipError("there is no picture in it")
-        video.codec_context.thread_count = 1  # the networks want the cores
-        streams: list[av.VideoStream | av.AudioStream] = [video]
-        if isinstance(sound, av.AudioStream) and self.window:
-            streams.append(sound)
-        window = self.window if len(streams) > 1 else 0.0
-        began = time.monotonic()
-        grid = _Grid(self.step, window, self.prepare)
+    def _messages(self) -> Iterator[Message]:
+        """Yield what the process says of one connection, up to its `End`."""
+        url = self.source if self._remote else f"file:{self.source}"
+        if self._process is None:
+            pipe = [os.dup(0)] if self.source == "-" else []  # its own 0 is for requests
+            self._process = start("extract.receiver", MEMORY_BYTES, pipe)
+            for descriptor in pipe:
+                url = f"pipe:{descriptor}"
+                os.close(descriptor)
+        process = self._process
+        if self._stop.is_set():
+            process.kill()
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
-            for received, frames in _decoded(container, streams):
-                for frame in frames:
-                    at = frame.time or 0.0
-                    if isinstance(frame, av.AudioFrame):
-                        grid.hear(frame, at)
-                        continue
-                    if grid.jumps(at):
-                        self._hand_on(grid, received, last=True)
-                        self._break("the stream's clock jumped")
-                        grid = _Grid(self.step, window, self.prepare)
-                    grid.see(frame, at)
-                    self._tell_time(grid, at, received)
-                self._hand_on(grid, received)
-                if self._stop.is_set():
+            request = Request(url, self.step, self.window, dict(self.prepare), GROWN_SECONDS)
+            pickle.dump(request, process.stdin)
+            process.stdin.flush()
+            while True:
+                message: Message = pickle.load(process.stdout)
+                yield message
+                if isinstance(message, End):
                     return
-                if grid.origin is None and received > began + BLIND_SECONDS:
-                    raise ClipError(f"none of its frames could be decoded in {BLIND_SECONDS:g} s")
-        finally:
-            self._hand_on(grid, time.monotonic(), last=True)
+        except Exception:  # it is gone, perhaps in the middle of a message
+            process.kill()
+            why = f"receiving it {ending(process)}"
+            self._process = None
+            yield Broken(why)
+            yield End(why)
 
-    def _tell_time(self, grid: _Grid, at: float, now: float) -> None:
-        """Keep the stream's clock: that of its frames, and over gaps that on the wall."""
-        assert grid.origin is not None
-        if grid.base is None:
-            grid.base = 0.0 if self._clock is None else max(self._clock, now + self._ahead)
-            self._clock = self._clock or 0.0
-        self._ahead = grid.base + at - grid.origin - now
-
-    def _hand_on(self, grid: _Grid, received: float, last: bool = False) -> None:
-        for number, pixels, sound, since in grid.whole(last):
-            assert grid.base is not None
-            start = grid.base + number * self.step
-            if not pixels and not len(sound):
-                self._break("there was neither picture nor sound")
-                continue
-            if self._remote:
-                self._pass_over(received)
-            if self._gap is not None:
-                self._events.put(self._gap._replace(end=start))
-                self._gap = None
-            self._clock = start + self.step
-            self._events.put(Whole(start, self._clock, pixels, sound, since, received))
+    def _hand_on(self, start: float, part: Part) -> None:
+        if not part.pixels and part.sound is None:
+            self._break("there was neither picture nor sound")
+            return
+        if self._remote:
+            self._pass_over(part.received)
+        if self._gap is not None:
+            self._events.put(self._gap._replace(end=start))
+            self._gap = None
+        self._clock = start + self.step
+        self._events.put(Whole(start, self._clock, part.pixels, part.sound, part.received))
 
     def _pass_over(self, now: float) -> None:
         """Forget what waits for the networks, if that is too much or waits for too long."""
@@ -237,6 +287,85 @@ class Receiver:
                 return [event for event in events if isinstance(event, Whole | Gap)]
 
 
+def main(pipe: int, memory_bytes: int, parent: int) -> None:
+    """Answer requests until there are no more, on the file descriptor `pipe`."""
+    requests, answers = shelter(pipe, memory_bytes, parent)
+
+    def send(message: Message) -> None:
+        pickle.dump(message, answers, protocol=5)
+        answers.flush()
+
+    with suppress(EOFError):
+        while True:
+            _receive(pickle.load(requests), send)
+
+
+def _receive(request: Request, send: Send) -> None:
+    """Send what comes of a source until it ends or breaks."""
+    why = "the stream ended"
+    try:
+        with _open(request) as container:
+            _decode(container, request, send)
+    except av.ExitError:  # FFmpeg's word for a time that is up
+        patience = SILENT_SECONDS if "://" in request.url else request.grown_seconds
+        why = f"nothing came for {patience:g} s"
+    except (av.FFmpegError, OSError, ValueError, ClipError) as error:
+        why = reason(error)
+        send(Broken(why))
+    send(End(why))
+
+
+def _open(request: Request) -> av.container.InputContainer:
+    url = request.url
+    if "://" in url:
+        return av.open(url, options=OPTIONS, timeout=(OPEN_SECONDS, SILENT_SECONDS))
+    if url.startswith("pipe:"):
+        return av.open(url, options=OPTIONS)
+    follow = {**OPTIONS, "follow": "1"}  # wait for more at the file's end, till time is up
+    return av.open(url, options=follow, timeout=request.grown_seconds)
+
+
+def _decode(container: av.container.InputContainer, request: Request, send: Send) -> None:
+    video, sound = container.streams.best("video"), container.streams.best("audio")
+    if not isinstance(video, av.VideoStream):
+        raise ClipError("there is no picture in it")
+    video.codec_context.thread_count = 1  # the networks want the cores
+    streams: list[av.VideoStream | av.AudioStream] = [video]
+    if isinstance(sound, av.AudioStream) and request.window:
+        streams.append(sound)
+    window = request.window if len(streams) > 1 else 0.0
+    began = time.monotonic()
+    grid = _Grid(request.step, window, request.prepare)
+    ahead = 0.0
+
+    def send_whole(last: bool = False) -> None:
+        for number, pixels, heard in grid.whole(last):
+            send(Part(number, ahead, pixels, heard, received))
+
+    try:
+        for received, frames in _decoded(container, streams):
+            for frame in frames:
+                at = frame.time or 0.0
+                if isinstance(frame, av.AudioFrame):
+                    grid.hear(frame, at)
+                    continue
+                if grid.jumps(at):
+                    send_whole(last=True)
+                    send(Broken("the stream's clock jumped"))
+                    grid = _Grid(request.step, window, request.prepare)
+                if grid.origin is None:
+                    send(Begin(received))
+                grid.see(frame, at)
+                assert grid.origin is not None
+                ahead = at - grid.origin - received
+            send_whole()
+            if grid.origin is None and received > began + BLIND_SECONDS:
+                raise ClipError(f"none of its frames could be decoded in {BLIND_SECONDS:g} s")
+    finally:
+        received = time.monotonic()
+        send_whole(last=True)
+
+
 class _Grid:
     """A stretch of a stream without a break, on a time grid that starts at its first frame.
 
@@ -244,24 +373,25 @@ class _Grid:
 
     Attributes:
         origin: the container's time of the first frame; None before it.
-        base: the stream's.
     """
 
     def __init__(self, step: float, window: float, prepare: Mapping[str, Prepare]) -> None:
         self.origin: float | None = None
-        self.base: float | None = None
         self._step, self._window, self._prepare = step, window, prepare
         self._instants = sorted({at for p in prepare.values() for at in p.instants}) or [0.0]
         self._number = 0  # of the next snippet
         # all times are those of the container
         self._shown: av.VideoFrame | None = None  # the newest frame
-        self._seen = self._heard = -math.inf  # since when; the end of the sound
+        self._seen = -math.inf  # since when
         self._pace = 0.0  # seconds from frame to frame
         self._looked = 0  # instants
         self._views: list[NDArray[np.uint8] | None] = []  # of the next snippet's instants
         self._pictures: deque[dict[str, NDArray[np.uint8]]] = deque()  # of the next snippets
-        self._sound: NDArray[np.float32] = np.empty(0, np.float32)  # the last of it
-        self._kind: tuple[str, str, int] | None = None  # of the frames of sound
+        # sound without a hole: since when, the frames' samples, the last of it, what is gone before
+        self._sounds, self._counted = 0.0, 0
+        self._sound: NDArray[np.float32] = np.empty(0, np.float32)
+        self._dropped = 0
+        self._kind: tuple[str, str, int] | None = None  # of its frames
 
     def jumps(self, at: float) -> bool:
         """Whether a frame's time is of another clock than the last one's."""
@@ -299,52 +429,53 @@ class _Grid:
     def hear(self, frame: av.AudioFrame, at: float) -> None:
         """Take the next frame of sound, which begins at `at`."""
         kind = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if kind != self._kind or not abs(at - self._heard) < HOLE:
+        drift = at - self._sounds - self._counted / frame.sample_rate
+        if kind != self._kind or not abs(drift) < HOLE:
             self._kind = kind
             self._resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
-            self._sound, self._owed = self._sound[:0], 0.0
+            self._sounds, self._counted = at, 0
+            self._sound, self._dropped = self._sound[:0], 0
+        elif abs(drift) > DRIFT:
+            self._sounds += drift
+        self._counted += frame.samples
+        self._keep(frame)
+        self._drop(len(self._sound) - round(SOUND_KEPT * SAMPLE_RATE))
+
+    def _keep(self, frame: av.AudioFrame | None) -> None:
         parts = [part.to_ndarray()[0] for part in self._resampler.resample(frame)]
-        self._sound = np.concatenate([self._sound, *parts])[-round(SOUND_KEPT * SAMPLE_RATE) :]
-        # the resampler keeps back what it cannot tell before more has come: about a millisecond
-        self._owed += frame.samples / frame.sample_rate - sum(map(len, parts)) / SAMPLE_RATE
-        self._heard = at + frame.samples / frame.sample_rate - self._owed
+        self._sound = np.concatenate([self._sound, *parts])
+
+    def _drop(self, samples: int) -> None:
+        gone = min(max(0, samples), len(self._sound))
+        self._sound, self._dropped = self._sound[gone:], self._dropped + gone
 
     def whole(
         self, last: bool = False
-    ) -> Iterator[tuple[int, dict[str, NDArray[np.uint8]], NDArray[np.float32], int]]:
-        """Yield (number, pixels, sound, since) of the snippets of which all has come; see `Whole`.
+    ) -> Iterator[tuple[int, dict[str, NDArray[np.uint8]], Tail | None]]:
+        """Yield (number, pixels, sound) of the snippets of which all has come; see `Whole`.
 
         Args:
             last: nothing more comes, so that what lacks is not waited for.
         """
+        if last and self._kind is not None:
+            self._keep(None)  # what the resampler still holds
         while self.origin is not None:
-            start = self.origin + self._number * self._step
-            stop = start + self._step
+            stop = (self._number + 1) * self._step
+            begin, end = span(self._number, self._step, self._window)
             # the last frame is taken to be shown as long as the one before it
-            seen = self._seen + self._pace if last else self._seen
-            newest = max(seen, self._heard) + CLOCK_SLACK
-            come = self._pictures and (not self._window or self._heard + CLOCK_SLACK >= stop)
+            seen = self._seen - self.origin + (self._pace if last else 0.0)
+            first = round((self._sounds - self.origin) * SAMPLE_RATE) + self._dropped
+            heard = first + len(self._sound) if self._kind else -math.inf
+            newest = max(seen, heard / SAMPLE_RATE) + CLOCK_SLACK
+            come = self._pictures and (not self._window or heard >= end)
             if newest < stop or not (come or last or newest >= stop + APART):
                 return
             if not self._pictures:
-                self._look(stop + 2 * CLOCK_SLACK)
-            yield self._number, self._pictures.popleft(), *self._listen(start, stop)
+                self._look(self.origin + stop + 2 * CLOCK_SLACK)
+            sound = tail(self._sound, first, self._number, self._step, self._window)
+            yield self._number, self._pictures.popleft(), sound
+            self._drop(begin - first)
             self._number += 1
-
-    def _listen(self, start: float, stop: float) -> tuple[NDArray[np.float32], int]:
-        """Return the window that ends at `stop`, and which of its samples is at `start`."""
-        assert self.origin is not None
-        if not len(self._sound):
-            return self._sound, 0
-        first = self._heard - len(self._sound) / SAMPLE_RATE
-
-        def sample(moment: float) -> int:
-            return max(0, round((moment - first) * SAMPLE_RATE))
-
-        low = sample(max(self.origin, stop - self._window))
-        window, since = self._sound[low : sample(stop)], max(0, sample(start) - low)
-        self._sound = self._sound[sample(stop + self._step - self._window) :]
-        return (window, since) if len(window) > since else (window[:0], 0)
 
 
 def _decoded(

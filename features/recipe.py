@@ -63,6 +63,11 @@ class Recipe:
         return [name for name, source in self.source.items() if source.get("weights") == "random"]
 
     @property
+    def foresighted_streams(self) -> list[str]:
+        """The streams of sound that also heard what comes after a snippet; live streams cannot."""
+        return [name for name, s in self.streams.items() if "window_seconds" in s]
+
+    @property
     def crops(self) -> dict[str, int]:
         """Stream name -> crops of each frame that lie side by side in a row, where it has some."""
         return {name: s["crops"] for name, s in self.streams.items() if "crops" in s}

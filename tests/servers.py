@@ -95,6 +95,37 @@ def sftp(folder: Path) -> Iterator[tuple[int, Path]]:
         yield port, folder / "user"
 
 
+RTSP_PYTHON = "/usr/bin/python3"  # Debian's, whose bindings of GStreamer no other Python has
+RTSP_SERVER = """
+import sys
+import gi
+gi.require_version("Gst", "1.0")
+gi.require_version("GstRtspServer", "1.0")
+from gi.repository import GLib, Gst, GstRtspServer
+Gst.init(None)
+server = GstRtspServer.RTSPServer(address="127.0.0.1", service=sys.argv[1])
+factory = GstRtspServer.RTSPMediaFactory()
+factory.set_launch(
+    f"( filesrc location={sys.argv[2]} ! qtdemux name=clip"
+    " clip.video_0 ! queue ! h264parse ! rtph264pay name=pay0 pt=96"
+    " clip.audio_0 ! queue ! aacparse ! rtpmp4gpay name=pay1 pt=97 )"
+)
+server.get_mount_points().add_factory("/live", factory)
+server.attach(None)
+GLib.MainLoop().run()
+"""
+
+
+@contextmanager
+def rtsp(clip: Path, port: int) -> Iterator[str]:
+    """GStreamer's RTSP server: whoever connects to its URL gets the clip in real time."""
+    check = [RTSP_PYTHON, "-c", RTSP_SERVER.partition("Gst.init")[0]]
+    if not Path(RTSP_PYTHON).exists() or subprocess.run(check, capture_output=True).returncode:
+        pytest.skip("no RTSP server here: apt-get install gir1.2-gst-rtsp-server-1.0 python3-gi")
+    with _running([RTSP_PYTHON, "-c", RTSP_SERVER, str(port), str(clip)], port):
+        yield f"rtsp://127.0.0.1:{port}/live"
+
+
 class Cable:
     """A TCP connection to a server that can be cut after so many bytes, and mended.
 

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cameras import Camera, Chunks, transport_stream, whole
 from command import avarnet
+from servers import free_port, rtsp
 
 from extract.synthetic import make_clip
 
@@ -22,15 +24,23 @@ Line = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def runs(clips: Path, sound_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the runs ``causal`` and ``offline``."""
+    """A folder with the runs ``causal``, ``ahead`` (its store is not live) and ``offline``."""
     folder = tmp_path_factory.mktemp("runs")
     manifest, store = folder / "m.jsonl", folder / "store"
     avarnet("manifest", "folders", clips, "-o", manifest)
     avarnet("manifest", "split", manifest, "--test", 0.3, "--val", 0.3)
     network = ["--weights", "random", "--video-model", "mobilevit_xxs"]
     avarnet("extract", manifest, store, *network, "--audio-model", sound_model)
-    avarnet("train", manifest, store, folder / "causal", "--causal", "--epochs", 2, "--seeds", 2)
+    said = avarnet("train", manifest, store, folder / "ahead", "--causal", "--epochs", 1)
+    assert "not for 'avarnet watch': these features (audio) heard" in said
     avarnet("train", manifest, store, folder / "offline", "--epochs", 1)
+    live = folder / "live"
+    avarnet("extract", manifest, live, *network, "--audio-model", sound_model, "--live")
+    assert "heard as a live stream" in avarnet("features", "info", live)
+    said = avarnet(
+        "train", manifest, live, folder / "causal", "--causal", "--epochs", 2, "--seeds", 2
+    )
+    assert "avarnet watch" not in said
     return folder
 
 
@@ -40,9 +50,11 @@ def show(tmp_path_factory: pytest.TempPathFactory) -> Chunks:
     return transport_stream(make_clip(clip, "Police siren", 41, seconds=3.0))
 
 
-def watch(runs: Path, source: object, *options: object, **settings: Any) -> subprocess.Popen[str]:
+def watch(
+    runs: Path, source: object, *options: object, run: str = "causal", **settings: Any
+) -> subprocess.Popen[str]:
     """Start the command."""
-    words = [sys.executable, "-m", "avarnet", "watch", runs / "causal", source, *options]
+    words = [sys.executable, "-m", "avarnet", "watch", runs / run, source, *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([str(word) for word in words], **{**pipes, **settings})
 
@@ -86,7 +98,32 @@ def test_a_camera_is_cut_and_comes_back(runs: Path, show: Chunks) -> None:
         assert other["probabilities"] == pytest.approx(one["probabilities"], abs=1e-3)
     assert all(line["streams"] == ["video", "audio"] for line in before[:6] + after)
     assert f"gap from {gap['start']:.2f} s on" in messages
+    assert "HEARS OTHERWISE" not in messages
     assert f"{camera.url} is given up after 2 retries" in messages
+
+
+def test_rtsp_is_cut_and_comes_back(runs: Path, tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "siren.mp4", "Police siren", 41, seconds=3.0)
+    port = free_port()
+    with ExitStack() as stack:
+        with rtsp(clip, port) as url:
+            process = stack.enter_context(watch(runs, url))
+            assert process.stdout is not None
+            before = [json.loads(process.stdout.readline()) for _ in range(4)]
+        stack.enter_context(rtsp(clip, port))  # in the middle, and another one in its place
+        while "gap" not in before[-1]:
+            before.append(json.loads(process.stdout.readline()))
+        after = [json.loads(process.stdout.readline()) for _ in range(4)]
+        process.send_signal(signal.SIGINT)
+        rest, messages = said(process)
+    check([*before, *after, *rest])
+    *before, gap = before
+    assert 4 <= len(before) < 11
+    assert gap["end"] - gap["start"] > 0.5
+    assert f"gap from {gap['start']:.2f} s on: {gap['gap']}" in messages
+    for one, other in zip(before[:4], after, strict=True):
+        assert one["streams"] == other["streams"] == ["video", "audio"]
+        assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-3)
 
 
 def test_standard_input(runs: Path, show: Chunks, tmp_path: Path) -> None:
@@ -129,8 +166,8 @@ def test_a_file_that_grows(runs: Path, show: Chunks, tmp_path: Path) -> None:
         assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-3)
 
 
-def test_ctrl_c_is_no_accident(runs: Path, show: Chunks) -> None:
-    with watch(runs, "-", stdin=subprocess.PIPE, text=False) as process:
+def test_ctrl_c_is_no_accident_and_other_rows_are_told_of(runs: Path, show: Chunks) -> None:
+    with watch(runs, "-", run="ahead", stdin=subprocess.PIPE, text=False) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
@@ -141,6 +178,8 @@ def test_ctrl_c_is_no_accident(runs: Path, show: Chunks) -> None:
         messages = process.stderr.read().decode()
         assert process.wait(60) == 0, messages
         assert "Traceback" not in messages
+        assert messages.count("HEARS OTHERWISE (audio)") == 1
+        assert "avarnet extract MANIFEST NEW-STORE --live" in messages
 
 
 def test_mistakes(runs: Path, tmp_path: Path) -> None:

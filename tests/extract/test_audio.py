@@ -79,7 +79,7 @@ def test_any_encoder_and_its_hidden_layers(tmp_path: Path, kind: str, layers: st
     expected = said.last_hidden_state[0]
     if chosen:
         expected = torch.stack([said.hidden_states[n][0] for n in chosen]).mean(0)
-    assert np.allclose(network(noise(8000)), expected.numpy(), atol=1e-5)
+    assert np.allclose(network(noise(8000)[None]), expected.numpy(), atol=1e-5)
     assert network.recipe["model"] == model.config.model_type
     assert network.recipe["layer"] == (
         f"mean of {', '.join(map(str, chosen))}" if chosen else "last"
@@ -136,9 +136,9 @@ class Recorder:
     def __init__(self) -> None:
         self.windows: list[tuple[int, int]] = []  # in snippets
 
-    def __call__(self, window: NDArray[np.float32]) -> NDArray[np.float32]:
-        self.windows.append((round(window[0] / 4000), round((window[-1] + 1) / 4000)))
-        return window[2000::4000, None] // 4000
+    def __call__(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        self.windows += [(round(w[0] / 4000), round((w[-1] + 1) / 4000)) for w in windows]
+        return windows[:, 2000::4000, None] // 4000
 
 
 def counted(snippets: int) -> NDArray[np.float32]:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import av
 import numpy as np
+import psutil
 import pytest
-import torch
 from cameras import Camera, Chunks, transport_stream, whole
 from compare import cosine
 
 from extract import ClipError, Extractor, Gap, Snippet, live_snippets, make_recipe, receiver
-from extract.audio import AudioBackbone
-from extract.decode import read_sound_track
-from extract.live import SOUND_SECONDS
 from extract.synthetic import make_clip
 from features import Recipe
 
@@ -32,8 +30,8 @@ def fight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def with_flow(sound_model: str) -> Recipe:
-    return make_recipe("mobilevit_xxs", sound_model, weights="random", further=["flow"])
+def live(sound_model: str) -> Recipe:
+    return make_recipe("mobilevit_xxs", sound_model, "random", further=["flow"], live=True)
 
 
 def in_a_row(events: Sequence[Snippet | Gap]) -> tuple[list[Snippet], list[Gap]]:
@@ -58,33 +56,51 @@ def until_given_up(source: Iterator[Snippet | Gap]) -> tuple[list[Snippet | Gap]
     pytest.fail("it came to an end")
 
 
-def test_rows_are_those_of_the_file(fight: Path, with_flow: Recipe, sound_model: str) -> None:
-    snippets, gaps = in_a_row(list(live_snippets(str(fight), with_flow, "cpu")))
-    offline = Extractor(with_flow, "cpu")(fight)
+def shifted(clip: Path, copy: Path, seconds: float) -> Path:
+    """Copy a clip whose sound then starts so much later."""
+    with av.open(str(clip)) as source, av.open(str(copy), "w") as sink:
+        streams = {s.index: sink.add_stream_from_template(s) for s in source.streams}
+        for packet in source.demux():
+            if packet.pts is None or packet.dts is None:
+                continue
+            if packet.stream.type == "audio":
+                later = round(seconds / packet.time_base)
+                packet.pts, packet.dts = packet.pts + later, packet.dts + later
+            packet.stream = streams[packet.stream.index]
+            sink.mux(packet)
+    return copy
+
+
+@pytest.mark.parametrize("sound", ["from the start", "late", "early", "none"])
+def test_rows_are_those_of_the_store(fight: Path, live: Recipe, tmp_path: Path, sound: str) -> None:
+    """What `avarnet extract --live` makes of a file, a stream of it has too."""
+    clip = fight
+    if sound == "none":
+        clip = make_clip(tmp_path / "mute.mp4", "Normal", 1, seconds=1.0, sound=False)
+    elif sound != "from the start":
+        clip = shifted(fight, tmp_path / "a.mkv", 0.61 if sound == "late" else -0.33)
+    events, gaps = in_a_row(list(live_snippets(str(clip), live, "cpu")))
+    offline = Extractor(live, "cpu")(clip)
+    snippets = events[: len(offline)]  # sound that outlasts the picture has snippets in a stream
     assert not gaps
-    assert len(snippets) == len(offline.streams["video"])
-    for stream in ("video", "flow"):
-        rows = np.stack([snippet.rows[stream] for snippet in snippets])
+    assert len(snippets) == len(offline)
+    for stream, rows in offline.streams.items():
+        found = np.stack([snippet.rows[stream] for snippet in snippets])
         assert [snippet.valid[stream] for snippet in snippets] == offline.valid[stream].tolist()
-        assert cosine(rows, offline.streams[stream]) > 0.9999
-    # sound: what the network says of the seconds that end with the snippet
-    source = {"name": sound_model, "weights": "random"}
-    network, track = AudioBackbone(source, torch.device("cpu"), "fp32"), read_sound_track(fight)
-    for number, snippet in enumerate(snippets[:-1]):
-        stop = 4000 * (number + 1)
-        window = track[max(0, stop - round(SOUND_SECONDS * 16_000)) : stop]
-        outputs = network(window)
-        centres = 320 * np.arange(len(outputs)) + 200
-        expected = outputs[centres >= len(window) - 4000].mean(0)
-        assert cosine(snippet.rows["audio"], expected) > 0.99
-        assert snippet.valid["audio"]
+        assert np.allclose(found, rows, rtol=2e-3, atol=2e-3), stream  # float16 and batches
+    first, last = {"from the start": (0, 11), "late": (2, 11), "early": (0, 10), "none": (4, 4)}[
+        sound
+    ]
+    heard = [first <= number <= last for number in range(len(offline))]
+    assert offline.valid["audio"].tolist() == heard
 
 
-def test_no_sound_is_not_silence(recipe: Recipe, tmp_path: Path) -> None:
-    clip = make_clip(tmp_path / "mute.mp4", "Normal", 1, seconds=1.0, sound=False)
-    snippets, _ = in_a_row(list(live_snippets(str(clip), recipe, "cpu")))
-    assert [snippet.valid for snippet in snippets] == [{"video": True, "audio": False}] * 4
-    assert not any(snippet.rows["audio"].any() for snippet in snippets)
+def test_a_run_of_whole_windows_hears_the_same(fight: Path, recipe: Recipe, live: Recipe) -> None:
+    """The recipe of a store that was not made for it changes nothing of what can be heard."""
+    given = [list(live_snippets(str(fight), r.only(["audio"]), "cpu")) for r in (recipe, live)]
+    one, other = (np.stack([s.rows["audio"] for s in in_a_row(events)[0]]) for events in given)
+    assert np.array_equal(one, other)
+    assert cosine(one, Extractor(recipe, "cpu")(fight).audio) < 0.99
 
 
 def test_only_what_the_model_reads(fight: Path, recipe: Recipe, tmp_path: Path) -> None:
@@ -112,6 +128,35 @@ def test_a_camera_that_is_cut_and_comes_back(fight: Path, recipe: Recipe) -> Non
     assert np.array_equal(after[0].rows["video"], snippets[0].rows["video"])
     assert isinstance(events[-1], Gap)  # it has begun
     assert events[-1].end is None
+
+
+def receiving() -> list[psutil.Process]:
+    return [c for c in psutil.Process().children() if "extract.receiver" in c.cmdline()]
+
+
+def test_a_decoder_that_crashes_is_a_gap(fight: Path, recipe: Recipe) -> None:
+    show = parts(transport_stream(fight), -1, 0.9)
+    camera = Camera([[*show, (60.0, b"")], show])
+    events = live_snippets(camera.url, recipe, "cpu", retries=1)
+    first = [next(events) for _ in range(3)]  # FFmpeg keeps no second back to look into the stream
+    (process,) = receiving()
+    process.send_signal(signal.SIGSEGV)
+    rest, _ = until_given_up(events)
+    camera.close()
+    snippets, (gap,) = in_a_row([*first, *rest])
+    assert gap.why == "receiving it crashed (SIGSEGV)"
+    before = [snippet for snippet in snippets if snippet.end <= gap.start]
+    after = snippets[len(before) :]
+    assert min(len(before), len(after)) >= 3
+    assert np.array_equal(after[0].rows["video"], before[0].rows["video"])
+
+
+def test_whoever_has_seen_enough_leaves_no_process(fight: Path, recipe: Recipe) -> None:
+    events = live_snippets(str(fight), recipe, "cpu")
+    next(events)
+    assert receiving()
+    events.close()  # type: ignore[attr-defined]
+    assert not receiving()
 
 
 def parts(show: Chunks, start: float, stop: float) -> Chunks:
