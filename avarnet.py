@@ -344,6 +344,13 @@ def extract(
             help="A further stream: flow, clip, or a backbone that another package brings.",
         ),
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=MODEL]",
+            help="Make this stream alone (again for more), to be joined with a store of others.",
+        ),
+    ] = None,
     weights: Annotated[
         Literal["pretrained", "random"],
         typer.Option(help="random: seeded networks that have learned nothing, to try things out."),
@@ -435,6 +442,7 @@ def extract(
             "fp32" if precision == "auto" else precision,
             layers,
             stream or (),
+            only or (),
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
@@ -1736,6 +1744,8 @@ def _moved(
         ("video", "file", video_weights),
         ("audio", "name", audio_model),
     ):
+        if moved and stream not in source:
+            raise typer.BadParameter(f"{moved}: the run has no stream {stream} that would use it")
         if moved:
             source[stream][key] = str(moved)
     return replace(recipe, source=source)

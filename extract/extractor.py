@@ -43,6 +43,7 @@ def make_recipe(
     precision: str = "fp32",
     layers: str = "last",
     further: Sequence[str] = (),
+    only: Sequence[str] = (),
 ) -> Recipe:
     """Load the networks once and return the recipe of their features.
 
@@ -58,6 +59,8 @@ def make_recipe(
         layers: hidden layers of `audio_model` whose mean is taken; see `parse_layers`.
         further: backbones that make a further stream each: ``flow``, or ``clip=MODEL`` to choose
             its network.
+        only: the streams to make, such as ``flow`` or ``audio``, instead of picture, sound and
+            further ones.
 
     Raises:
         WeightsError: a network cannot be had; the message gives the ways out.
@@ -71,17 +74,26 @@ def make_recipe(
         raise ValueError(f"snippet seconds: {snippet_seconds}; expected {SHORTEST_SNIPPET} to 60")
     if weights == "random" and video_weights:
         raise ValueError("give --video-weights or --weights random, not both")
-    source: dict[str, dict[str, Any]] = {
+    if further and only:
+        raise ValueError("give --stream for further streams or --only for some alone, not both")
+    usual: dict[str, dict[str, Any]] = {
         "video": {"name": video_model, "weights": weights},
         "audio": {"name": audio_model, "weights": weights},
     }
     if video_weights:
-        source["video"]["file"] = video_weights
+        usual["video"]["file"] = video_weights
     if layers != LAST:
-        source["audio"]["layers"] = layers
-    for text in further:
+        usual["audio"]["layers"] = layers
+    source = {}
+    for text in only or (*usual, *further):
         name, _, model = text.partition("=")
-        source[name] = {"backbone": name, "weights": weights} | ({"name": model} if model else {})
+        if name in usual and model:
+            raise ValueError(
+                f"{text}: the network of the picture is chosen by --video-model, that of the sound "
+                "by --audio-model"
+            )
+        chosen = {"name": model} if model else {}
+        source[name] = usual.get(name) or {"backbone": name, "weights": weights} | chosen
     networks = load_networks(source, torch.device("cpu"), precision)
     for stream, network in networks.items():
         if network.reads == "frames":
