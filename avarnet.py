@@ -17,7 +17,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, replace
 from fractions import Fraction
 from functools import partial
@@ -1247,31 +1247,33 @@ def _evaluate(
     store = _open(stores or run.stores)
     evaluation = stage2.judge_run(run, store)
     failures = {i: f.reason for path in store.paths for i, f in read_failures(path).items()}
-    look, no_pictures = _look(run, store, manifest or run.manifest, root)
-    write_report(run, evaluation, page or run.path / "report.html", look, no_pictures, failures)
+    page = page or run.path / "report.html"
+    with _looking(run, store, manifest or run.manifest, root) as (look, no_pictures):
+        write_report(run, evaluation, page, look, no_pictures, failures)
     return evaluation.metrics
 
 
-def _look(
+@contextmanager
+def _looking(
     run: Run,
     store: features.Store | features.Joined,
     manifest: Path | None,
     root: Path | None,
-) -> tuple[Callable[[str], Look | None], str]:
-    """Return what shows a clip in the report; or one that shows nothing, and why."""
+) -> Iterator[tuple[Callable[[str], Look | None], str]]:
+    """Yield what shows a clip in the report; or one that shows nothing, and why."""
     why = ""
     if manifest is None or not manifest.is_file():
         why = "the manifest that says where the videos are is not at hand (--manifest)"
     elif not _has_extract():
         why = "stage 1, which reads videos, is not installed"
     if manifest is None or why:
-        return lambda clip_id: None, why
+        yield lambda clip_id: None, why
+        return
     import extract as stage1
     from train.report import Look
 
     clips = {clip.id: clip for clip in manifests.read(manifest)}
     base = _root(manifest, root)
-    reader = stage1.Reader()
 
     def look(clip_id: str) -> Look | None:
         if clip_id not in clips:
@@ -1283,7 +1285,8 @@ def _look(
         except stage1.ClipError:
             return None
 
-    return look, f"the videos below {base} cannot be read (--root)"
+    with closing(stage1.Reader()) as reader:
+        yield look, f"the videos below {base} cannot be read (--root)"
 
 
 def _print_detection(metrics: dict[str, Any], run: Run) -> None:

@@ -29,7 +29,7 @@ class Exported(nn.Module):
     def __init__(self, run: Run) -> None:
         super().__init__()
         self.names = list(run.sizes)
-        self.models = nn.ModuleList(run.model(n) for n in range(len(run.models)))
+        self.models = nn.ModuleList(run.all_models())
         self.pooling = POOLING[run.config.task]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:

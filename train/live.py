@@ -48,7 +48,7 @@ class LiveScorer:
                 "cannot be extracted from a stream; train on a store that 'avarnet extract' made"
             )
         self.run = run
-        self._models = [run.model(number) for number in range(len(run.models))]
+        self._models = run.all_models()
         # all are alike
         self._reach = self._models[0].reach
         mtcns = all(isinstance(part, MTCN) for part in self._models[0].reader.models)

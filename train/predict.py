@@ -52,7 +52,7 @@ class Predictor:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self._models = [run.model(number) for number in range(len(run.models))]
+        self._models = run.all_models()
         reach = self._models[0].reach  # all are alike
         self._beyond = MOST_BEYOND if reach is None else reach
 
