@@ -390,6 +390,9 @@ def extract(
     cores: Annotated[int | None, typer.Option(min=1, help="Of a job; a process on each.")] = None,
     memory: Annotated[str | None, typer.Option(help="Of a job, such as 8GB.")] = None,
     gpus: Annotated[int, typer.Option(min=0, help="Of a job; a process on each.")] = 0,
+    interface: Annotated[
+        str | None, typer.Option(help="Network by which jobs reach this machine, such as ib0.")
+    ] = None,
     cluster_config: Annotated[
         Path | None, typer.Option(help="TOML: further arguments of dask-jobqueue's cluster.")
     ] = None,
@@ -426,6 +429,7 @@ def extract(
         cores,
         memory,
         gpus,
+        interface,
         cluster_config,
         device,
     )
