@@ -362,7 +362,8 @@ def extract(
     precision: Annotated[
         Literal["fp32", "bf16", "auto"],
         typer.Option(
-            help="auto: the store's; for a new one bf16 if it is faster here and as good."
+            help="auto: the store's; for a new one bf16 if it is faster where the work is done "
+            "and as good."
         ),
     ] = "fp32",
     device: Device = "auto",
@@ -451,7 +452,7 @@ def extract(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     if precision == "auto":
-        recipe = _with_best_precision(recipe, store, device)
+        recipe = _with_best_precision(recipe, store, device, cluster)
     _say_random(recipe)
     summary = _extract(
         clips,
@@ -474,7 +475,7 @@ def extract(
     raise typer.Exit(SOME_FAILED if summary.failed else DONE)
 
 
-def _with_best_precision(recipe: Recipe, store: Path, device: str) -> Recipe:
+def _with_best_precision(recipe: Recipe, store: Path, device: str, cluster: Cluster) -> Recipe:
     import extract as stage1
 
     held = store / features.RECIPE_FILE
@@ -482,7 +483,7 @@ def _with_best_precision(recipe: Recipe, store: Path, device: str) -> Recipe:
         precision = features.Recipe.from_json(held.read_text(encoding="utf-8")).precision
         why = f"as {store} has it"
     else:
-        precision, why = stage1.choose_precision(recipe.source, device)
+        precision, why = stage1.choose_precision(recipe.source, device, cluster)
     err.print(f"precision: {precision} ({_plain(why)})", soft_wrap=True)
     return replace(recipe, precision=precision)
 
