@@ -163,14 +163,20 @@ def manifest_folders(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="DIR/CLASS/clip.mp4")],
     output: Output,
     groups: Annotated[
-        Path | None, typer.Option(help="CSV with columns clip and source (the recording).")
+        Path | None,
+        typer.Option(
+            help="CSV with columns clip and source (the recording). Clips that it does not name "
+            "count as a recording of their own; both they and names that are no clip are told."
+        ),
     ] = None,
     root: Root = None,
     as_json: Json = False,
 ) -> None:
     """One class per sub-folder (VAAR's layout)."""
-    clips = manifests.from_folders(directory, _root(output, root), groups)
-    _write_manifest(output, clips, [], as_json)
+    grouped = manifests.Grouped(manifests.from_folders(directory, _root(output, root)), [], [])
+    if groups is not None:
+        grouped = manifests.with_groups(grouped.clips, groups)
+    _write_manifest(output, grouped.clips, [], as_json, grouped.ungrouped, grouped.unknown)
 
 
 @manifest_app.command("csv", epilog="Example: `avarnet manifest csv clips.csv -o clips.jsonl`")
@@ -297,14 +303,18 @@ def manifest_check(manifest: Manifest, root: Root = None, as_json: Json = False)
 
 
 def _write_manifest(
-    output: Path, clips: Sequence[manifests.Clip], missing: list[str], as_json: bool
+    output: Path,
+    clips: Sequence[manifests.Clip],
+    missing: list[str],
+    as_json: bool,
+    ungrouped: Sequence[str] = (),
+    unknown: Sequence[str] = (),
 ) -> None:
     manifests.write(output, clips)
     counts = Counter(clip.label for clip in clips)
     if as_json:
-        _print_json(
-            {"manifest": str(output), "clips": len(clips), "missing": missing, "classes": counts}
-        )
+        left = {"missing": missing, "ungrouped": ungrouped, "unknown": unknown}
+        _print_json({"manifest": str(output), "clips": len(clips), **left, "classes": counts})
         return
     table = Table("class", "clips")
     for name, count in sorted(counts.items()):
@@ -314,6 +324,12 @@ def _write_manifest(
     if missing:
         what = _counted(len(missing), "listed video")
         out.print(f"[yellow]not found: {what}[/] ({_first(missing)})")
+    if ungrouped:
+        what = _counted(len(ungrouped), "clip")
+        out.print(f"[yellow]in no group, so one of its own each: {what}[/] ({_first(ungrouped)})")
+    if unknown:
+        what = _counted(len(unknown), "name")
+        out.print(f"[yellow]in the file of groups, but no clip: {what}[/] ({_first(unknown)})")
 
 
 # extract ----------------------------------------------------------------------------------------
