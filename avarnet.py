@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, NoReturn
 
 import typer
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -678,8 +679,9 @@ def features_info(store: StorePath, as_json: Json = False) -> None:
         return
     table = Table(show_header=False)
     table.add_row("clips", str(about.clips))
-    table.add_row("footage", f"{about.hours:.2f} hours in steps of {opened.snippet_seconds:g} s")
-    table.add_row("shards", f"{about.shards}, {about.nbytes / 1e6:.1f} MB")
+    footage = _clock(about.hours * 3600)
+    table.add_row("footage", f"{footage} in steps of {opened.snippet_seconds:g} s")
+    table.add_row("shards", f"{about.shards}, {decimal(about.nbytes)}")
     for name, settings in opened.recipe.streams.items():
         source = opened.recipe.source.get(name, {})
         model = source.get("name", settings.get("model", "?"))
@@ -823,10 +825,10 @@ def _print_transfer(transfer: features.Transfer, target: str, as_json: bool) -> 
         what = _counted(len(transfer.clips), "clip")
     else:
         what = _counted(len(transfer.shards), "shard")
-    rate = transfer.nbytes / 1e6 / transfer.seconds if transfer.seconds else 0.0
+    rate = round(transfer.nbytes / transfer.seconds) if transfer.seconds else 0
     out.print(
-        f"{what} travelled, {transfer.already} there before: {transfer.nbytes / 1e6:.1f} MB in "
-        f"{transfer.seconds:.1f} s ({rate:.1f} MB/s) -> {_plain(target)}"
+        f"{what} travelled, {transfer.already} there before: {decimal(transfer.nbytes)} in "
+        f"{transfer.seconds:.1f} s ({decimal(rate)}/s) -> {_plain(target)}"
     )
 
 
@@ -1137,7 +1139,7 @@ def _train(
             if count == 1 and not quiet:
                 if epoch.epoch == 1:
                     out.print(EPOCH_HEADER, highlight=False)
-                out.print(_epoch_row(0, epoch, "  best" if best else ""), highlight=False)
+                out.print(_epoch_row(epoch) + ("  best" if best else ""), highlight=False)
             bar.update(task, total=count * settings.epochs, advance=1)
 
         trained = stage2.train_run(
@@ -1154,19 +1156,20 @@ def _train(
     if log is not None:
         log.close()
     if not quiet and len(bests) > 1:
-        out.print("the best epoch of each model:", EPOCH_HEADER, sep="\n", highlight=False)
-        for number in sorted(bests):
-            out.print(_epoch_row(number, bests[number], ""), highlight=False)
+        header = f"  fold  seed {EPOCH_HEADER}"
+        out.print("the best epoch of each model:", header, sep="\n", highlight=False)
+        for number, (fold, seed) in enumerate(trained.models):
+            out.print(f"{fold:6d} {seed:5d} {_epoch_row(bests[number])}", highlight=False)
     return trained
 
 
-EPOCH_HEADER = " model  epoch  train loss  val loss  val accuracy  val recall"
+EPOCH_HEADER = " epoch  train loss  val loss  val accuracy  val recall"
 
 
-def _epoch_row(number: int, epoch: Any, mark: str) -> str:
+def _epoch_row(epoch: Any) -> str:
     return (
-        f"{number:6d} {epoch.epoch:6d} {epoch.train_loss:11.4f} {epoch.val_loss:9.4f} "
-        f"{epoch.val_accuracy:13.3f} {epoch.val_recall:11.3f}{mark}"
+        f"{epoch.epoch:6d} {epoch.train_loss:11.4f} {epoch.val_loss:9.4f} "
+        f"{epoch.val_accuracy:13.3f} {epoch.val_recall:11.3f}"
     )
 
 
@@ -1723,14 +1726,24 @@ def search(
         hits = searcher.nearest(aligned, vector, n=number)
     else:
         hits = searcher.like(str(like), stream, number)
+    by_moment = like not in opened  # so CLIP@START-END, or a text
     if as_json:
-        _print_json({"hits": [hit._asdict() for hit in hits], "damaged": searcher.damaged})
+        order = "moment" if by_moment else "similarity"
+        found = [hit._asdict() for hit in hits]
+        _print_json({"ordered_by": order, "hits": found, "damaged": searcher.damaged})
     else:
         _say_random(opened.recipe)
-        table = Table("clip", "similarity", "from", "to", "moment")
+        # what decides on the order is the first figure
+        if by_moment:
+            table = Table("clip", "its best moment", "from", "to", "the whole clip")
+        else:
+            table = Table("clip", "the whole clip", "its best moment", "from", "to")
         for hit in hits:
-            cells = (f"{hit.similarity:.3f}", f"{hit.start:.2f}", f"{hit.end:.2f}")
-            table.add_row(_plain(hit.clip), *cells, f"{hit.moment:.3f}")
+            moment = [f"{hit.moment:.3f}", f"{hit.start:.2f} s", f"{hit.end:.2f} s"]
+            whole = [f"{hit.similarity:.3f}"]
+            table.add_row(_plain(hit.clip), *(moment + whole if by_moment else whole + moment))
+        order = "by their best moments" if by_moment else "by the whole clips"
+        out.print(f"similarity {order}, the most alike first (1 at most)")
         out.print(table)
         for reason in searcher.damaged.values():
             out.print(f"[red]left out:[/] {_plain(reason)}", soft_wrap=True)
@@ -1990,7 +2003,7 @@ def _check_folder(folder: Path) -> Iterator[Check]:
     features.try_folder(there)
     yield Check("store", "ok", f"can be written, sealed and read in {there}")
     free = shutil.disk_usage(there).free
-    room = f"{free / 1e9:.1f} GB are free: features of {free / BYTES_AN_HOUR:,.0f} hours of video"
+    room = f"{decimal(free)} are free: features of {free / BYTES_AN_HOUR:,.0f} hours of video"
     if free > LITTLE_ROOM:
         yield Check("disk", "ok", room)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -63,7 +64,10 @@ def test_features_commands(project: dict[str, Any]) -> None:
     assert info["random_weights"] == ["video", "audio"]
     assert info["lacking"] == {"video": 0, "audio": 1}
     assert info["recipe"]["fingerprint"] == project["extract"]["fingerprint"]
-    assert "random weights" in avarnet("features", "info", store)
+    said = avarnet("features", "info", store)
+    assert "random weights" in said
+    assert re.search(r"shards +│ \d, \d+\.\d kB", said)
+    assert re.search(r"footage +│ 0:00:12 in steps", said)
     rows = as_json("features", "list", store)
     assert len(rows) == 12
     assert all(row["snippets"] == 4 for row in rows)
