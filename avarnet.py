@@ -79,14 +79,21 @@ out = Console()
 err = Console(stderr=True)
 debugging = False
 
+
+def _known_device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise typer.BadParameter(f"{name}: expected auto, cpu, cuda, cuda:1 (of several) or mps")
+    return name
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Output = Annotated[Path, typer.Option("-o", "--output", help="The manifest to write.")]
 Root = Annotated[
     Path | None,
     typer.Option(help="What the manifest's paths are relative to.", show_default="its folder"),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-Manifest = Annotated[Path, typer.Argument(help="The manifest, JSON Lines.")]
+Device = Annotated[str, typer.Option(callback=_known_device, help="auto, cpu, cuda, cuda:1, mps.")]
+Manifest = Annotated[Path, typer.Argument(metavar="MANIFEST", help="JSON Lines.")]
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the feature store.")]
 Url = Annotated[
     str,
@@ -115,6 +122,8 @@ def main() -> None:
         # those of train and extract are imported only by the commands that need them
         parts_errors = ("TrainError", "ClipError", "ClusterError", "WeightsError")
         expected = (manifests.ManifestError, features.FeatureError, OSError)
+        if isinstance(error, OSError) and isinstance(error.filename, str | Path):
+            fail(f"{error.filename}: {manifests.reason(error)}")
         if isinstance(error, expected) or type(error).__name__ in parts_errors:
             fail(str(error))
         again = f"avarnet --debug {shlex.join(sys.argv[1:])}"
@@ -185,7 +194,8 @@ def manifest_csv(
     file: Annotated[
         Path,
         typer.Argument(
-            help="Columns path, label; optional id, split, group, duration, fps, audio, start, end."
+            metavar="FILE",
+            help="Columns path, label; optional id, split, group, duration, fps, audio, start, end",
         ),
     ],
     output: Output,
@@ -451,6 +461,8 @@ def extract(
         cluster_config,
         device,
     )
+    if cluster.scheduler == "local":
+        _need_device(device)
     if dry_run:
         _print_plan(clips, _root(manifest, root), store, cluster)
         return
@@ -685,7 +697,7 @@ def features_info(store: StorePath, as_json: Json = False) -> None:
     for name, settings in opened.recipe.streams.items():
         source = opened.recipe.source.get(name, {})
         model = source.get("name", settings.get("model", "?"))
-        origin = f"{model}, {source.get('weights', '?')} weights"
+        origin = f"{model}, {source['weights']} weights" if "weights" in source else model
         lack = f"; none in {_counted(about.lacking[name], 'clip')}" if about.lacking[name] else ""
         table.add_row(f"stream {name}", _plain(f"{settings['features']} values, {origin}{lack}"))
     for flag, count in about.flags.items():
@@ -808,10 +820,19 @@ def _chosen_clips(
 
 
 def _read_ids(file: Path) -> set[str]:
-    ids = {line.strip() for line in file.read_text(encoding="utf-8").splitlines()} - {""}
+    ids = set(_lines(file, "of clip ids"))
     if not ids:
         raise typer.BadParameter(f"{file} has no clip ids; write one a line")
     return ids
+
+
+def _lines(file: Path, what: str) -> list[str]:
+    """Return the lines of a text file that are not empty."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"{file}: {manifests.reason(error)}; give a text file {what}, one a line")
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _print_transfer(transfer: features.Transfer, target: str, as_json: bool) -> None:
@@ -915,7 +936,7 @@ def features_card(
 @features_app.command("export", epilog="Example: `avarnet features export store folder --as npy`")
 def features_export(
     store: StorePath,
-    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new one.")],
     kind: Annotated[
         Literal["npy", "webdataset", "safetensors"],
         typer.Option("--as", help="npy: one file a clip and stream, NaN where nothing was."),
@@ -1026,7 +1047,7 @@ def train(
     config: Annotated[
         Path | None, typer.Option(help="TOML with any setting; options win over it.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, mps, auto.")] = "cpu",
+    device: Device = "cpu",
     processes: Processes = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run that was interrupted.")
@@ -1056,6 +1077,7 @@ def train(
         epochs=epochs,
     )
     clips = manifests.read(manifest)
+    _need_device(device)
     opened = _open([store, *(join or [])])
     if not as_json:
         _say_random(opened.recipe)
@@ -1268,6 +1290,8 @@ def _evaluate(
     from extract.plan import read_failures
     from train.report import write_report
 
+    if manifest is not None and not manifest.is_file():
+        fail(f"{manifest}: no such file; give the run's manifest, or leave it out")
     store = _open(stores or run.stores)
     evaluation = stage2.judge_run(run, store)
     failures = {i: f.reason for path in store.paths for i, f in read_failures(path).items()}
@@ -1510,7 +1534,9 @@ def sweep(
 @app.command(epilog="Example: `avarnet export run model.onnx`")
 def export(
     run: RunPath,
-    file: Annotated[Path, typer.Argument(help="FILE.onnx, or FILE.pt2 for torch.export.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="FILE.onnx, or FILE.pt2 for torch.export.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Write a run's models as one file for other programs, and check its answers."""
@@ -1550,6 +1576,7 @@ def predict(
     import train as stage2
 
     loaded = stage2.Run.load(run)
+    _need_device(device)
     if fail_on_anomaly and loaded.normal is None:
         fail(f"{run} knows no normal class; name it in training: avarnet train ... --normal LABEL")
     _need_extract()
@@ -1598,8 +1625,10 @@ def _listed(videos: list[Path]) -> list[Path]:
                 fail(f"{path}: no videos in this folder")
             found += below
         elif path.suffix == ".txt":
-            lines = path.read_text(encoding="utf-8").splitlines()
-            found += [path.parent / line.strip() for line in lines if line.strip()]
+            listed = _lines(path, "of videos")
+            if not listed:
+                fail(f"{path}: no videos in this list; write a path on each line")
+            found += [path.parent / line for line in listed]
         else:
             found.append(path)
     return list(dict.fromkeys(found))
@@ -1743,7 +1772,7 @@ def search(
             whole = [f"{hit.similarity:.3f}"]
             table.add_row(_plain(hit.clip), *(moment + whole if by_moment else whole + moment))
         order = "by their best moments" if by_moment else "by the whole clips"
-        out.print(f"similarity {order}, the most alike first (1 at most)")
+        out.print(f"the most alike first, {order}; similarities are cosines, at most 1")
         out.print(table)
         for reason in searcher.damaged.values():
             out.print(f"[red]left out:[/] {_plain(reason)}", soft_wrap=True)
@@ -1811,6 +1840,7 @@ def watch(
 
     loaded = stage2.Run.load(run)
     scorer = stage2.LiveScorer(loaded)
+    _need_device(device)
     _need_extract()
     import extract as stage1
 
@@ -2055,6 +2085,17 @@ def _root(manifest: Path, root: Path | None) -> Path:
 def _open(stores: list[Path]) -> features.Store | features.Joined:
     opened = [features.Store(path) for path in stores]
     return opened[0] if len(opened) == 1 else features.join(*opened)
+
+
+def _need_device(name: str) -> None:
+    """Refuse a device that this machine has not."""
+    import torch
+
+    try:
+        torch.empty(0, device="cpu" if name == "auto" else name)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0].rstrip(".")
+        fail(f"--device {name}: torch cannot use it here ({why}); see 'avarnet doctor'")
 
 
 def _has_extract() -> bool:

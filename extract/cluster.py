@@ -21,6 +21,7 @@ from dask.distributed import Client, LocalCluster, WorkerPlugin
 from distributed.core import Status
 
 from extract.extractor import pick_device
+from manifests import reason
 
 QUEUES = {
     "slurm": "SLURMCluster",
@@ -157,16 +158,28 @@ class Cluster:
             return str(cluster.job_script())
 
     def _submit(self, cluster: Any) -> None:
-        cluster.scale(jobs=max(1, self.adapt[0] if self.adapt else self.workers))
-        with suppress(RuntimeError):
-            cluster.sync(cluster._correct_state)
+        said: list[str] = []
+
+        def note(record: logging.LogRecord) -> bool:
+            said.append(str(record.exc_info[1] if record.exc_info else record.msg))
+            return False
+
+        tornado = logging.getLogger("tornado.application")
+        tornado.addFilter(note)  # there alone a refusal is told, with a traceback
+        try:
+            cluster.scale(jobs=max(1, self.adapt[0] if self.adapt else self.workers))
+            with suppress(RuntimeError):
+                cluster.sync(cluster._correct_state)
+        finally:
+            tornado.removeFilter(note)
         # a job that is refused only leaves a line in a log: without this, one would wait for ever
         if not any(getattr(job, "job_id", None) for job in cluster.workers.values()):
             for job in cluster._created:
                 job.status = Status.failed  # the cluster cannot close with jobs that never began
+            why = " ".join("".join(said[:1]).rpartition("stderr:")[2].split())
             raise ClusterError(
-                f"{self.scheduler} refuses the job; look at its script with --dry-run, and change "
-                "--queue, --walltime, --cores, --memory, --gpus or the --cluster-config"
+                f"{self.scheduler} refuses the job ({why}); look at its script with --dry-run, and "
+                "change --queue, --walltime, --cores, --memory, --gpus or the --cluster-config"
             )
 
     def _wait(self, cluster: Any, client: Client) -> None:
@@ -215,10 +228,16 @@ class Cluster:
             try:
                 settings |= tomllib.loads(self.config.read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
-                raise ClusterError(f"{self.config}: {error}") from error
+                raise ClusterError(
+                    f"{self.config}: {reason(error)}; give a file of TOML"
+                ) from error
         asked = {"queue": self.queue, "walltime": self.walltime, "interface": self.interface}
         asked |= {"cores": self.cores, "memory": self.memory}  # type: ignore[dict-item]
         settings |= {name: value for name, value in asked.items() if value is not None}
+        settings["scheduler_options"] = {
+            "dashboard_address": ":0",  # several commands may be at work on one machine
+            **settings.get("scheduler_options", {}),
+        }
         settings.setdefault("processes", self.gpus or settings["cores"])
         settings["job_script_prologue"] = [*PROLOGUE, *settings.get("job_script_prologue", [])]
         if self.gpus and self.scheduler in GPU_REQUESTS:
@@ -231,7 +250,7 @@ class Cluster:
             del settings["walltime"]  # it knows none
         try:
             return getattr(dask_jobqueue, QUEUES[self.scheduler])(**settings)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise ClusterError(
                 f"dask-jobqueue's {QUEUES[self.scheduler]} refuses these settings: {error}"
             ) from error

@@ -4,7 +4,7 @@ from manifests.check import Finding, check
 from manifests.clip import Clip, Interval, ManifestError
 from manifests.folders import from_folders, videos_below
 from manifests.groups import Grouped, with_groups
-from manifests.io import default_root, parse, read, relative_path, write
+from manifests.io import default_root, parse, read, reason, relative_path, write
 from manifests.official import Listing
 from manifests.split import assign_folds, assign_split, split_table
 from manifests.table import from_csv
@@ -29,6 +29,7 @@ __all__ = [
     "from_xd_violence",
     "parse",
     "read",
+    "reason",
     "relative_path",
     "split_table",
     "videos_below",

@@ -21,7 +21,8 @@ def videos_below(directory: Path) -> list[Path]:
         ManifestError: it is not a folder.
     """
     if not directory.is_dir():
-        raise ManifestError(f"{directory}: no such folder")
+        what = "is a file; give the folder of videos" if directory.exists() else "no such folder"
+        raise ManifestError(f"{directory}: {what}")
     return sorted(
         path
         for path in directory.rglob("*")

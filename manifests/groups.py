@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from manifests.clip import Clip, ManifestError
+from manifests.io import reason
 
 
 class Grouped(NamedTuple):
@@ -84,7 +85,9 @@ def _read(file: Path) -> dict[str, str]:
             table = csv.DictReader(lines)
             found = table.fieldnames or []
             if not {"clip", "source"} <= set(found):
-                raise ManifestError(f"{file}: needs the columns clip and source, has {found}")
+                raise ManifestError(
+                    f"{file}: needs the columns clip and source, has {', '.join(found)}"
+                )
             for row in table:
                 clip, source = (row["clip"] or "").strip(), (row["source"] or "").strip()
                 if source and named.setdefault(clip, source) != source:
@@ -93,5 +96,5 @@ def _read(file: Path) -> dict[str, str]:
                         f"already, now {source}; keep one"
                     )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ManifestError(f"{file}: {error}; give a CSV file in UTF-8") from error
+        raise ManifestError(f"{file}: {reason(error)}; give a CSV file in UTF-8") from error
     return named

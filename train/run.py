@@ -219,6 +219,8 @@ def train_run(
     Raises:
         TrainError: most mistakes, before the first epoch.
     """
+    if path.exists() and not path.is_dir():
+        raise TrainError(f"{path} is a file; give a folder for the run")
     if (path / RUN_FILE).exists():
         raise TrainError(f"{path} holds a run already; give another folder or delete it")
     if (path / UNFINISHED).exists() and not resume:

@@ -85,7 +85,7 @@ def test_two_workers(cluster: Cluster, tasks: list[Task], tmp_path: Path) -> Non
 
 
 def test_a_job_that_is_refused(cluster: Cluster, tasks: list[Task], tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match=r"slurm refuses the job.*--memory"):
+    with pytest.raises(ClusterError, match=r"refuses the job \(sbatch: error: .*--memory"):
         extract(tasks, tmp_path / "s", RECIPE, cluster=replace(cluster, memory="9TB"), make=Instant)
 
 

@@ -152,6 +152,12 @@ def test_check_says_what_the_decoder_said(tmp_path: Path) -> None:
     }
 
 
+def test_check_finds_that_there_is_nothing(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text("\n")
+    (finding,) = check(tmp_path / "m.jsonl", tmp_path)
+    assert (finding.severity, finding.kind) == ("error", "empty")
+
+
 def test_check_reads_on_after_a_bad_line(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_text('nonsense\n{"id": "a", "path": "a.mp4", "labels": ["x"]}\n')
     found = check(tmp_path / "m.jsonl", tmp_path)
