@@ -1097,7 +1097,8 @@ def train(
     if fewest < FEW_A_CLASS * len(trained.classes) and not as_json:
         out.print(
             f"[yellow]only {_counted(fewest, 'validation clip')}[/], of {len(trained.classes)} "
-            "classes: chance has a say in which epoch is the best"
+            "classes: chance has a say in which epoch is the best",
+            soft_wrap=True,
         )
     best = [
         max(rows, key=lambda row: (row["val_recall"], -row["val_loss"]))
