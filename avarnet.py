@@ -17,7 +17,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, replace
 from fractions import Fraction
 from functools import partial
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, NoReturn
 
 import typer
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -78,14 +79,21 @@ out = Console()
 err = Console(stderr=True)
 debugging = False
 
+
+def _known_device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise typer.BadParameter(f"{name}: expected auto, cpu, cuda, cuda:1 (of several) or mps")
+    return name
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Output = Annotated[Path, typer.Option("-o", "--output", help="The manifest to write.")]
 Root = Annotated[
     Path | None,
     typer.Option(help="What the manifest's paths are relative to.", show_default="its folder"),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-Manifest = Annotated[Path, typer.Argument(help="The manifest, JSON Lines.")]
+Device = Annotated[str, typer.Option(callback=_known_device, help="auto, cpu, cuda, cuda:1, mps.")]
+Manifest = Annotated[Path, typer.Argument(metavar="MANIFEST", help="JSON Lines.")]
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the feature store.")]
 Url = Annotated[
     str,
@@ -114,6 +122,8 @@ def main() -> None:
         # those of train and extract are imported only by the commands that need them
         parts_errors = ("TrainError", "ClipError", "ClusterError", "WeightsError")
         expected = (manifests.ManifestError, features.FeatureError, OSError)
+        if isinstance(error, OSError) and isinstance(error.filename, str | Path):
+            fail(f"{error.filename}: {manifests.reason(error)}")
         if isinstance(error, expected) or type(error).__name__ in parts_errors:
             fail(str(error))
         again = f"avarnet --debug {shlex.join(sys.argv[1:])}"
@@ -163,14 +173,20 @@ def manifest_folders(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="DIR/CLASS/clip.mp4")],
     output: Output,
     groups: Annotated[
-        Path | None, typer.Option(help="CSV with columns clip and source (the recording).")
+        Path | None,
+        typer.Option(
+            help="CSV with columns clip and source (the recording). Clips that it does not name "
+            "count as a recording of their own; both they and names that are no clip are told."
+        ),
     ] = None,
     root: Root = None,
     as_json: Json = False,
 ) -> None:
     """One class per sub-folder (VAAR's layout)."""
-    clips = manifests.from_folders(directory, _root(output, root), groups)
-    _write_manifest(output, clips, [], as_json)
+    grouped = manifests.Grouped(manifests.from_folders(directory, _root(output, root)), [], [])
+    if groups is not None:
+        grouped = manifests.with_groups(grouped.clips, groups)
+    _write_manifest(output, grouped.clips, [], as_json, grouped.ungrouped, grouped.unknown)
 
 
 @manifest_app.command("csv", epilog="Example: `avarnet manifest csv clips.csv -o clips.jsonl`")
@@ -178,7 +194,8 @@ def manifest_csv(
     file: Annotated[
         Path,
         typer.Argument(
-            help="Columns path, label; optional id, split, group, duration, fps, audio, start, end."
+            metavar="FILE",
+            help="Columns path, label; optional id, split, group, duration, fps, audio, start, end",
         ),
     ],
     output: Output,
@@ -297,14 +314,18 @@ def manifest_check(manifest: Manifest, root: Root = None, as_json: Json = False)
 
 
 def _write_manifest(
-    output: Path, clips: Sequence[manifests.Clip], missing: list[str], as_json: bool
+    output: Path,
+    clips: Sequence[manifests.Clip],
+    missing: list[str],
+    as_json: bool,
+    ungrouped: Sequence[str] = (),
+    unknown: Sequence[str] = (),
 ) -> None:
     manifests.write(output, clips)
     counts = Counter(clip.label for clip in clips)
     if as_json:
-        _print_json(
-            {"manifest": str(output), "clips": len(clips), "missing": missing, "classes": counts}
-        )
+        left = {"missing": missing, "ungrouped": ungrouped, "unknown": unknown}
+        _print_json({"manifest": str(output), "clips": len(clips), **left, "classes": counts})
         return
     table = Table("class", "clips")
     for name, count in sorted(counts.items()):
@@ -314,6 +335,12 @@ def _write_manifest(
     if missing:
         what = _counted(len(missing), "listed video")
         out.print(f"[yellow]not found: {what}[/] ({_first(missing)})")
+    if ungrouped:
+        what = _counted(len(ungrouped), "clip")
+        out.print(f"[yellow]in no group, so one of its own each: {what}[/] ({_first(ungrouped)})")
+    if unknown:
+        what = _counted(len(unknown), "name")
+        out.print(f"[yellow]in the file of groups, but no clip: {what}[/] ({_first(unknown)})")
 
 
 # extract ----------------------------------------------------------------------------------------
@@ -344,6 +371,13 @@ def extract(
             help="A further stream: flow, clip, or a backbone that another package brings.",
         ),
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=MODEL]",
+            help="Make this stream alone (again for more), to be joined with a store of others.",
+        ),
+    ] = None,
     weights: Annotated[
         Literal["pretrained", "random"],
         typer.Option(help="random: seeded networks that have learned nothing, to try things out."),
@@ -363,7 +397,8 @@ def extract(
     precision: Annotated[
         Literal["fp32", "bf16", "auto"],
         typer.Option(
-            help="auto: the store's; for a new one bf16 if it is faster here and as good."
+            help="auto: the store's; for a new one bf16 if it is faster where the work is done "
+            "and as good."
         ),
     ] = "fp32",
     device: Device = "auto",
@@ -391,6 +426,9 @@ def extract(
     cores: Annotated[int | None, typer.Option(min=1, help="Of a job; a process on each.")] = None,
     memory: Annotated[str | None, typer.Option(help="Of a job, such as 8GB.")] = None,
     gpus: Annotated[int, typer.Option(min=0, help="Of a job; a process on each.")] = 0,
+    interface: Annotated[
+        str | None, typer.Option(help="Network by which jobs reach this machine, such as ib0.")
+    ] = None,
     cluster_config: Annotated[
         Path | None, typer.Option(help="TOML: further arguments of dask-jobqueue's cluster.")
     ] = None,
@@ -427,9 +465,12 @@ def extract(
         cores,
         memory,
         gpus,
+        interface,
         cluster_config,
         device,
     )
+    if cluster.scheduler == "local":
+        _need_device(device)
     if dry_run:
         _print_plan(clips, _root(manifest, root), store, cluster)
         return
@@ -444,11 +485,12 @@ def extract(
             layers,
             stream or (),
             live,
+            only or (),
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     if precision == "auto":
-        recipe = _with_best_precision(recipe, store, device)
+        recipe = _with_best_precision(recipe, store, device, cluster)
     _say_random(recipe)
     summary = _extract(
         clips,
@@ -471,7 +513,7 @@ def extract(
     raise typer.Exit(SOME_FAILED if summary.failed else DONE)
 
 
-def _with_best_precision(recipe: Recipe, store: Path, device: str) -> Recipe:
+def _with_best_precision(recipe: Recipe, store: Path, device: str, cluster: Cluster) -> Recipe:
     import extract as stage1
 
     held = store / features.RECIPE_FILE
@@ -479,7 +521,7 @@ def _with_best_precision(recipe: Recipe, store: Path, device: str) -> Recipe:
         precision = features.Recipe.from_json(held.read_text(encoding="utf-8")).precision
         why = f"as {store} has it"
     else:
-        precision, why = stage1.choose_precision(recipe.source, device)
+        precision, why = stage1.choose_precision(recipe.source, device, cluster)
     err.print(f"precision: {precision} ({_plain(why)})", soft_wrap=True)
     return replace(recipe, precision=precision)
 
@@ -658,12 +700,13 @@ def features_info(store: StorePath, as_json: Json = False) -> None:
         return
     table = Table(show_header=False)
     table.add_row("clips", str(about.clips))
-    table.add_row("footage", f"{about.hours:.2f} hours in steps of {opened.snippet_seconds:g} s")
-    table.add_row("shards", f"{about.shards}, {about.nbytes / 1e6:.1f} MB")
+    footage = _clock(about.hours * 3600)
+    table.add_row("footage", f"{footage} in steps of {opened.snippet_seconds:g} s")
+    table.add_row("shards", f"{about.shards}, {decimal(about.nbytes)}")
     for name, settings in opened.recipe.streams.items():
         source = opened.recipe.source.get(name, {})
         model = source.get("name", settings.get("model", "?"))
-        origin = f"{model}, {source.get('weights', '?')} weights"
+        origin = f"{model}, {source['weights']} weights" if "weights" in source else model
         origin += ", heard as a live stream" if "trailing_seconds" in settings else ""
         lack = f"; none in {_counted(about.lacking[name], 'clip')}" if about.lacking[name] else ""
         table.add_row(f"stream {name}", _plain(f"{settings['features']} values, {origin}{lack}"))
@@ -787,10 +830,19 @@ def _chosen_clips(
 
 
 def _read_ids(file: Path) -> set[str]:
-    ids = {line.strip() for line in file.read_text(encoding="utf-8").splitlines()} - {""}
+    ids = set(_lines(file, "of clip ids"))
     if not ids:
         raise typer.BadParameter(f"{file} has no clip ids; write one a line")
     return ids
+
+
+def _lines(file: Path, what: str) -> list[str]:
+    """Return the lines of a text file that are not empty."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"{file}: {manifests.reason(error)}; give a text file {what}, one a line")
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _print_transfer(transfer: features.Transfer, target: str, as_json: bool) -> None:
@@ -804,10 +856,10 @@ def _print_transfer(transfer: features.Transfer, target: str, as_json: bool) -> 
         what = _counted(len(transfer.clips), "clip")
     else:
         what = _counted(len(transfer.shards), "shard")
-    rate = transfer.nbytes / 1e6 / transfer.seconds if transfer.seconds else 0.0
+    rate = round(transfer.nbytes / transfer.seconds) if transfer.seconds else 0
     out.print(
-        f"{what} travelled, {transfer.already} there before: {transfer.nbytes / 1e6:.1f} MB in "
-        f"{transfer.seconds:.1f} s ({rate:.1f} MB/s) -> {_plain(target)}"
+        f"{what} travelled, {transfer.already} there before: {decimal(transfer.nbytes)} in "
+        f"{transfer.seconds:.1f} s ({decimal(rate)}/s) -> {_plain(target)}"
     )
 
 
@@ -894,7 +946,7 @@ def features_card(
 @features_app.command("export", epilog="Example: `avarnet features export store folder --as npy`")
 def features_export(
     store: StorePath,
-    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new one.")],
     kind: Annotated[
         Literal["npy", "webdataset", "safetensors"],
         typer.Option("--as", help="npy: one file a clip and stream, NaN where nothing was."),
@@ -1005,7 +1057,7 @@ def train(
     config: Annotated[
         Path | None, typer.Option(help="TOML with any setting; options win over it.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, mps, auto.")] = "cpu",
+    device: Device = "cpu",
     processes: Processes = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run that was interrupted.")
@@ -1035,6 +1087,7 @@ def train(
         epochs=epochs,
     )
     clips = manifests.read(manifest)
+    _need_device(device)
     opened = _open([store, *(join or [])])
     if not as_json:
         _say_random(opened.recipe)
@@ -1054,7 +1107,8 @@ def train(
     if fewest < FEW_A_CLASS * len(trained.classes) and not as_json:
         out.print(
             f"[yellow]only {_counted(fewest, 'validation clip')}[/], of {len(trained.classes)} "
-            "classes: chance has a say in which epoch is the best"
+            "classes: chance has a say in which epoch is the best",
+            soft_wrap=True,
         )
     best = [
         max(rows, key=lambda row: (row["val_recall"], -row["val_loss"]))
@@ -1126,7 +1180,7 @@ def _train(
             if count == 1 and not quiet:
                 if epoch.epoch == 1:
                     out.print(EPOCH_HEADER, highlight=False)
-                out.print(_epoch_row(0, epoch, "  best" if best else ""), highlight=False)
+                out.print(_epoch_row(epoch) + ("  best" if best else ""), highlight=False)
             bar.update(task, total=count * settings.epochs, advance=1)
 
         trained = stage2.train_run(
@@ -1143,19 +1197,20 @@ def _train(
     if log is not None:
         log.close()
     if not quiet and len(bests) > 1:
-        out.print("the best epoch of each model:", EPOCH_HEADER, sep="\n", highlight=False)
-        for number in sorted(bests):
-            out.print(_epoch_row(number, bests[number], ""), highlight=False)
+        header = f"  fold  seed {EPOCH_HEADER}"
+        out.print("the best epoch of each model:", header, sep="\n", highlight=False)
+        for number, (fold, seed) in enumerate(trained.models):
+            out.print(f"{fold:6d} {seed:5d} {_epoch_row(bests[number])}", highlight=False)
     return trained
 
 
-EPOCH_HEADER = " model  epoch  train loss  val loss  val accuracy  val recall"
+EPOCH_HEADER = " epoch  train loss  val loss  val accuracy  val recall"
 
 
-def _epoch_row(number: int, epoch: Any, mark: str) -> str:
+def _epoch_row(epoch: Any) -> str:
     return (
-        f"{number:6d} {epoch.epoch:6d} {epoch.train_loss:11.4f} {epoch.val_loss:9.4f} "
-        f"{epoch.val_accuracy:13.3f} {epoch.val_recall:11.3f}{mark}"
+        f"{epoch.epoch:6d} {epoch.train_loss:11.4f} {epoch.val_loss:9.4f} "
+        f"{epoch.val_accuracy:13.3f} {epoch.val_recall:11.3f}"
     )
 
 
@@ -1278,34 +1333,38 @@ def _evaluate(
     from extract.plan import read_failures
     from train.report import write_report
 
+    if manifest is not None and not manifest.is_file():
+        fail(f"{manifest}: no such file; give the run's manifest, or leave it out")
     store = _open(stores or run.stores)
     evaluation = stage2.judge_run(run, store, _asked(run) if recall is None else recall)
     failures = {i: f.reason for path in store.paths for i, f in read_failures(path).items()}
-    look, no_pictures = _look(run, store, manifest or run.manifest, root)
-    write_report(run, evaluation, page or run.path / "report.html", look, no_pictures, failures)
+    page = page or run.path / "report.html"
+    with _looking(run, store, manifest or run.manifest, root) as (look, no_pictures):
+        write_report(run, evaluation, page, look, no_pictures, failures)
     return evaluation.metrics
 
 
-def _look(
+@contextmanager
+def _looking(
     run: Run,
     store: features.Store | features.Joined,
     manifest: Path | None,
     root: Path | None,
-) -> tuple[Callable[[str], Look | None], str]:
-    """Return what shows a clip in the report; or one that shows nothing, and why."""
+) -> Iterator[tuple[Callable[[str], Look | None], str]]:
+    """Yield what shows a clip in the report; or one that shows nothing, and why."""
     why = ""
     if manifest is None or not manifest.is_file():
         why = "the manifest that says where the videos are is not at hand (--manifest)"
     elif not _has_extract():
         why = "stage 1, which reads videos, is not installed"
     if manifest is None or why:
-        return lambda clip_id: None, why
+        yield lambda clip_id: None, why
+        return
     import extract as stage1
     from train.report import Look
 
     clips = {clip.id: clip for clip in manifests.read(manifest)}
     base = _root(manifest, root)
-    reader = stage1.Reader()
 
     def look(clip_id: str) -> Look | None:
         if clip_id not in clips:
@@ -1317,7 +1376,8 @@ def _look(
         except stage1.ClipError:
             return None
 
-    return look, f"the videos below {base} cannot be read (--root)"
+    with closing(stage1.Reader()) as reader:
+        yield look, f"the videos below {base} cannot be read (--root)"
 
 
 def _print_detection(metrics: dict[str, Any], run: Run) -> None:
@@ -1527,7 +1587,9 @@ def sweep(
 @app.command(epilog="Example: `avarnet export run model.onnx`")
 def export(
     run: RunPath,
-    file: Annotated[Path, typer.Argument(help="FILE.onnx, or FILE.pt2 for torch.export.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="FILE.onnx, or FILE.pt2 for torch.export.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Write a run's models as one file for other programs, and check its answers."""
@@ -1567,6 +1629,7 @@ def predict(
     import train as stage2
 
     loaded = stage2.Run.load(run)
+    _need_device(device)
     if fail_on_anomaly and loaded.normal is None:
         fail(f"{run} knows no normal class; name it in training: avarnet train ... --normal LABEL")
     _need_extract()
@@ -1615,8 +1678,10 @@ def _listed(videos: list[Path]) -> list[Path]:
                 fail(f"{path}: no videos in this folder")
             found += below
         elif path.suffix == ".txt":
-            lines = path.read_text(encoding="utf-8").splitlines()
-            found += [path.parent / line.strip() for line in lines if line.strip()]
+            listed = _lines(path, "of videos")
+            if not listed:
+                fail(f"{path}: no videos in this list; write a path on each line")
+            found += [path.parent / line for line in listed]
         else:
             found.append(path)
     return list(dict.fromkeys(found))
@@ -1743,14 +1808,24 @@ def search(
         hits = searcher.nearest(aligned, vector, n=number)
     else:
         hits = searcher.like(str(like), stream, number)
+    by_moment = like not in opened  # so CLIP@START-END, or a text
     if as_json:
-        _print_json({"hits": [hit._asdict() for hit in hits], "damaged": searcher.damaged})
+        order = "moment" if by_moment else "similarity"
+        found = [hit._asdict() for hit in hits]
+        _print_json({"ordered_by": order, "hits": found, "damaged": searcher.damaged})
     else:
         _say_random(opened.recipe)
-        table = Table("clip", "similarity", "from", "to", "moment")
+        # what decides on the order is the first figure
+        if by_moment:
+            table = Table("clip", "its best moment", "from", "to", "the whole clip")
+        else:
+            table = Table("clip", "the whole clip", "its best moment", "from", "to")
         for hit in hits:
-            cells = (f"{hit.similarity:.3f}", f"{hit.start:.2f}", f"{hit.end:.2f}")
-            table.add_row(_plain(hit.clip), *cells, f"{hit.moment:.3f}")
+            moment = [f"{hit.moment:.3f}", f"{hit.start:.2f} s", f"{hit.end:.2f} s"]
+            whole = [f"{hit.similarity:.3f}"]
+            table.add_row(_plain(hit.clip), *(moment + whole if by_moment else whole + moment))
+        order = "by their best moments" if by_moment else "by the whole clips"
+        out.print(f"the most alike first, {order}; similarities are cosines, at most 1")
         out.print(table)
         for reason in searcher.damaged.values():
             out.print(f"[red]left out:[/] {_plain(reason)}", soft_wrap=True)
@@ -1788,6 +1863,8 @@ def _moved(
         ("video", "file", video_weights),
         ("audio", "name", audio_model),
     ):
+        if moved and stream not in source:
+            raise typer.BadParameter(f"{moved}: the run has no stream {stream} that would use it")
         if moved:
             source[stream][key] = str(moved)
     return replace(recipe, source=source)
@@ -1816,6 +1893,7 @@ def watch(
 
     loaded = stage2.Run.load(run)
     scorer = stage2.LiveScorer(loaded)
+    _need_device(device)
     _need_extract()
     import extract as stage1
 
@@ -2017,7 +2095,7 @@ def _check_folder(folder: Path) -> Iterator[Check]:
     features.try_folder(there)
     yield Check("store", "ok", f"can be written, sealed and read in {there}")
     free = shutil.disk_usage(there).free
-    room = f"{free / 1e9:.1f} GB are free: features of {free / BYTES_AN_HOUR:,.0f} hours of video"
+    room = f"{decimal(free)} are free: features of {free / BYTES_AN_HOUR:,.0f} hours of video"
     if free > LITTLE_ROOM:
         yield Check("disk", "ok", room)
     else:
@@ -2069,6 +2147,17 @@ def _root(manifest: Path, root: Path | None) -> Path:
 def _open(stores: list[Path]) -> features.Store | features.Joined:
     opened = [features.Store(path) for path in stores]
     return opened[0] if len(opened) == 1 else features.join(*opened)
+
+
+def _need_device(name: str) -> None:
+    """Refuse a device that this machine has not."""
+    import torch
+
+    try:
+        torch.empty(0, device="cpu" if name == "auto" else name)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0].rstrip(".")
+        fail(f"--device {name}: torch cannot use it here ({why}); see 'avarnet doctor'")
 
 
 def _has_extract() -> bool:

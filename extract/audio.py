@@ -26,6 +26,7 @@ from extract.backbones import (
     autocast,
     cache_first,
     freeze,
+    load_complete,
     no_weights,
     quiet_transformers,
     seeded,
@@ -165,16 +166,8 @@ def _load(source: dict[str, Any]) -> tuple[PreTrainedModel, Wav2Vec2FeatureExtra
             with seeded():
                 model = AutoModel.from_config(config)
         else:
-            model, report = cache_first(
-                lambda: AutoModel.from_pretrained(name, output_loading_info=True)
-            )
             # the mask embedding serves pretraining only; some checkpoints leave it out
-            lost = sorted(set(report["missing_keys"]) - {"masked_spec_embed"})
-            if lost:
-                raise WeightsError(
-                    f"the checkpoint {name} lacks weights of its network: {len(lost)} ({lost[0]} "
-                    "is one), and would be random there; give a complete checkpoint"
-                )
+            model = load_complete(AutoModel, name, spare=["masked_spec_embed"])
     except WeightsError:
         raise
     except Exception as error:  # the hub, its cache and every file format fail in their own way

@@ -14,7 +14,7 @@ import logging
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import entry_points
 from typing import Any, Literal, Protocol
@@ -182,6 +182,26 @@ def no_weights(stream: str, wanted: str, files: str, error: Exception) -> Weight
         f"  2. give a local checkpoint: {files};\n"
         "  3. to try the pipeline only: --weights random (seeded, no knowledge in them)."
     )
+
+
+def load_complete(kind: Any, name: str, spare: Collection[str] = ()) -> Any:
+    """Return a transformers network with every weight from its checkpoint.
+
+    Args:
+        kind: a class of transformers that has ``from_pretrained``.
+        name: on the hub, or a folder.
+        spare: weights that the checkpoint may lack.
+
+    Raises:
+        WeightsError: it lacks others, which would be random.
+    """
+    model, report = cache_first(lambda: kind.from_pretrained(name, output_loading_info=True))
+    if lost := sorted(set(report["missing_keys"]) - set(spare)):
+        raise WeightsError(
+            f"the checkpoint {name} lacks weights of its network: {len(lost)} ({lost[0]} is one), "
+            "which would be random; give a complete checkpoint"
+        )
+    return model
 
 
 def freeze(model: nn.Module, device: torch.device) -> nn.Module:

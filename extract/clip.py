@@ -26,6 +26,7 @@ from extract.backbones import (
     autocast,
     cache_first,
     freeze,
+    load_complete,
     no_weights,
     quiet_transformers,
     seeded,
@@ -118,15 +119,7 @@ def _load(name: str, weights: str) -> tuple[CLIPModel, CLIPImageProcessor]:
             with seeded():
                 model = CLIPModel(config)
         else:
-            model, report = cache_first(
-                lambda: CLIPModel.from_pretrained(name, output_loading_info=True)
-            )
-            lost = sorted(report["missing_keys"])
-            if lost:
-                raise WeightsError(
-                    f"the checkpoint {name} lacks {len(lost)} weights of its network ({lost[0]}, "
-                    "...) and would be random there; give a complete checkpoint"
-                )
+            model = load_complete(CLIPModel, name)
     except WeightsError:
         raise
     except Exception as error:  # the hub, its cache and every file format fail in their own way

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
+import socket
+import subprocess
+import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +21,7 @@ from dask.distributed import Client, LocalCluster, WorkerPlugin
 from distributed.core import Status
 
 from extract.extractor import pick_device
+from manifests import reason
 
 QUEUES = {
     "slurm": "SLURMCluster",
@@ -32,6 +37,9 @@ GPU_REQUESTS = {  # a line of the job script
     "sge": "-l gpu={}",
 }
 FIRST_WORKER = 60.0  # seconds to wait for one of a cluster that is said to be running
+SILENCE = 300.0  # seconds that jobs may run before the first worker comes
+LOOK = 2.0  # seconds between two looks at the queue
+LAST_LINES = 5  # of a job's log, for a message
 SETTINGS = {
     # when a worker dies, the job itself tries again what was not finished (see `extract`)
     "distributed.scheduler.allowed-failures": 0,
@@ -70,6 +78,7 @@ class Cluster:
         queue, walltime, cores, memory: of a job; None leaves it to the site's configuration of
             dask-jobqueue. A job has one process for each core, or for each GPU.
         gpus: of a job.
+        interface: the network by which jobs reach this machine, such as ``ib0``.
         config: a TOML file of further arguments of dask-jobqueue's cluster.
         device: see `Extractor`.
     """
@@ -82,6 +91,7 @@ class Cluster:
     cores: int | None = None
     memory: str | None = None
     gpus: int = 0
+    interface: str | None = None
     config: Path | None = None
     device: str = "auto"
 
@@ -133,10 +143,10 @@ class Cluster:
                     yield client
             elif self.queued:
                 with self._queue() as cluster, Client(cluster) as client:
+                    self._submit(cluster)
+                    self._wait(cluster, client)
                     if self.adapt:
                         cluster.adapt(minimum_jobs=self.adapt[0], maximum_jobs=self.adapt[1])
-                    else:
-                        self._submit(cluster)
                     yield client
             else:
                 with self._running() as client:
@@ -148,17 +158,48 @@ class Cluster:
             return str(cluster.job_script())
 
     def _submit(self, cluster: Any) -> None:
-        cluster.scale(jobs=max(1, self.workers))
-        with suppress(RuntimeError):
-            cluster.sync(cluster._correct_state)
+        said: list[str] = []
+
+        def note(record: logging.LogRecord) -> bool:
+            said.append(str(record.exc_info[1] if record.exc_info else record.msg))
+            return False
+
+        tornado = logging.getLogger("tornado.application")
+        tornado.addFilter(note)  # there alone a refusal is told, with a traceback
+        try:
+            cluster.scale(jobs=max(1, self.adapt[0] if self.adapt else self.workers))
+            with suppress(RuntimeError):
+                cluster.sync(cluster._correct_state)
+        finally:
+            tornado.removeFilter(note)
         # a job that is refused only leaves a line in a log: without this, one would wait for ever
         if not any(getattr(job, "job_id", None) for job in cluster.workers.values()):
             for job in cluster._created:
                 job.status = Status.failed  # the cluster cannot close with jobs that never began
+            why = " ".join("".join(said[:1]).rpartition("stderr:")[2].split())
             raise ClusterError(
-                f"{self.scheduler} refuses the job; look at its script with --dry-run, and change "
-                "--queue, --walltime, --cores, --memory, --gpus or the --cluster-config"
+                f"{self.scheduler} refuses the job ({why}); look at its script with --dry-run, and "
+                "change --queue, --walltime, --cores, --memory, --gpus or the --cluster-config"
             )
+
+    def _wait(self, cluster: Any, client: Client) -> None:
+        """Wait for the first worker, as long as a job may bring one.
+
+        A job whose worker does not reach this machine ends after a while, and nobody is told.
+        """
+        jobs = [str(job.job_id) for job in cluster.workers.values() if job.job_id]
+        began: float | None = None
+        while True:
+            with suppress(TimeoutError):
+                client.wait_for_workers(1, timeout=LOOK)
+                return
+            states = _slurm_states() if self.scheduler == "slurm" else None
+            if states is None or any(states.get(job, "RUNNING") != "RUNNING" for job in jobs):
+                continue  # not known, or some jobs wait for their turn
+            began = began or time.monotonic()
+            running = [job for job in jobs if job in states]
+            if not running or time.monotonic() - began > SILENCE:
+                raise ClusterError(_silence(jobs, bool(running), cluster.scheduler_address))
 
     def _running(self) -> Client:
         try:
@@ -187,10 +228,16 @@ class Cluster:
             try:
                 settings |= tomllib.loads(self.config.read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
-                raise ClusterError(f"{self.config}: {error}") from error
-        asked = {"queue": self.queue, "walltime": self.walltime}
+                raise ClusterError(
+                    f"{self.config}: {reason(error)}; give a file of TOML"
+                ) from error
+        asked = {"queue": self.queue, "walltime": self.walltime, "interface": self.interface}
         asked |= {"cores": self.cores, "memory": self.memory}  # type: ignore[dict-item]
         settings |= {name: value for name, value in asked.items() if value is not None}
+        settings["scheduler_options"] = {
+            "dashboard_address": ":0",  # several commands may be at work on one machine
+            **settings.get("scheduler_options", {}),
+        }
         settings.setdefault("processes", self.gpus or settings["cores"])
         settings["job_script_prologue"] = [*PROLOGUE, *settings.get("job_script_prologue", [])]
         if self.gpus and self.scheduler in GPU_REQUESTS:
@@ -203,10 +250,55 @@ class Cluster:
             del settings["walltime"]  # it knows none
         try:
             return getattr(dask_jobqueue, QUEUES[self.scheduler])(**settings)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise ClusterError(
                 f"dask-jobqueue's {QUEUES[self.scheduler]} refuses these settings: {error}"
             ) from error
+
+
+def _slurm_states() -> dict[str, str] | None:
+    """Return the state of each job that is not over; None if Slurm does not answer."""
+    states = "PENDING,CONFIGURING,RUNNING,SUSPENDED"
+    said = _slurm("squeue", "-h", "-u", str(os.getuid()), "-t", states, "-o", "%i %T")
+    return None if said is None else dict(line.split() for line in said.splitlines())
+
+
+def _slurm(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout
+
+
+def _silence(jobs: list[str], running: bool, address: str) -> str:
+    """Say that no worker came of jobs in Slurm, and the way out."""
+    fate = f"has been running for {SILENCE:g} s" if running else "is over"
+    what = "job" if len(jobs) == 1 else f"{len(jobs)} jobs"
+    log = _log_of(jobs[0])
+    if log is None:
+        end = "Its log cannot be found here: look into the log_directory, or for slurm-*.out."
+    else:
+        text = log.read_text(encoding="utf-8", errors="replace")
+        lines = "".join(f"  {line}\n" for line in text.splitlines()[-LAST_LINES:])
+        end = f"The end of its log, {log}:\n{lines}".rstrip()
+    names = ", ".join(name for _, name in socket.if_nameindex())
+    return (
+        f"no worker of the {what} has come: job {jobs[0]} {fate}. {end}\n"
+        f"If it did not reach this machine at {address}, name the network by which the nodes do: "
+        f"--interface NAME (there are {names})"
+    )
+
+
+def _log_of(job: str) -> Path | None:
+    """Return the file that a job has printed its errors, or anything, to."""
+    about = _slurm("scontrol", "show", "job", job) or ""
+    for name in ("StdErr", "StdOut"):
+        found = re.search(rf"^\s*{name}=(.+)$", about, re.MULTILINE)
+        path = Path(re.sub("%[jJ]", job, found[1])) if found else None
+        if path is not None and path.is_file() and path.stat().st_size:
+            return path
+    return None
 
 
 class _Deaf(WorkerPlugin):  # type: ignore[misc]

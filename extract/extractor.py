@@ -45,6 +45,7 @@ def make_recipe(
     layers: str = "last",
     further: Sequence[str] = (),
     live: bool = False,
+    only: Sequence[str] = (),
 ) -> Recipe:
     """Load the networks once and return the recipe of their features.
 
@@ -61,6 +62,8 @@ def make_recipe(
         further: backbones that make a further stream each: ``flow``, or ``clip=MODEL`` to choose
             its network.
         live: hear each snippet as `live_snippets` does, in a window that ends with it.
+        only: the streams to make, such as ``flow`` or ``audio``, instead of picture, sound and
+            further ones.
 
     Raises:
         WeightsError: a network cannot be had; the message gives the ways out.
@@ -74,17 +77,26 @@ def make_recipe(
         raise ValueError(f"snippet seconds: {snippet_seconds}; expected {SHORTEST_SNIPPET} to 60")
     if weights == "random" and video_weights:
         raise ValueError("give --video-weights or --weights random, not both")
-    source: dict[str, dict[str, Any]] = {
+    if further and only:
+        raise ValueError("give --stream for further streams or --only for some alone, not both")
+    usual: dict[str, dict[str, Any]] = {
         "video": {"name": video_model, "weights": weights},
         "audio": {"name": audio_model, "weights": weights},
     }
     if video_weights:
-        source["video"]["file"] = video_weights
+        usual["video"]["file"] = video_weights
     if layers != LAST:
-        source["audio"]["layers"] = layers
-    for text in further:
+        usual["audio"]["layers"] = layers
+    source: dict[str, dict[str, Any]] = {}
+    for text in only or (*usual, *further):
         name, _, model = text.partition("=")
-        source[name] = {"backbone": name, "weights": weights} | ({"name": model} if model else {})
+        if name in usual and model:
+            raise ValueError(
+                f"{text}: the network of the picture is chosen by --video-model, that of the sound "
+                "by --audio-model"
+            )
+        chosen = {"name": model} if model else {}
+        source[name] = usual.get(name) or {"backbone": name, "weights": weights} | chosen
     if live:
         for settings in source.values():
             settings[TRAILING] = trailing_seconds(snippet_seconds)

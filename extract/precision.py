@@ -5,13 +5,16 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from dask.distributed import KilledWorker
 from numpy.typing import NDArray
 
 from extract.backbones import FrameBackbone, SoundBackbone
+from extract.cluster import Cluster, ClusterError
 from extract.decode import SAMPLE_RATE
 from extract.extractor import FRAMES_PER_BATCH, load_networks, pick_device
 
@@ -27,16 +30,30 @@ class Choice(NamedTuple):
     why: str
 
 
-def choose_precision(source: dict[str, dict[str, Any]], device: str = "auto") -> Choice:
+def choose_precision(
+    source: dict[str, dict[str, Any]], device: str = "auto", cluster: Cluster | None = None
+) -> Choice:
     """Run the networks of a recipe's `source` in both precisions, and choose.
 
     Args:
         source: see `Recipe`.
         device: as the `Extractor`'s.
+        cluster: where the work will be: of other machines, a single worker measures.
 
     Raises:
         WeightsError: a network cannot be had.
+        ClusterError: the cluster cannot be had, or the worker dies of it.
     """
+    if cluster is not None and cluster.scheduler != "local":
+        with replace(cluster, workers=1, adapt=None).client(1) as client:
+            try:
+                choice: Choice = client.submit(_on_a_worker, source, device, pure=False).result()
+            except KilledWorker as error:
+                raise ClusterError(
+                    "the worker died that was to measure which precision is faster; has it memory "
+                    "enough? Or name one: --precision fp32, or bf16"
+                ) from error
+        return choice
     where = pick_device(device)
     processor = torch.backends.cpu.get_cpu_capability()
     if where.type == "cpu" and processor in ("DEFAULT", "AVX2") and platform.machine() == "x86_64":
@@ -51,6 +68,12 @@ def choose_precision(source: dict[str, dict[str, Any]], device: str = "auto") ->
     gain = seconds["fp32"] / seconds["bf16"]
     why = f"on this {where.type}, bf16 is {gain:.2f} x as fast, and its cosine {likeness:.5f}"
     return Choice("bf16" if gain >= FASTER and likeness >= SAME else "fp32", why)
+
+
+def _on_a_worker(source: dict[str, dict[str, Any]], device: str) -> Choice:
+    torch.set_num_threads(1)  # as when it extracts
+    choice = choose_precision(source, device)
+    return choice._replace(why=f"measured by a worker on {platform.node()}: {choice.why}")
 
 
 def _sample(network: FrameBackbone | SoundBackbone) -> Callable[[], NDArray[np.float32]]:

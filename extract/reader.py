@@ -114,7 +114,7 @@ class Request(NamedTuple):
     video: Path
     audio: Path | None
     snippet_seconds: float
-    prepare: dict[str, Prepare]  # for each stream of frames
+    prepare: dict[str, Prepare]  # for each stream of frames; none of them: only sound is read
 
 
 class Begin(NamedTuple):
@@ -170,7 +170,7 @@ def read(request: Request) -> Iterator[Message]:
     for frame in _frames(request, media, snippets):
         seen = True
         yield frame
-    if not seen:
+    if request.prepare and not seen:
         raise ClipError("none of its frames can be decoded")
     beside = request.audio or sound_beside(path)
     damaged = False

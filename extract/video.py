@@ -46,6 +46,11 @@ class VideoBackbone:
             name = f"local-dir:{name}"
         options: dict[str, Any] = {"num_classes": 0, "pretrained": source["weights"] != "random"}
         if source.get("file"):
+            if not Path(source["file"]).is_file():
+                raise WeightsError(
+                    f"{source['file']}: no such file; give the weights of the video network by "
+                    "--video-weights FILE"
+                )
             options["pretrained_cfg_overlay"] = {"file": source["file"]}
 
         def load() -> nn.Module:

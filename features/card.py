@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from rich.filesize import decimal
+
 from features.clip import Flag
 from features.store import Store
 from features.table import VERSION
@@ -81,13 +83,14 @@ def write_card(path: Path, labels: Mapping[str, str] | None = None) -> Path:
     store = Store(path)
     about, recipe = overview(store), store.recipe
     some_clip = next(iter(store), "CLIP")
+    footage = f"{about.hours:,.2f} hours" if about.hours >= 1 else f"{about.hours * 60:.1f} minutes"
     shards = "1 shard" if about.shards == 1 else f"{about.shards} shards"
     lines = [
         f"# {path.resolve().name}",
         "",
-        f"Features of {about.clips:,} clips, {about.hours:.2f} hours of video, in steps of "
+        f"Features of {about.clips:,} clips, {footage} of video, in steps of "
         f"{recipe.snippet_seconds:g} s ({about.snippets:,} snippets); {shards}, "
-        f"{about.nbytes / 1e6:,.1f} MB.",
+        f"{decimal(about.nbytes)}.",
         "",
     ]
     if recipe.random_streams:

@@ -82,9 +82,18 @@ class Recipe:
         )
 
     def differences(self, other: Recipe) -> list[str]:
-        """Return one line ``field: mine, not theirs`` for each decisive field that differs."""
-        mine, theirs = _flatten(self._decisive()), _flatten(other._decisive())
-        return [
+        """Return one line ``field: mine, not theirs`` for each decisive field that differs.
+
+        A stream that one of the two lacks is one line.
+        """
+        both = self.streams.keys() & other.streams.keys()
+        lines = [f"stream {n}: there, not absent" for n in self.streams if n not in both]
+        lines += [f"stream {n}: absent, not there" for n in other.streams if n not in both]
+        mine, theirs = (
+            _flatten({**r._decisive(), "streams": {n: r.streams[n] for n in both}})
+            for r in (self, other)
+        )
+        return lines + [
             f"{key}: {mine.get(key, 'absent')}, not {theirs.get(key, 'absent')}"
             for key in sorted(mine.keys() | theirs.keys())
             if mine.get(key) != theirs.get(key)

@@ -138,11 +138,17 @@ def create(path: Path, recipe: Recipe) -> None:
         FeatureError: the store there has another recipe; the message lists the differing fields.
     """
     if (path / RECIPE_FILE).exists():
-        differing = recipe.differences(read_recipe(path))
+        held = read_recipe(path)
+        differing = recipe.differences(held)
         if differing:
+            further = (
+                " A further stream goes into a folder of its own ('avarnet extract --only'), to be "
+                "joined with this one in training ('--join')."
+            )
             raise FeatureError(
                 f"{path} holds features of another recipe; give another folder, or the settings "
-                "it was made with. Asked for: " + "; ".join(differing)
+                f"it was made with. Asked for: {'; '.join(differing)}."
+                + (further if recipe.streams.keys() - held.streams.keys() else "")
             )
         return
     if path.exists() and not path.is_dir():

@@ -3,7 +3,8 @@
 from manifests.check import Finding, check
 from manifests.clip import Clip, Interval, ManifestError
 from manifests.folders import from_folders, videos_below
-from manifests.io import default_root, parse, read, relative_path, write
+from manifests.groups import Grouped, with_groups
+from manifests.io import default_root, parse, read, reason, relative_path, write
 from manifests.official import Listing
 from manifests.split import assign_folds, assign_split, split_table
 from manifests.table import from_csv
@@ -14,6 +15,7 @@ __all__ = [
     "CODES",
     "Clip",
     "Finding",
+    "Grouped",
     "Interval",
     "Listing",
     "ManifestError",
@@ -27,8 +29,10 @@ __all__ = [
     "from_xd_violence",
     "parse",
     "read",
+    "reason",
     "relative_path",
     "split_table",
     "videos_below",
+    "with_groups",
     "write",
 ]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from manifests.clip import Clip, ManifestError
-from manifests.io import parse
+from manifests.io import MAKE_ONE, parse
 
 SIDE = re.compile(r"train|val|test")
 FOLD = re.compile(r"fold-\d+")
@@ -61,6 +61,8 @@ def check(manifest: Path, root: Path, probe: Probe | None = None) -> list[Findin
             findings.append(Finding("error", line, "", "bad-line", str(clip), "correct the line"))
         else:
             clips.append(Numbered(line, clip))
+    if not findings and not clips:
+        findings.append(Finding("error", 0, "", "empty", "no clips in it", MAKE_ONE))
     findings += _duplicates(clips, root)
     findings += _splits(clips)
     findings += _groups(clips)

@@ -160,10 +160,15 @@ class Clip:
             raise ManifestError(f"expected a JSON object, found {type(whole).__name__}")
         known = [field.name for field in fields(cls)]
         if unknown := sorted(whole.keys() - set(known)):
-            raise ManifestError(f"no such field: {', '.join(unknown)}; there are {known}")
+            raise ManifestError(
+                f"no such field: {', '.join(unknown)}; there are {', '.join(known)}"
+            )
         texts = {name: whole.get(name) for name in ("id", "path", "split", "group", "audio")}
+        for name in ("id", "path", "labels"):
+            if whole.get(name) is None:
+                raise ManifestError(f"the field {name} is missing")
         for name, value in texts.items():
-            if not (isinstance(value, str) or (value is None and name not in ("id", "path"))):
+            if not (value is None or isinstance(value, str)):
                 raise ManifestError(f"field {name}: expected text, found {value!r}")
         numbers = {
             name: _number(name, whole[name])

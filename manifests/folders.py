@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from pathlib import Path
 
@@ -22,7 +21,8 @@ def videos_below(directory: Path) -> list[Path]:
         ManifestError: it is not a folder.
     """
     if not directory.is_dir():
-        raise ManifestError(f"{directory}: no such folder")
+        what = "is a file; give the folder of videos" if directory.exists() else "no such folder"
+        raise ManifestError(f"{directory}: {what}")
     return sorted(
         path
         for path in directory.rglob("*")
@@ -32,7 +32,7 @@ def videos_below(directory: Path) -> list[Path]:
     )
 
 
-def from_folders(directory: Path, root: Path, groups: Path | None = None) -> list[Clip]:
+def from_folders(directory: Path, root: Path) -> list[Clip]:
     """Return a clip for each video in ``directory/CLASS/...``.
 
     The id is the path below `directory` without its suffix (with it, where two files would share
@@ -41,16 +41,13 @@ def from_folders(directory: Path, root: Path, groups: Path | None = None) -> lis
     Args:
         directory: the folder of class folders.
         root: what the manifest's paths are relative to.
-        groups: CSV with the columns ``clip`` (id, path or file name without suffix) and ``source``,
-            the recording that the clip was cut from.
 
     Raises:
-        ManifestError: there are no videos, some are in no class folder, or `groups` does not name
-            every clip or names one twice with different sources.
+        ManifestError: there are no videos, or some are in no class folder.
 
     Example::
 
-        clips = from_folders(Path("videos"), root=Path("."), groups=Path("sources.csv"))
+        clips = from_folders(Path("videos"), root=Path("."))
     """
     files = videos_below(directory)
     if not files:
@@ -71,45 +68,7 @@ def from_folders(directory: Path, root: Path, groups: Path | None = None) -> lis
         name if taken[name] == 1 else path.as_posix()
         for name, path in zip(bare, below, strict=True)
     ]
-    sources = _sources(groups, ids, below) if groups else dict[str, str]()
     return [
-        Clip(name, relative_path(file, root), (path.parts[0],), group=sources.get(name))
+        Clip(name, relative_path(file, root), (path.parts[0],))
         for name, file, path in zip(ids, files, below, strict=True)
     ]
-
-
-def _sources(file: Path, ids: list[str], below: list[Path]) -> dict[str, str]:
-    """Return id -> source from a CSV that may name clips in any of three ways."""
-    try:
-        with open(file, newline="", encoding="utf-8-sig") as lines:
-            table = csv.DictReader(lines)
-            found = table.fieldnames or []
-            if not {"clip", "source"} <= set(found):
-                raise ManifestError(f"{file}: needs the columns clip and source, has {found}")
-            named: dict[str, str] = {}
-            for row in table:
-                clip, source = (row["clip"] or "").strip(), (row["source"] or "").strip()
-                if named.setdefault(clip, source) != source:
-                    raise ManifestError(
-                        f"{file}, line {table.line_num}: clip {clip} has source {named[clip]} "
-                        f"already, now {source}; keep one"
-                    )
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ManifestError(f"{file}: {error}; give a CSV file in UTF-8") from error
-    stems = Counter(path.stem for path in below)
-    sources, missing = {}, []
-    for clip_id, path in zip(ids, below, strict=True):
-        names = [clip_id, path.as_posix(), path.with_suffix("").as_posix()]
-        if stems[path.stem] == 1:
-            names += [path.stem, path.name]
-        source = next((named[name] for name in names if named.get(name)), None)
-        if source is None:
-            missing.append(clip_id)
-        else:
-            sources[clip_id] = source
-    if missing:
-        raise ManifestError(
-            f"{file}: clips without a source: {len(missing)} ({', '.join(missing[:3])}); add them "
-            "(each clip of a recording of its own gets a source of its own)"
-        )
-    return sources

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from manifests.clip import Clip, ManifestError
 
+MAKE_ONE = "make a manifest with 'avarnet manifest folders DIR -o FILE'"
+
 
 def parse(path: Path) -> Iterator[tuple[int, Clip | ManifestError]]:
     """Yield (line number, clip or what is wrong with the line); blank lines are skipped.
@@ -35,9 +37,7 @@ def parse(path: Path) -> Iterator[tuple[int, Clip | ManifestError]]:
                         ),
                     )
     except OSError as error:
-        raise ManifestError(
-            f"{path}: {error.strerror}; make a manifest with 'avarnet manifest folders DIR -o FILE'"
-        ) from error
+        raise ManifestError(f"{path}: {error.strerror}; {MAKE_ONE}") from error
 
 
 def read(path: str | Path) -> list[Clip]:
@@ -61,7 +61,7 @@ def read(path: str | Path) -> list[Clip]:
         seen[clip.id] = number
         clips.append(clip)
     if not clips:
-        raise ManifestError(f"{path}: no clips in it")
+        raise ManifestError(f"{path}: no clips in it; {MAKE_ONE}")
     return clips
 
 
@@ -69,6 +69,7 @@ def write(path: str | Path, clips: Iterable[Clip]) -> None:
     """Write a manifest; a reader sees the old one or the new one, never a part.
 
     Raises:
+        ManifestError: there is a folder of this name.
         OSError: the folder cannot be made or written to.
 
     >>> import tempfile
@@ -78,6 +79,8 @@ def write(path: str | Path, clips: Iterable[Clip]) -> None:
     ['a']
     """
     path = Path(path)
+    if path.is_dir():
+        raise ManifestError(f"{path} is a folder; give a file for the manifest")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
@@ -89,6 +92,17 @@ def write(path: str | Path, clips: Iterable[Clip]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def reason(error: Exception) -> str:
+    """Say why a file of text cannot be read, without its name, which a message has already.
+
+    >>> reason(FileNotFoundError(2, "No such file or directory", "a.csv"))
+    'No such file or directory'
+    """
+    if isinstance(error, UnicodeDecodeError):
+        return "it is no text in UTF-8"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def default_root(manifest: Path) -> Path:

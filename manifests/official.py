@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from manifests.clip import Clip, Interval, ManifestError
 from manifests.folders import videos_below
+from manifests.io import reason
 
 
 class Listing(NamedTuple):
@@ -26,7 +27,9 @@ def read_lines(file: Path) -> list[str]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{file}: {error}; give the folder of the official lists") from error
+        raise ManifestError(
+            f"{file}: {reason(error)}; give the folder of the official lists"
+        ) from error
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 

@@ -66,7 +66,7 @@ def _assign(clips: Sequence[Clip], shares: dict[str, float], seed: int) -> list[
         groups[f"group {clip.group}" if clip.group else f"clip {clip.id}"].append(number)
     if len(groups) < len(shares):
         raise ManifestError(
-            f"too few groups, {len(groups)}, for {len(shares)} sides ({', '.join(shares)}); a "
+            f"too few groups, {len(groups)}, for {len(shares)} sides (train and test, or folds); a "
             "group stays whole: ask for fewer sides, or give the clips finer groups"
         )
     members = list(groups.values())

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from manifests.clip import Clip, Interval, ManifestError
-from manifests.io import relative_path
+from manifests.io import reason, relative_path
 
 COLUMNS = ("path", "label", "id", "split", "group", "duration", "fps", "audio", "start", "end")
 
@@ -34,7 +34,7 @@ def from_csv(file: Path, root: Path) -> list[Clip]:
             found = list(table.fieldnames or [])
             rows = [(table.line_num, row) for row in table]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ManifestError(f"{file}: {error}; give a CSV file in UTF-8") from error
+        raise ManifestError(f"{file}: {reason(error)}; give a CSV file in UTF-8") from error
     if not {"path", "label"} <= set(found) or not set(found) <= set(COLUMNS):
         raise ManifestError(
             f"{file}: needs the columns path and label and may have {', '.join(COLUMNS[2:])}; "
@@ -52,7 +52,7 @@ def from_csv(file: Path, root: Path) -> list[Clip]:
             raise ManifestError(f"{file}, line {number}: {error}") from error
         clips[clip.id] = clip
     if not clips:
-        raise ManifestError(f"{file}: no clips in it")
+        raise ManifestError(f"{file}: no clips in it; expected a row for each")
     return list(clips.values())
 
 
@@ -95,8 +95,13 @@ def _merged(one: Clip, other: Clip) -> Clip:
         if getattr(one, name) != getattr(other, name):
             raise ManifestError(
                 f"clip {one.id} is there already with another {name} "
-                f"({getattr(one, name)}, now {getattr(other, name)}); give it an id of its own"
+                f"({_said(getattr(one, name))}, now {_said(getattr(other, name))}); give it an id "
+                "of its own"
             )
     if other.intervals is None:
         raise ManifestError(f"clip {one.id} is there already; remove the row or give it an id")
     return replace(one, intervals=tuple(sorted({*(one.intervals or ()), *other.intervals})))
+
+
+def _said(value: object) -> str:
+    return "|".join(value) if isinstance(value, tuple) else str(value)

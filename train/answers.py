@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from train.data import Clips
 from train.fit import POOLING, score
 
 if TYPE_CHECKING:
+    from train.network import AVARNet
     from train.run import Run
 
 CPU = torch.device("cpu")
@@ -67,15 +68,22 @@ class Answers(NamedTuple):
         ]
 
 
-def answers_of(run: Run, data: Clips, tested: bool) -> Iterator[Answers]:
-    """Yield, for each part, what its models say of its held-out or of its validation clips."""
+def answers_of(run: Run, models: Sequence[AVARNet], data: Clips, tested: bool) -> Iterator[Answers]:
+    """Yield, for each part, what its models say of its held-out or of its validation clips.
+
+    Args:
+        run: the run.
+        models: all of them, from `Run.all_models`.
+        data: the clips' features.
+        tested: judge the held-out clips, else those of the validation.
+    """
     where = {clip_id: index for index, clip_id in enumerate(data.ids)}
     for number, part in enumerate(run.parts):
         held = np.array([where[i] for i in (part.test if tested else part.val)], dtype=np.int64)
         known = np.array([where[i] for i in ([*part.train, *part.val] if tested else part.train)])
         said = [
-            score(run.model(model), data, held, CPU, POOLING[run.config.task])
-            for model, (own, _) in enumerate(run.models)
+            score(model, data, held, CPU, POOLING[run.config.task])
+            for model, (own, _) in zip(models, run.models, strict=True)
             if own == number
         ]
         clips = np.exp(np.stack([log_p for log_p, _ in said]))

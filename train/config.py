@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from manifests import reason
+
 TASKS = ("recognition", "detection")
 MODELS = ("mtcn", "tcn", "lstm", "transformer", "linear")
 FUSIONS = ("early", "gated", "bottleneck", "cross", "late")
@@ -126,7 +128,9 @@ class Config:
         }
         wrong = [f"{name} = {getattr(self, name)!r}" for name, good in checks.items() if not good]
         if wrong:
-            raise TrainError("settings out of range: " + ", ".join(wrong))
+            raise TrainError(
+                f"settings out of range: {', '.join(wrong)}; train/config.py says what they mean"
+            )
         attends = self.model == "transformer" or self.fusion in ("bottleneck", "cross")
         if attends and self.channels % ATTENTION_HEADS:
             raise TrainError(
@@ -151,7 +155,7 @@ class Config:
             try:
                 settings = tomllib.loads(file.read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
-                raise TrainError(f"{file}: {error}") from error
+                raise TrainError(f"{file}: {reason(error)}; give a file of TOML") from error
         settings |= {name: value for name, value in overrides.items() if value is not None}
         return cls.from_dict(settings, str(file or "settings"))
 
@@ -161,7 +165,8 @@ class Config:
         defaults = asdict(cls())
         unknown = sorted(settings.keys() - defaults.keys())
         if unknown:
-            raise TrainError(f"{where}: no setting {unknown}; there are {sorted(defaults)}")
+            known = ", ".join(sorted(defaults))
+            raise TrainError(f"{where}: no setting {', '.join(unknown)}; there are {known}")
         clean: dict[str, Any] = {}
         for name, value in settings.items():
             default = defaults[name]

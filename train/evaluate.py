@@ -16,6 +16,7 @@ from train.data import Clips
 from train.detection import CLASSES, detection, frame_figures
 from train.linear import linear_probabilities, linear_scores
 from train.metrics import accuracy_and_f1, recognition, spread
+from train.network import AVARNet
 from train.run import EVALUATION_FILE, Run, store_names
 from train.segments import RECALL
 
@@ -71,11 +72,12 @@ def judge_run(run: Run, store: Store | Joined, recall: float = RECALL) -> Evalua
         )
     data = Clips(store, list(run.labels), run.config.streams, run.recipe.crops)
     tested = any(part.test for part in run.parts)
+    models = run.all_models()
     if run.config.task == "detection":
-        figures, clips = _detection(run, data, tested, recall)
+        figures, clips = _detection(run, models, data, tested, recall)
         measure = _average_precision
     else:
-        figures, clips = _recognition(run, data, tested)
+        figures, clips = _recognition(run, models, data, tested)
         measure = _accuracy
     several = data.sizes if len(data.sizes) > 1 else ()
     metrics = {
@@ -83,7 +85,7 @@ def judge_run(run: Run, store: Store | Joined, recall: float = RECALL) -> Evalua
         "held_out": "test" if tested else "validation",
         "parts": len(run.parts),
         "without": {
-            name: measure(run, _clips(run, data.without(name), tested)) for name in several
+            name: measure(run, _clips(run, models, data.without(name), tested)) for name in several
         },
         "missing_streams": _missing(data, {clip.id for clip in clips}),
         **figures,
@@ -98,8 +100,9 @@ def _missing(data: Clips, held: set[str]) -> dict[str, int]:
     return {name: sum(not valid[name].any() for valid in there) for name in data.sizes}
 
 
-def _clips(run: Run, data: Clips, tested: bool) -> list[Judged]:
-    return [clip for answers in answers_of(run, data, tested) for clip in answers.each(run, data)]
+def _clips(run: Run, models: list[AVARNet], data: Clips, tested: bool) -> list[Judged]:
+    parts = answers_of(run, models, data, tested)
+    return [clip for answers in parts for clip in answers.each(run, data)]
 
 
 def _accuracy(run: Run, clips: list[Judged]) -> float:
@@ -112,12 +115,14 @@ def _average_precision(run: Run, clips: list[Judged]) -> float | None:
     return ap
 
 
-def _recognition(run: Run, data: Clips, tested: bool) -> tuple[dict[str, Any], list[Judged]]:
+def _recognition(
+    run: Run, models: list[AVARNet], data: Clips, tested: bool
+) -> tuple[dict[str, Any], list[Judged]]:
     targets = np.array([run.classes.index(run.labels[clip_id]) for clip_id in data.ids])
     clips: list[Judged] = []
     chosen, theirs, alone = [], [], []
     each: list[dict[str, Any]] = []
-    for number, answers in enumerate(answers_of(run, data, tested)):
+    for number, answers in enumerate(answers_of(run, models, data, tested)):
         clips += answers.each(run, data)
         chosen.append(answers.held)
         theirs.append(linear_probabilities(data, targets, answers.known, answers.held, run.config))
@@ -150,7 +155,7 @@ def _recognition(run: Run, data: Clips, tested: bool) -> tuple[dict[str, Any], l
 
 
 def _detection(
-    run: Run, data: Clips, tested: bool, recall: float
+    run: Run, models: list[AVARNet], data: Clips, tested: bool, recall: float
 ) -> tuple[dict[str, Any], list[Judged]]:
     if not tested:
         raise TrainError(
@@ -161,7 +166,7 @@ def _detection(
     clips: list[Judged] = []
     theirs: list[NDArray[np.float32]] = []
     alone: list[NDArray[np.float32]] = []
-    for answers in answers_of(run, data, tested):
+    for answers in answers_of(run, models, data, tested):
         clips += answers.each(run, data)
         alone += [seeds[..., 1] for seeds in answers.snippets]
         theirs += linear_scores(data, targets, answers.known, answers.held, run.config)

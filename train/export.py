@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class Exported(nn.Module):
     def __init__(self, run: Run) -> None:
         super().__init__()
         self.names = list(run.sizes)
-        self.models = nn.ModuleList(run.model(n) for n in range(len(run.models)))
+        self.models = nn.ModuleList(run.all_models())
         self.pooling = POOLING[run.config.task]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,6 +75,8 @@ def export_run(run: Run, file: Path) -> float:
     writers = {".onnx": _to_onnx, ".pt2": _to_program}
     if file.suffix not in writers:
         raise TrainError(f"{file}: the ending says what to write, .onnx or .pt2")
+    if not file.parent.is_dir():
+        raise TrainError(f"{file}: there is no folder {file.parent}; make it, or give another")
     about = {
         "classes": json.dumps(run.classes),
         "snippet_seconds": repr(run.recipe.snippet_seconds),
@@ -125,17 +128,19 @@ def _to_onnx(model: Exported, run: Run, file: Path, about: dict[str, str]) -> An
     import onnxruntime
 
     names = [*run.sizes, *(f"{name}_valid" for name in run.sizes)]
-    torch.onnx.export(
-        model,
-        _example(run, EXAMPLE_SNIPPETS),
-        str(file),
-        input_names=names,
-        output_names=["clip", "snippets"],
-        dynamic_shapes=(_shapes(run),),
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that all inputs share one length is meant so
+        torch.onnx.export(
+            model,
+            _example(run, EXAMPLE_SNIPPETS),
+            str(file),
+            input_names=names,
+            output_names=["clip", "snippets"],
+            dynamic_shapes=(_shapes(run),),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
     whole = onnx.load(file)
     onnx.helper.set_model_props(whole, about)
     onnx.save(whole, file)

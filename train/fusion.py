@@ -126,7 +126,12 @@ class EarlyFusion(nn.Module):
         channels: width of what the other fusions give; not used.
         dropout: not used.
         causal: not used.
+
+    Attributes:
+        reach: how many snippets to each side decide on a row; None if all may.
     """
+
+    reach = 0
 
     def __init__(
         self, sizes: Sequence[int], channels: int, dropout: float = 0.0, causal: bool = False
@@ -144,6 +149,8 @@ class GatedFusion(nn.Module):
 
     The gated multimodal unit of Arevalo et al. 2017 (arXiv 1702.01992). Args: as `EarlyFusion`'s.
     """
+
+    reach = 0
 
     def __init__(
         self, sizes: Sequence[int], channels: int, dropout: float = 0.0, causal: bool = False
@@ -169,6 +176,8 @@ class CrossFusion(nn.Module):
     As in the cross-modal transformer of Tsai et al. 2019 (arXiv 1906.00295), one layer of it. With
     one stream alone, that attends to itself. Args: as `EarlyFusion`'s.
     """
+
+    reach = None
 
     def __init__(
         self, sizes: Sequence[int], channels: int, dropout: float = 0.0, causal: bool = False
@@ -217,6 +226,8 @@ class BottleneckFusion(nn.Module):
     and to the tokens, and the tokens that come out of the streams are averaged. The tokens see the
     whole clip, so there is no causal form. Args: as `EarlyFusion`'s.
     """
+
+    reach = None
 
     def __init__(
         self, sizes: Sequence[int], channels: int, dropout: float = 0.0, causal: bool = False

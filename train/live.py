@@ -48,14 +48,18 @@ class LiveScorer:
                 "cannot be extracted from a stream; train on a store that 'avarnet extract' made"
             )
         self.run = run
-        self._models = [run.model(number) for number in range(len(run.models))]
-        self._steps = run.config.model in ("mtcn", "tcn") and run.config.fusion != "cross"
+        self._models = run.all_models()
+        # all are alike
+        self._reach = self._models[0].reach
+        mtcns = all(isinstance(part, MTCN) for part in self._models[0].reader.models)
+        self._steps = mtcns and self._reach is not None
         self.restart()
 
     def restart(self) -> None:
         """Forget what came so far: the next snippet is the first one after a gap."""
         # the change from one row to the next is a feature: stepping needs the row before
-        self._past: deque[_Row] = deque(maxlen=2 if self._steps else WINDOW)
+        reach = 1 if self._steps else self._reach
+        self._past: deque[_Row] = deque(maxlen=WINDOW if reach is None else 1 + reach)
         self._memories = [
             [part.memory() for part in model.reader.models if isinstance(part, MTCN)]
             for model in self._models

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from train.config import Config
 from train.fusion import FUSIONS, Streams
-from train.mtcn import MTCN
+from train.mtcn import MTCN, DilatedResidualLayer
 from train.temporal import MODELS
 
 
@@ -27,6 +28,12 @@ class AVARNet(nn.Module):
         self.num_classes = num_classes
         self.streams = Streams(sizes, config.input_dropout, config.stream_dropout)
         self.reader = Reader(self.streams.out_sizes, num_classes, config)
+
+    @property
+    def reach(self) -> int | None:
+        """How many snippets to each side decide on an answer; None if the whole clip may."""
+        # a change, which is a feature, is seen from the snippet before
+        return None if self.reader.reach is None else 1 + self.reader.reach
 
     def forward(
         self, streams: Mapping[str, Tensor], valid: Mapping[str, Tensor], mask: Tensor
@@ -58,6 +65,15 @@ class Reader(nn.Module):
             inputs = [self.fusion.out_features]
         self.models = nn.ModuleList(_model(size, num_classes, config) for size in inputs)
 
+    @property
+    def reach(self) -> int | None:
+        """As `AVARNet.reach`, of what `Streams` gives."""
+        parts = [_reach(model) for model in self.models]
+        if self.fusion is not None:
+            parts.append(self.fusion.reach)
+        known = [part for part in parts if part is not None]
+        return max(known) if len(known) == len(parts) else None
+
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Map (batch, time, sum of sizes) to logits (stages, batch, num_classes, time)."""
         parts = torch.split(x, self.sizes, dim=2) if self.fusion is None else [self.fusion(x, mask)]
@@ -82,3 +98,10 @@ def _model(in_features: int, num_classes: int, config: Config) -> nn.Module:
     return MODELS[config.model](
         in_features, num_classes, config.channels, config.causal, config.dropout
     )
+
+
+def _reach(model: nn.Module) -> int | None:
+    if not isinstance(model, MTCN):
+        return cast(int | None, model.reach)
+    layers = (m for m in model.modules() if isinstance(m, DilatedResidualLayer))
+    return sum(-layer.first for layer in layers)  # the earliest tap looks as far as the latest

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from features import Features
-from train.config import Config
 from train.data import Clips
 from train.fit import POOLING, score
 from train.intervals import Anomaly, anomaly_scores
@@ -47,14 +46,15 @@ class Predictor:
     """Scores new clips with all models of a run; the answers of folds and seeds are averaged.
 
     A long clip is scored piece by piece, in memory that does not grow with it. A piece sees what
-    lies before and behind it as far as the MTCN reaches, so that the answer is that of the whole;
+    lies before and behind it as far as its models reach, so that the answer is that of the whole;
     models and fusions that look at a whole clip see only `MOST_BEYOND` snippets beyond it.
     """
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self._models = [run.model(number) for number in range(len(run.models))]
-        self._beyond = _beyond(run.config)
+        self._models = run.all_models()
+        reach = self._models[0].reach  # all are alike
+        self._beyond = MOST_BEYOND if reach is None else reach
 
     def __call__(self, features: Features, without: Sequence[str] = ()) -> Prediction:
         """Return what the run says of a clip; a clip that lacks a stream gets an answer too.
@@ -104,14 +104,3 @@ class Predictor:
         cpu = torch.device("cpu")
         said = [score(model, clips, np.array([0]), cpu)[1][0] for model in self._models]
         return np.stack(said)[:, first - low : first - low + PIECE]
-
-
-def _beyond(config: Config) -> int:
-    """Return how many snippets to each side decide on an answer."""
-    if config.model == "linear" and config.fusion in ("early", "gated", "late"):
-        return 1  # a change is seen from the snippet before
-    if config.model in ("mtcn", "tcn") and config.fusion in ("early", "gated", "late"):
-        stages = config.stages if config.model == "mtcn" else 1
-        reach: int = 2**config.layers - 1
-        return 1 + stages * reach * (2 if config.causal else 1)
-    return MOST_BEYOND

@@ -164,6 +164,10 @@ class Run:
             raise TrainError(f"{file}: not the weights of this run ({error})") from error
         return model.eval()
 
+    def all_models(self) -> list[AVARNet]:
+        """Return all `models`, in their order."""
+        return [self.model(number) for number in range(len(self.models))]
+
     def history(self) -> list[dict[str, Any]]:
         """Return the rows of ``metrics.jsonl``."""
         lines = (self.path / EPOCHS_FILE).read_text(encoding="utf-8").splitlines()
@@ -215,6 +219,8 @@ def train_run(
     Raises:
         TrainError: most mistakes, before the first epoch.
     """
+    if path.exists() and not path.is_dir():
+        raise TrainError(f"{path} is a file; give a folder for the run")
     if (path / RUN_FILE).exists():
         raise TrainError(f"{path} holds a run already; give another folder or delete it")
     if (path / UNFINISHED).exists() and not resume:
@@ -307,7 +313,7 @@ def _with_hysteresis(run: Run, data: Clips) -> Run:
         return run
     scores: list[NDArray[np.float32]] = []
     anomalous: list[bool] = []
-    for answers in answers_of(run, data, tested=False):
+    for answers in answers_of(run, run.all_models(), data, tested=False):
         for index, snippets in zip(answers.held, answers.snippets, strict=True):
             scores.append(anomaly_scores(snippets.mean(0), run.classes, run.normal))
             anomalous.append(run.labels[data.ids[index]] != run.normal)

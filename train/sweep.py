@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from features import Joined, Store
-from manifests import Clip
+from manifests import Clip, reason
 from train.config import Config, TrainError
 from train.fit import Epoch
 from train.run import train_run
@@ -43,13 +43,13 @@ class Search:
         try:
             whole = tomllib.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise TrainError(f"{file}: {error}") from error
+            raise TrainError(f"{file}: {reason(error)}; give a file of TOML") from error
         unknown = whole.keys() - {"trials", "settings", "search"}
         trials, space = whole.get("trials", 20), whole.get("search", {})
         if unknown or not isinstance(trials, int) or trials < 1 or not space:
             raise TrainError(
                 f"{file}: expected trials = 20, [settings] and [search] with at least one setting"
-                + (f"; no {sorted(unknown)}" if unknown else "")
+                + (f"; no {', '.join(sorted(unknown))}" if unknown else "")
             )
         fixed = Config.from_dict(whole.get("settings", {}), f"{file}, [settings]")
         for name, choice in space.items():

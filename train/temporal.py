@@ -17,7 +17,12 @@ class Recurrent(nn.Module):
         channels: width.
         causal: let no output see the future.
         dropout: before and after the LSTM.
+
+    Attributes:
+        reach: how many snippets to each side decide on an answer; None if all may.
     """
+
+    reach = None
 
     def __init__(
         self, in_features: int, num_classes: int, channels: int, causal: bool, dropout: float
@@ -50,6 +55,8 @@ def _turned(rows: Tensor, mask: Tensor) -> Tensor:
 class Transformer(nn.Module):
     """Layers of self-attention between two projections. Args: as `Recurrent`'s."""
 
+    reach = None
+
     def __init__(
         self, in_features: int, num_classes: int, channels: int, causal: bool, dropout: float
     ) -> None:
@@ -75,6 +82,8 @@ class Transformer(nn.Module):
 
 class Linear(nn.Module):
     """Each snippet judged for itself. Args: as `Recurrent`'s; only the first two are used."""
+
+    reach = 0
 
     def __init__(
         self, in_features: int, num_classes: int, channels: int, causal: bool, dropout: float

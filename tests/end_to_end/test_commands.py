@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,10 +15,12 @@ from typing import Any
 
 import pytest
 from command import as_json, avarnet
+from small import clip, fill
 
+import avarnet as cli
 from extract.synthetic import make_clip
 from features import Shard
-from manifests import Interval, read, write
+from manifests import Clip, Interval, read, write
 
 BACKBONES = ["--weights", "random", "--video-model", "mobilevit_xxs"]
 
@@ -63,7 +66,10 @@ def test_features_commands(project: dict[str, Any]) -> None:
     assert info["random_weights"] == ["video", "audio"]
     assert info["lacking"] == {"video": 0, "audio": 1}
     assert info["recipe"]["fingerprint"] == project["extract"]["fingerprint"]
-    assert "random weights" in avarnet("features", "info", store)
+    said = avarnet("features", "info", store)
+    assert "random weights" in said
+    assert re.search(r"shards +│ \d, \d+\.\d kB", said)
+    assert re.search(r"footage +│ 0:00:12 in steps", said)
     rows = as_json("features", "list", store)
     assert len(rows) == 12
     assert all(row["snippets"] == 4 for row in rows)
@@ -275,6 +281,60 @@ def test_a_manifest_moves_with_its_root(clips: Path, tmp_path: Path) -> None:
 )
 def test_mistakes(tmp_path: Path, words: list[str], code: int, message: str) -> None:
     assert message in " ".join(avarnet(*words, cwd=tmp_path, code=code).replace("│", "").split())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("manifest folders rubbish -o m.jsonl", "rubbish: is a file; give the folder of videos"),
+        ("manifest csv . -o m.jsonl", ".: Is a directory; give a CSV file"),
+        ("manifest csv rubbish -o m.jsonl", "rubbish: it is no text in UTF-8; give a CSV file"),
+        ("manifest split empty", "no clips in it; make a manifest with 'avarnet manifest folders"),
+        ("manifest split half", "half, line 1: the field path is missing"),
+        ("features drop s --ids rubbish", "no text in UTF-8; give a text file of clip ids"),
+        ("features pull s t --ids none", "none: No such file or directory; give a text file"),
+        ("extract good s --device tpu", "tpu: expected auto, cpu, cuda"),
+        ("extract good s --device cuda:99", "--device cuda:99: torch cannot use it here"),
+        (
+            "extract good s --only video --video-weights none",
+            "none: no such file; give the weights",
+        ),
+        ("extract good store --only flow", "stream flow: there, not absent"),
+        ("extract good store --only flow", "into a folder of its own ('avarnet extract --only')"),
+        (
+            "extract good s --only flow --scheduler slurm --interface x9",
+            "'x9' is not a valid network",
+        ),
+        ("extract good s --only flow --scheduler pbs --cluster-config none", "none: No such file"),
+        ("train good store empty", "empty is a file; give a folder for the run"),
+        (
+            "train good store r --config none",
+            "none: No such file or directory; give a file of TOML",
+        ),
+        ("sweep good store d none", "none: No such file or directory; give a file of TOML"),
+    ],
+)
+def test_what_a_stranger_reads(
+    words: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In this process: a new one takes seconds to begin."""
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path / "store", {"a": clip(4, 1)})
+    write(tmp_path / "good", [Clip("a", "a.mp4", ("x",))])
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "half").write_text('{"id": "a", "labels": ["x"]}\n')
+    (tmp_path / "rubbish").write_bytes(b"\xff\xfe\x00" * 100)
+    monkeypatch.setattr(sys, "argv", ["avarnet", *words.split()])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code in (1, 2)
+    said = " ".join(capsys.readouterr().err.replace("│", "").split())
+    assert message in said
+    assert "not foreseen" not in said
 
 
 COMMANDS = [

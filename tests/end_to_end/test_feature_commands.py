@@ -38,7 +38,7 @@ def test_push_list_and_pull(store: Path, manifest: Path, tmp_path: Path) -> None
     team = f"file://{tmp_path}/team"
     pushed = as_json("features", "push", store, team)
     assert len(pushed["shards"]) == len(Store(store).shards)
-    assert "0 shards travelled" in avarnet("features", "push", store, team)
+    assert "0 shards travelled, 4 there before: 0 bytes" in avarnet("features", "push", store, team)
     assert {row["clip"] for row in as_json("features", "list", team)} == set(CLIPS)
     (tmp_path / "ids.txt").write_text("a/0\nb/5\nnowhere\n")
     part = tmp_path / "part"
@@ -145,7 +145,9 @@ def test_many_models_and_what_becomes_of_them(store: Path, manifest: Path, tmp_p
     little.write_text("epochs = 2\nchannels = 8\nstages = 1\nvalidation = 0.3\n")
     options = ["--config", little, "--seeds", 2, "--fusion", "gated"]
     said = avarnet("train", manifest, store, run, *options, "--causal", "--tensorboard")
-    assert "the best epoch of each model:" in said
+    _, header, *rows = said.split("the best epoch of each model:")[1].splitlines()
+    assert header.split()[:3] == ["fold", "seed", "epoch"]
+    assert [row.split()[:2] for row in rows[:2]] == [["0", "0"], ["0", "1"]]
     assert list((run / "tensorboard").glob("events.*"))
     assert "holds a run already" in avarnet("train", manifest, store, run, *options, code=1)
     assert "±" in avarnet("evaluate", run)

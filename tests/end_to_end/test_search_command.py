@@ -27,13 +27,26 @@ def test_like_a_clip_and_like_a_moment(tmp_path: Path) -> None:
     assert found["damaged"] == {}
     assert [len(hit) for hit in found["hits"]] == [5, 5, 5, 5]
     assert "[3]" not in {hit["clip"] for hit in found["hits"]}
-    said = avarnet("search", store, "--like", "[3]@0.5-1.5", "--stream", "video", "-n", 1)
-    assert "moment" in said
-    (best,) = as_json("search", store, "--like", "[3]@0.5-1.5", "--stream", "video", "-n", 1)[
-        "hits"
-    ]
-    assert best["clip"] in said
+    whole, figures = first_figures(avarnet("search", store, "--like", "[3]", "-n", 4))
+    assert "by the whole clips" in whole
+    assert figures == sorted(figures, reverse=True)
+    assert found["ordered_by"] == "similarity"
+    words = ("search", store, "--like", "[3]@0.5-1.5", "--stream", "video", "-n", 4)
+    moments, figures = first_figures(avarnet(*words))
+    assert "by their best moments" in moments
+    assert figures == sorted(figures, reverse=True)
+    found = as_json(*words)
+    assert found["ordered_by"] == "moment"
+    assert [f"{hit['moment']:.3f}" for hit in found["hits"]] == [f"{f:.3f}" for f in figures]
+    best = found["hits"][0]
+    assert best["clip"] in moments
     assert best["end"] - best["start"] == 1
+
+
+def first_figures(table: str) -> tuple[str, list[float]]:
+    """Return a table as it was printed, and the column that follows the clips."""
+    rows = [line.split("│")[2] for line in table.splitlines() if line.startswith("│")]
+    return table, [float(figure) for figure in rows]
 
 
 def test_damage_is_told_and_the_rest_is_found(tmp_path: Path) -> None:

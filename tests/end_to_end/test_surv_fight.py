@@ -6,13 +6,13 @@ from pathlib import Path
 
 from extract import Task, extract
 from features import Recipe, Store
-from manifests import assign_folds, from_folders
+from manifests import assign_folds, from_folders, with_groups
 from train import Config, evaluate_run, train_run
 
 
 def test_some_real_clips(shared: Path, recipe: Recipe, tmp_path: Path) -> None:
     folder = shared / "surv-fight"
-    clips = from_folders(folder, tmp_path, folder / "sources.csv")[::8]
+    clips = with_groups(from_folders(folder, tmp_path), folder / "sources.csv").clips[::8]
     tasks = [Task(clip.id, clip.resolve(tmp_path)) for clip in clips]
     summary = extract(tasks, tmp_path / "store", recipe)
     assert summary.failed == {}

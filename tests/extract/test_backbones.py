@@ -114,7 +114,7 @@ def test_an_incomplete_checkpoint_is_refused(tmp_path: Path) -> None:
     model = save_wav2vec2(tmp_path)
     state = {k: v for k, v in model.state_dict().items() if "encoder.layers.0.attention" not in k}
     model.save_pretrained(tmp_path, state_dict=state)
-    with pytest.raises(WeightsError, match=r"lacks weights"):
+    with pytest.raises(WeightsError, match=r"lacks weights .*: \d+ \(encoder"):
         AudioBackbone({"name": str(tmp_path), "weights": "pretrained"}, CPU, "fp32")
 
 

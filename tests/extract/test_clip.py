@@ -85,7 +85,7 @@ def test_checkpoints_that_will_not_do(tmp_path: Path, monkeypatch: pytest.Monkey
     model = save_clip(tmp_path / "part")
     state = {k: v for k, v in model.state_dict().items() if k != "visual_projection.weight"}
     model.save_pretrained(tmp_path / "part", state_dict=state)
-    with pytest.raises(WeightsError, match=r"lacks 1 weights .*visual_projection"):
+    with pytest.raises(WeightsError, match=r"lacks weights .*: 1 \(visual_projection"):
         Clip({"name": str(tmp_path / "part")}, CPU, "fp32")
     save_clip(tmp_path / "square")
     CLIPImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "square")

@@ -10,7 +10,8 @@ import pytest
 from extract import Cluster, Extractor, Task, WeightsError, extract, make_recipe
 from extract.flow import CELLS, DIRECTIONS
 from extract.synthetic import write_video
-from features import Store
+from features import Features, Recipe, Store
+from features.join import merge_streams
 
 RIGHT, DOWN, LEFT, UP = (DIRECTIONS // 4 * n for n in range(4))
 
@@ -47,6 +48,44 @@ def test_motion_goes_where_it_goes(
 def test_flow_needs_snippets_that_hold_both_frames(sound_model: str) -> None:
     with pytest.raises(ValueError, match=r"flow looks at frames 0\.1 s apart"):
         make_recipe("mobilevit_xxs", sound_model, "random", snippet_seconds=0.08, further=["flow"])
+
+
+def test_streams_alone_are_those_of_a_whole_store(
+    recipe: Recipe, sound_model: str, clips: Path
+) -> None:
+    """No network of the picture is loaded to hear, and none at all to see motion."""
+    alone = [
+        make_recipe("mobilevit_nope", sound_model, "random", only=["audio"]),
+        make_recipe("mobilevit_nope", "nobody/none", only=["flow"]),
+    ]
+    assert [list(one.streams) for one in alone] == [["audio"], ["flow"]]
+    film = clips / "Explosion" / "0.mp4"
+    whole, sound, flow = (with_extractor(one, film) for one in (recipe, *alone))
+    assert sound.valid["audio"].all()
+    assert np.array_equal(sound.streams["audio"], whole.streams["audio"])
+    joined = merge_streams("a", [whole, flow])
+    assert list(joined.streams) == ["video", "audio", "flow"]
+    assert joined.valid["flow"].all()
+
+
+def with_extractor(recipe: Recipe, film: Path) -> Features:
+    extractor = Extractor(recipe)
+    try:
+        return extractor(film)
+    finally:
+        extractor.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"only": ["video=resnet18"]}, "chosen by --video-model"),
+        ({"only": ["flow"], "further": ["clip"]}, "--stream .* or --only .* not both"),
+    ],
+)
+def test_streams_that_cannot_be_chosen_so(words: dict[str, list[str]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_recipe(weights="random", **words)
 
 
 BRIGHTNESS = """

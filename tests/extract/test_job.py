@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from instant import Instant
 from small import RECIPE, clip, same
 
-from extract import Cluster, ClusterError, Task, extract, status
+from extract import Cluster, ClusterError, Task, choose_precision, extract, status
 from extract.plan import LEAST_FOOTAGE, MOST_FOOTAGE, batches, read_failures
 from features import FeatureError, Recipe, Store, WriteError, Writer, verify
 
@@ -220,6 +221,7 @@ def test_the_client_is_killed(job: subprocess.Popen[str], tmp_path: Path) -> Non
 
 def test_a_running_cluster(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment["ATEN_CPU_CAPABILITY"] = "default"  # a processor without bf16
     address = "tcp://127.0.0.1:18786"
     common = {"env": environment, "stderr": subprocess.DEVNULL}
     dask = [sys.executable, "-m", "dask"]
@@ -234,6 +236,7 @@ def test_a_running_cluster(tmp_path: Path) -> None:
         )
         try:
             cluster = Cluster(address)
+            choice = choose_precision({}, cluster=cluster)
             summary = extract(some, tmp_path / "s", RECIPE, cluster=cluster, make=Instant)
         finally:
             worker.terminate()
@@ -241,6 +244,9 @@ def test_a_running_cluster(tmp_path: Path) -> None:
             worker.wait()
     assert len(summary.extracted) == 10
     assert complete(tmp_path / "s", {str(n) for n in range(10)})
+    # the worker's processor, not this one
+    assert choice.precision == "fp32"
+    assert re.match(r"measured by a worker on \S+: this processor .*\(DEFAULT\)", choice.why)
 
 
 def test_clusters_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -84,8 +85,41 @@ def test_two_workers(cluster: Cluster, tasks: list[Task], tmp_path: Path) -> Non
 
 
 def test_a_job_that_is_refused(cluster: Cluster, tasks: list[Task], tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match=r"slurm refuses the job.*--memory"):
+    with pytest.raises(ClusterError, match=r"refuses the job \(sbatch: error: .*--memory"):
         extract(tasks, tmp_path / "s", RECIPE, cluster=replace(cluster, memory="9TB"), make=Instant)
+
+
+@pytest.mark.parametrize(
+    ("silence", "what"),
+    [
+        (300.0, r"no worker of the 2 jobs has come: job \d+ is over"),
+        (0.0, r"no worker of the 2 jobs has come: job \d+ has been running for 0 s"),
+    ],
+)
+def test_jobs_that_do_not_reach_this_machine(
+    cluster: Cluster,
+    tasks: list[Task],
+    tmp_path: Path,
+    silence: float,
+    what: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("extract.cluster.SILENCE", silence)
+    monkeypatch.setattr("extract.cluster.LOOK", 0.2)
+    assert cluster.config is not None
+    site = tmp_path / "site.toml"
+    site.write_text(
+        f"{cluster.config.read_text()}death_timeout = 2\n"
+        '[scheduler_options]\ncontact_address = "tcp://127.0.0.1:9"\n'
+    )
+    with pytest.raises(ClusterError, match=what) as caught:
+        extract(tasks, tmp_path / "s", RECIPE, cluster=replace(cluster, config=site), make=Instant)
+    said = str(caught.value)
+    assert "at tcp://127.0.0.1:" in said
+    assert "--interface NAME (there are lo" in said
+    if silence:
+        assert re.search(r"log, /\S+/dask-worker-\d+\.err:\n(  .*\n)+", said)
+        assert "Timed out starting worker" in said
 
 
 def test_a_cancelled_job(cluster: Cluster, tasks: list[Task], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -185,7 +186,8 @@ def test_what_cannot_be_joined(tmp_path: Path) -> None:
 def test_card(tmp_path: Path) -> None:
     fill(tmp_path, {**CLIPS, "hurt": clip(4, 0, Flag.SOUND_DAMAGED)})
     text = write_card(tmp_path, dict.fromkeys(CLIPS, "a|b")).read_text()
-    assert "Features of 9 clips, 0.00 hours of video, in steps of 0.25 s (64 snippets)" in text
+    assert "Features of 9 clips, 0.3 minutes of video, in steps of 0.25 s (64 snippets)" in text
+    assert re.search(r"1 shard, \d+\.\d kB\.", text)
     assert "| a\\|b | 8 |" in text
     assert "**Random weights** (video)" in text
     assert "Sound damaged: 1 of the clips." in text

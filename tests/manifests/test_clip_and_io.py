@@ -142,7 +142,8 @@ def test_fields_without_a_meaning_are_refused(fields: dict[str, Any], message: s
     [
         ("{", "not a line of JSON"),
         ("[]", "expected a JSON object"),
-        ('{"path": "a", "labels": ["x"]}', "field id: expected text"),
+        ('{"path": "a", "labels": ["x"]}', "the field id is missing"),
+        ('{"id": "a", "path": 3, "labels": ["x"]}', "field path: expected text"),
         ('{"id": "a", "path": "a", "labels": "x"}', "field labels: expected a list"),
         ('{"id": "a", "path": "a", "labels": []}', "needs a label"),
         ('{"id": "a", "path": "a", "labels": ["x"], "colour": 1}', "no such field: colour"),
@@ -175,6 +176,8 @@ def test_mistakes_name_the_line(tmp_path: Path, line: str, message: str) -> None
 
 
 def test_files_that_are_no_manifest(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="is a folder; give a file for the manifest"):
+        write(tmp_path, [])
     with pytest.raises(ManifestError, match="avarnet manifest folders"):
         read(tmp_path / "none.jsonl")
     with pytest.raises(ManifestError, match="directory"):

@@ -16,6 +16,7 @@ from manifests import (
     from_folders,
     from_ucf_crime,
     from_xd_violence,
+    with_groups,
 )
 
 
@@ -28,7 +29,7 @@ def touch(folder: Path, *names: str) -> Path:
 
 def test_surv_fight_with_its_recordings(shared: Path, tmp_path: Path) -> None:
     folder = shared / "surv-fight"
-    clips = from_folders(folder, tmp_path, folder / "sources.csv")
+    clips = with_groups(from_folders(folder, tmp_path), folder / "sources.csv").clips
     assert len(clips) == 236
     assert {clip.label for clip in clips} == {"fight", "noFight"}
     named = {clip.id: clip for clip in clips}
@@ -75,23 +76,39 @@ def test_folder_that_is_not_there(tmp_path: Path) -> None:
         from_folders(tmp_path / "nowhere", tmp_path)
 
 
-def test_groups_must_name_every_clip(tmp_path: Path) -> None:
-    touch(tmp_path, "a/x.mp4", "a/y.mp4")
+def test_groups_name_some_clips_in_any_way(tmp_path: Path) -> None:
+    touch(tmp_path, "a/x.mp4", "a/y.mp4", "a/z.mp4", "b/z.mp4", "b/w.mp4", "b/w.avi")
     groups = tmp_path / "g.csv"
-    groups.write_text("clip,source\nx,one\n")
-    with pytest.raises(ManifestError, match="clips without a source: 1 \\(a/y"):
-        from_folders(tmp_path, tmp_path, groups)
-    groups.write_text("name,source\nx,one\n")
-    with pytest.raises(ManifestError, match="columns clip and source"):
-        from_folders(tmp_path, tmp_path, groups)
-    groups.write_text("clip,source\nx,one\na/y,two\nx,three\n")
-    with pytest.raises(ManifestError, match="line 4: clip x has source one already, now three"):
-        from_folders(tmp_path, tmp_path, groups)
-    groups.write_bytes(b"clip,source\n\xff,one\n")
-    with pytest.raises(ManifestError, match="UTF-8"):
-        from_folders(tmp_path, tmp_path, groups)
-    groups.write_text("clip,source\nx,one\na/y.mp4,two\n")
-    assert [clip.group for clip in from_folders(tmp_path, tmp_path, groups)] == ["one", "two"]
+    groups.write_text(
+        "clip,source\nx,one\na/y.mp4,two\na/z,two\nb/w.avi,two\nz-9,one\n,three\nb/z,\n"
+    )
+    clips, ungrouped, unknown = with_groups(from_folders(tmp_path, tmp_path), groups)
+    assert {clip.id: clip.group for clip in clips} == {
+        **{"a/x": "one", "a/y": "two", "a/z": "two"},
+        **{"b/z": None, "b/w.avi": "two", "b/w.mp4": None},
+    }
+    assert ungrouped == ["b/w.mp4", "b/z"]
+    assert unknown == ["z-9", ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"name,source\nx,one\n", "columns clip and source"),
+        (b"clip,source\nx,one\na/y,two\nx,three\n", "line 4: clip x has source one already"),
+        (b"clip,source\nx,one\na/x,two\n", "clip a/x has source one and, as a/x, two"),
+        (b"clip,source\nx,one\nz,two\n", r"z may be any of 2 clips \(a/z, b/z\)"),
+        (b"clip,source\nq,one\n", r"none of its 1 clips is here \(first: 'q'\).*such as a/x"),
+        (b"clip,source\n", "none of its 0 clips"),
+        (b"clip,source\n\xff,one\n", "UTF-8"),
+    ],
+)
+def test_groups_that_cannot_be(tmp_path: Path, text: bytes, message: str) -> None:
+    touch(tmp_path, "a/x.mp4", "a/y.mp4", "a/z.mp4", "b/z.mp4")
+    groups = tmp_path / "g.csv"
+    groups.write_bytes(text)
+    with pytest.raises(ManifestError, match=message):
+        with_groups(from_folders(tmp_path, tmp_path), groups)
 
 
 def test_csv_with_everything(tmp_path: Path) -> None:

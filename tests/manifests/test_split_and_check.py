@@ -19,6 +19,7 @@ from manifests import (
     check,
     from_folders,
     split_table,
+    with_groups,
     write,
 )
 
@@ -81,7 +82,8 @@ def test_seeds_differ() -> None:
 
 def test_surv_fight_splits_by_recording(shared: Path, tmp_path: Path) -> None:
     folder = shared / "surv-fight"
-    clips = assign_folds(from_folders(folder, tmp_path, folder / "sources.csv"), 5)
+    grouped = with_groups(from_folders(folder, tmp_path), folder / "sources.csv")
+    clips = assign_folds(grouped.clips, 5)
     for split, count in Counter(clip.split for clip in clips).items():
         fights = sum(clip.label == "fight" for clip in clips if clip.split == split)
         assert 40 <= count <= 55
@@ -148,6 +150,12 @@ def test_check_says_what_the_decoder_said(tmp_path: Path) -> None:
     assert findings(tmp_path, [Clip("a", "a.mp4", ("x",))], probe=broken) == {
         "unreadable": ("error", 1)
     }
+
+
+def test_check_finds_that_there_is_nothing(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text("\n")
+    (finding,) = check(tmp_path / "m.jsonl", tmp_path)
+    assert (finding.severity, finding.kind) == ("error", "empty")
 
 
 def test_check_reads_on_after_a_bad_line(tmp_path: Path) -> None:

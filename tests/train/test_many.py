@@ -68,9 +68,15 @@ def run(world: tuple[list[Clip], Store], tmp_path_factory: pytest.TempPathFactor
     return train_run(*world, tmp_path_factory.mktemp("runs") / "run", config)
 
 
-def test_seeds_are_averaged_and_spread(world: tuple[list[Clip], Store], run: Run) -> None:
+def test_seeds_are_averaged_and_spread(
+    world: tuple[list[Clip], Store], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert run.models == [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]
+    read, load = [], Run.model
+    monkeypatch.setattr(Run, "model", lambda self, n: read.append(n) or load(self, n))
     found = evaluate_run(run, world[1])
+    assert list(found["without"]) == ["video", "audio"]
+    assert read == list(range(6))  # once, also to see what each stream adds
     assert found["model"]["clips"] == 60  # each held out once, however many seeds
     each = found["models"]["each"]
     assert [(row["fold"], row["seed"]) for row in each] == [

@@ -304,6 +304,23 @@ def test_every_causal_model_sees_no_future(model: str, fusion: str) -> None:
     assert not torch.allclose(one[..., 12:], other[..., 12:], atol=1e-3)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_the_reach_is_how_far_a_snippet_is_seen(model: str, fusion: str, causal: bool) -> None:
+    if fusion == "bottleneck":
+        causal = False
+    # few layers: what is handed on from far away fades below a float's precision
+    network_ = network(model=model, fusion=fusion, causal=causal, stages=2, layers=2)
+    streams, valid, mask = inputs(20)
+    changed = {n: torch.cat([rows[:, :1] + 5, rows[:, 1:]], 1) for n, rows in streams.items()}
+    with torch.no_grad():
+        one, other = network_(streams, valid, mask), network_(changed, valid, mask)
+    differs = (one != other)[-1, 0].any(0)
+    last = int(differs.nonzero().max())
+    assert last == (19 if network_.reach is None else network_.reach)
+
+
 def test_bottlenecks_have_no_causal_form() -> None:
     with pytest.raises(TrainError, match="bottleneck fusion sees the whole clip"):
         Config(fusion="bottleneck", causal=True)
