@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from extract.audio import LAST, Listening
 from extract.backbones import FrameBackbone, SoundBackbone, WeightsError, load_backbone
 from extract.decode import ClipError
+from extract.listening import Listening
 from extract.reader import (
     MEMORY_BYTES,
     PATIENCE,
@@ -77,7 +77,7 @@ def make_recipe(
     }
     if video_weights:
         source["video"]["file"] = video_weights
-    if layers != LAST:
+    if layers != "last":
         source["audio"]["layers"] = layers
     for text in further:
         name, _, model = text.partition("=")

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from little import LITTLE
-from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor
 
-from extract import make_recipe
-from extract.synthetic import make_clip
-from features import Recipe
+if TYPE_CHECKING:
+    from features import Recipe
+
+# before torch is imported here, and by the commands that tests run: several tests share the cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests in one process of several, as they share what takes time to make."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +35,9 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def sound_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder in transformers' format with a small Wav2Vec2's architecture, without weights."""
+    from little import LITTLE
+    from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor
+
     folder = tmp_path_factory.mktemp("wav2vec2-small")
     Wav2Vec2Config(**LITTLE).save_pretrained(folder)
     Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
@@ -35,12 +46,16 @@ def sound_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def recipe(sound_model: str) -> Recipe:
+    from extract import make_recipe
+
     return make_recipe("mobilevit_xxs", sound_model, weights="random")
 
 
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four classes of three one-second clips; one of them has no sound track."""
+    from extract.synthetic import make_clip
+
     folder = tmp_path_factory.mktemp("videos")
     for kind, name in enumerate(("Explosion", "Normal", "Police siren", "Brawling")):
         for number in range(3):
