@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 if TYPE_CHECKING:
     from features import Recipe
@@ -15,11 +16,20 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one process of several, as they share what takes time to make."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+class Scheduling(LoadScopeScheduling):
+    """With `-n`, a file's tests go to one process, as they share what takes time to make.
+
+    The pages of docs/ share nothing and go one by one. Slurm is the machine's, and has one user.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        if "test_slurm.py::" in nodeid or nodeid.endswith("test_a_page_runs[slurm.md]"):
+            return "slurm"
+        return nodeid if "test_a_page_runs" in nodeid else nodeid.split("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

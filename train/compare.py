@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from train.config import TrainError
 from train.metrics import BOOTSTRAPS, CONFIDENCE
@@ -30,6 +29,8 @@ def compare_runs(one: Path, other: Path, seed: int = 0) -> dict[str, Any]:
     Raises:
         TrainError: a run is not evaluated, not of recognition, or no clip was held out in both.
     """
+    from scipy.stats import binomtest
+
     said, told = _right(one), _right(other)
     clips = sorted(said.keys() & told.keys())
     if not clips:

@@ -336,8 +336,10 @@ def test_a_laptop_without_stage_1(project: dict[str, Any], clips: Path, tmp_path
 IMPORTS = {
     "manifests": {"features", "extract", "train", "torch", "h5py"},
     "features": {"manifests", "extract", "train", "torch"},
-    "train": {"extract", "timm", "transformers", "av", "decord", "dask"},
-    "extract": {"train"},
+    "train": {"extract", "timm", "transformers", "av", "decord", "dask", "sklearn", "scipy"},
+    "extract": {"train", "torch"},
+    "extract.reader": {"train", "torch", "scipy"},
+    "extract.job": {"train", "timm", "transformers", "scipy"},
     "avarnet": {"extract", "train", "torch"},
 }
 

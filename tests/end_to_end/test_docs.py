@@ -229,11 +229,7 @@ PREPARE: dict[str, Callable[[Path, dict[str, str], ExitStack], None]] = {
 }
 
 
-# each in whatever process is free, but for the one that needs the machine's only Slurm
-@pytest.mark.parametrize(
-    "page",
-    [pytest.param(page, marks=pytest.mark.xdist_group(page.stem), id=page.name) for page in PAGES],
-)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_runs(page: Path, machine: dict[str, str], tmp_path: Path) -> None:
     text, blocks = script(page.read_text(encoding="utf-8"))
     assert blocks > 0, f"{page.name} has no block that runs"

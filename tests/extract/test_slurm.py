@@ -20,7 +20,6 @@ from small import RECIPE, clip, same
 from extract import Cluster, ClusterError, Task, extract
 from features import Store, recover, verify
 
-pytestmark = pytest.mark.xdist_group("slurm")  # one machine has one Slurm
 CLIPS = 40
 
 
