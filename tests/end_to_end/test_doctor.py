@@ -70,11 +70,10 @@ def test_weights_that_were_fetched(hub: Path, tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_hold_a_store(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for folder in (tmp_path / "file", Path("/proc/store")):
-        found = checks(folder, code=1)
-        assert found["store"]["state"] == "broken"
-        assert "give another folder" in found["store"]["says"]
-        assert found["AV1"]["state"] == "ok"  # the other checks go on
+    found = checks(Path("/proc/store"), code=1)
+    assert found["store"]["state"] == "broken"
+    assert "give another folder" in found["store"]["says"]
+    assert found["AV1"]["state"] == "ok"  # the other checks go on
     lines = avarnet("doctor", tmp_path / "file", code=1).splitlines()
     assert [line.split()[1] for line in lines if line.startswith("broken")] == ["store:"]
 

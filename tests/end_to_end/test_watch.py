@@ -27,8 +27,9 @@ def runs(clips: Path, sound_model: str, tmp_path_factory: pytest.TempPathFactory
     manifest, store = folder / "m.jsonl", folder / "store"
     avarnet("manifest", "folders", clips, "-o", manifest)
     avarnet("manifest", "split", manifest, "--test", 0.3, "--val", 0.3)
-    network = ["--weights", "random", "--video-model", "mobilevit_xxs"]
-    avarnet("extract", manifest, store, *network, "--audio-model", sound_model)
+    network: list[object] = ["--weights", "random", "--video-model", "mobilevit_xxs"]
+    network += ["--audio-model", sound_model, "--workers", 1]
+    avarnet("extract", manifest, store, *network)
     avarnet("train", manifest, store, folder / "causal", "--causal", "--epochs", 2, "--seeds", 2)
     avarnet("train", manifest, store, folder / "offline", "--epochs", 1)
     return folder
@@ -49,7 +50,7 @@ def watch(runs: Path, source: object, *options: object, **settings: Any) -> subp
 
 def said(process: subprocess.Popen[str], code: int = 0) -> tuple[list[Line], str]:
     """Return the lines and the messages of a command that ends."""
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == code, out + err
     assert "Traceback" not in err
     return [json.loads(line) for line in out.splitlines()], err
