@@ -12,8 +12,10 @@ from xdist.scheduler import LoadScopeScheduling
 if TYPE_CHECKING:
     from features import Recipe
 
-# before torch is imported here, and by the commands that tests run: several tests share the cores
+# before torch is imported here, and by the commands that tests run: several tests share the cores,
+# and threads that wait for each other in a loop make small networks ten times as slow then
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 class Scheduling(LoadScopeScheduling):
