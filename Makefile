@@ -7,7 +7,7 @@ demo: $(VENV)/installed
 	$(VENV)/bin/avarnet demo
 
 test: $(VENV)/installed-test
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 3
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .

@@ -76,7 +76,7 @@ def worker(part: str, videos: list[Path], model: str, device: str, pipe: Connect
 
     def networks(messages: list[Any]) -> None:
         """The networks' work alone: whole batches, and windows as they are heard."""
-        from extract.audio import Listening
+        from extract.listening import Listening
 
         frames = [message.pixels for message in messages if isinstance(message, Frame)]
         for first in range(0, len(frames), extractor._batch):

@@ -21,7 +21,6 @@ from transformers import (
 )
 
 from extract.backbones import (
-    SoundBackbone,
     WeightsError,
     autocast,
     cache_first,
@@ -33,10 +32,9 @@ from extract.backbones import (
     weights_hash,
 )
 from extract.decode import SAMPLE_RATE
+from extract.listening import OVERLAP_SECONDS, WINDOW_SECONDS
 from extract.trailing import TRAILING
 
-WINDOW_SECONDS = 20.0  # of sound that a network reads at once
-OVERLAP_SECONDS = 4.0  # in which one window's rows fade into the next one's
 LAST = "last"  # layer, and after it the normalisation that some networks end with
 
 
@@ -184,83 +182,3 @@ def _config(name: str, weights: str) -> PretrainedConfig:
     if name == "facebook/wav2vec2-base" and weights == "random":
         return Wav2Vec2Config()
     return cache_first(lambda: AutoConfig.from_pretrained(name))
-
-
-class Listening:
-    """A clip's sound on its way through a network, block by block, in bounded memory.
-
-    The network reads windows that overlap, and whose rows fade into each other. A row is the mean
-    of the output frames whose centre is in its snippet.
-
-    Args:
-        network: that listens.
-        first: where the sound begins on the clip's clock, in samples; not negative.
-        snippets: T, how many the clip has.
-        snippet_seconds: their length.
-    """
-
-    def __init__(
-        self, network: SoundBackbone, first: int, snippets: int, snippet_seconds: float
-    ) -> None:
-        self._network = network
-        self._snippets = snippets
-        self._step = snippet_seconds * SAMPLE_RATE  # samples per snippet
-        self._length = round(WINDOW_SECONDS / snippet_seconds)
-        self._overlap = round(OVERLAP_SECONDS / snippet_seconds)
-        self._first = self._low = self._last = first  # of the sound, of what is kept; its end
-        self._begin = self._start = int(first / self._step)  # of the sound, of the next window
-        self._kept: NDArray[np.float32] = np.empty(0, np.float32)
-        self._rows = np.zeros((snippets, network.features), np.float32)
-        self._weight = np.zeros(snippets, np.float32)
-
-    def add(self, samples: NDArray[np.float32]) -> None:
-        """Take the next samples."""
-        self._kept = np.concatenate([self._kept, samples])
-        self._last += len(samples)
-        while self._start + self._length < self._end():
-            stop = self._start + self._length
-            self._hear(self._start, stop, more=True)
-            # the last window begins behind this one's begin
-            drop = max(0, math.floor(self._start * self._step) - self._low)
-            self._kept, self._low = self._kept[drop:], self._low + drop
-            self._start = stop - self._overlap
-
-    def finish(self) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Return (T, features) rows, and (T,) validity: False where there was no sound."""
-        end = self._end()
-        if self._begin < end:
-            self._hear(max(self._begin, end - self._length), end, more=False)
-        valid = self._weight > 0
-        self._rows[valid] /= self._weight[valid, None]
-        return self._rows, valid
-
-    def _end(self) -> int:
-        return min(self._snippets, math.ceil(self._last / self._step))
-
-    def _hear(self, start: int, stop: int, more: bool) -> None:
-        """Add the window [start, stop) to the rows; `more` if another one follows."""
-        low = max(self._first, round(start * self._step))
-        high = min(self._last, round(stop * self._step))
-        if high - low < self._network.field:
-            return
-        (outputs,) = self._network(self._kept[None, low - self._low : high - self._low])
-        frames = np.arange(len(outputs))
-        centres = low + self._network.stride * frames + self._network.field / 2
-        snippet = np.minimum((centres / self._step).astype(np.int64), stop - 1) - start
-        count = np.bincount(snippet, minlength=stop - start)
-        total = np.zeros((stop - start, self._network.features), np.float32)
-        np.add.at(total, snippet, outputs)
-        heard = count > 0
-        fade = self._fade(start, stop, more) * heard
-        self._rows[start:stop][heard] += fade[heard, None] * total[heard] / count[heard, None]
-        self._weight[start:stop] += fade
-
-    def _fade(self, start: int, stop: int, more: bool) -> NDArray[np.float32]:
-        """Return the weight of a window in each of its snippets: ramps where others overlap."""
-        snippet = np.arange(start, stop)
-        weight = np.ones(stop - start)
-        if start > self._begin:
-            weight = np.minimum(weight, (snippet - start + 1) / (self._overlap + 1))
-        if more:
-            weight = np.minimum(weight, (stop - snippet) / (self._overlap + 1))
-        return weight.astype(np.float32)

@@ -24,7 +24,6 @@ import torch
 from huggingface_hub import constants as hub
 from numpy.typing import NDArray
 from torch import nn
-from transformers.utils.logging import disable_progress_bar
 
 from extract.reader import Prepare
 from extract.trailing import TRAILING
@@ -157,6 +156,8 @@ def quiet_transformers() -> None:
     """Keep what transformers says of a checkpoint, and its bars, from where nobody looks."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     if not sys.stderr.isatty():
+        from transformers.utils.logging import disable_progress_bar
+
         disable_progress_bar()  # transformers draws it into pipes and logs too
 
 

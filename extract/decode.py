@@ -20,7 +20,6 @@ import numpy as np
 import soundfile
 from av.stream import Disposition
 from numpy.typing import NDArray
-from scipy.signal import resample_poly
 
 # decord loads all of CUDA that pip has installed, 0.6 GB, for a decoder that is not used here
 sys.modules.setdefault("nvidia", None)  # type: ignore[arg-type]
@@ -260,6 +259,8 @@ def read_sound_file(path: Path) -> NDArray[np.float32]:
         raise ClipError(f"the sound file beside it cannot be read ({error})") from error
     mono = samples.mean(axis=1)
     if rate != SAMPLE_RATE:
+        from scipy.signal import resample_poly  # takes longer than all else that is imported here
+
         common = math.gcd(rate, SAMPLE_RATE)
         mono = resample_poly(mono, SAMPLE_RATE // common, rate // common)
     return np.asarray(mono, np.float32)

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from extract.audio import LAST, Listening
 from extract.backbones import FrameBackbone, SoundBackbone, WeightsError, load_backbone
 from extract.decode import ClipError
+from extract.listening import Listening
 from extract.reader import (
     MEMORY_BYTES,
     PATIENCE,
@@ -85,7 +85,7 @@ def make_recipe(
     }
     if video_weights:
         usual["video"]["file"] = video_weights
-    if layers != LAST:
+    if layers != "last":
         usual["audio"]["layers"] = layers
     source: dict[str, dict[str, Any]] = {}
     for text in only or (*usual, *further):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 WIDTH, HEIGHT, FPS = 160, 120, 12
 SOUND_RATE = 44_100  # Hz
-SECONDS = 3.0
+SECONDS = 2.0
 CLIPS_PER_CLASS = 8
 SILENT_EVERY = 7  # each seventh clip has no sound track
 

@@ -4,14 +4,34 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from little import LITTLE
-from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor
+from xdist.scheduler import LoadScopeScheduling
 
-from extract import make_recipe
-from extract.synthetic import make_clip
-from features import Recipe
+if TYPE_CHECKING:
+    from features import Recipe
+
+# before torch is imported here, and by the commands that tests run: several tests share the cores,
+# and threads that wait for each other in a loop make small networks ten times as slow then
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+class Scheduling(LoadScopeScheduling):
+    """With `-n`, a file's tests go to one process, as they share what takes time to make.
+
+    The pages of docs/ share nothing and go one by one. Slurm is the machine's, and has one user.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        if "test_slurm.py::" in nodeid or nodeid.endswith("test_a_page_runs[slurm.md]"):
+            return "slurm"
+        return nodeid if "test_a_page_runs" in nodeid else nodeid.split("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +47,9 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def sound_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder in transformers' format with a small Wav2Vec2's architecture, without weights."""
+    from little import LITTLE
+    from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor
+
     folder = tmp_path_factory.mktemp("wav2vec2-small")
     Wav2Vec2Config(**LITTLE).save_pretrained(folder)
     Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
@@ -35,12 +58,16 @@ def sound_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def recipe(sound_model: str) -> Recipe:
+    from extract import make_recipe
+
     return make_recipe("mobilevit_xxs", sound_model, weights="random")
 
 
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four classes of three one-second clips; one of them has no sound track."""
+    from extract.synthetic import make_clip
+
     folder = tmp_path_factory.mktemp("videos")
     for kind, name in enumerate(("Explosion", "Normal", "Police siren", "Brawling")):
         for number in range(3):

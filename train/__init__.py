@@ -1,7 +1,12 @@
-"""Stage 2: fuse, MTCN, train, evaluate, predict, report; from a feature store alone."""
+"""Stage 2: fuse, MTCN, train, evaluate, predict, report; from a feature store alone.
+
+scikit-learn is imported where it is used: it takes half as long as torch does, and `predict` and
+`watch` do without.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from train.ablate import ablate
-from train.classifier import MTCNClassifier
 from train.compare import compare_runs
 from train.config import Config, TrainError
 from train.evaluate import evaluate_run, judge_run
@@ -13,6 +18,9 @@ from train.network import AVARNet
 from train.predict import Prediction, Predictor
 from train.run import Run, train_run
 from train.sweep import Search, sweep
+
+if TYPE_CHECKING:
+    from train.classifier import MTCNClassifier
 
 __all__ = [
     "MTCN",
@@ -34,3 +42,11 @@ __all__ = [
     "sweep",
     "train_run",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "MTCNClassifier":  # is a class of scikit-learn's
+        from train.classifier import MTCNClassifier
+
+        return MTCNClassifier
+    raise AttributeError(f"module 'train' has no attribute {name!r}")

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, rankdata
 
 from train.config import TrainError
 from train.detection import DEFAULT_FPS, frames
@@ -55,6 +54,8 @@ def compare_runs(one: Path, other: Path, seed: int = 0) -> dict[str, Any]:
 
 
 def _recognition(one: Run, other: Run, rng: np.random.Generator) -> dict[str, Any]:
+    from scipy.stats import binomtest
+
     said, told = _right(one), _right(other)
     clips = sorted(said.keys() & told.keys())
     if not clips:
@@ -159,6 +160,8 @@ def _frames(
 
 def _ranks(scores: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float64]]:
     """Return each frame's rank among those of all clips; those of equal scores are averaged."""
+    from scipy.stats import rankdata
+
     ends = np.cumsum([len(own) for own in scores])
     return np.split(rankdata(np.concatenate(list(scores))), ends[:-1])
 

@@ -13,13 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import (
-    auc,
-    average_precision_score,
-    precision_recall_curve,
-    roc_auc_score,
-    roc_curve,
-)
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -148,6 +141,8 @@ def frame_metrics(
         ``average_precision``: the same in steps; ``roc_auc``; all None where the frames are of one
         kind; ``frames`` and ``anomalous``, their number.
     """
+    from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
+
     said, real = np.concatenate(list(scores)), np.concatenate(list(truth))
     counts = {"frames": len(real), "anomalous": int(real.sum())}
     if not 0 < counts["anomalous"] < len(real):
@@ -245,6 +240,8 @@ def _intervals(
 
 def _curves(truth: NDArray[np.uint8], scores: NDArray[np.float32]) -> dict[str, list[list[float]]]:
     """Return some points (x, y) of the precision-recall and the ROC curve."""
+    from sklearn.metrics import precision_recall_curve, roc_curve
+
     if not 0 < truth.sum() < len(truth):
         return {}
     precision, recall, _ = precision_recall_curve(truth, scores)

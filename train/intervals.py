@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import balanced_accuracy_score
 
 from train.segments import stretches_above
 
@@ -108,6 +107,7 @@ class Hysteresis:
         ends = np.cumsum([len(scores) + 1 for scores in clips])
         real = whole >= 0
         total = np.insert(np.cumsum(np.where(real, whole, 0), dtype=np.float64), 0, 0)
+        truth = np.array(anomalous, bool)
         levels = np.linspace(whole[real].min(), whole.max(), LEVELS + 2)[1:-1]
         ranked = []
         for high, share in product(map(float, levels), LOWER):
@@ -119,7 +119,8 @@ class Hysteresis:
                 inside = int((last - first)[long].sum())
                 scored = float((total[last] - total[first])[long].sum())
                 apart = _between(inside, scored, int(real.sum()), float(total[-1]))
-                rank = (float(balanced_accuracy_score(anomalous, told)), apart)
+                balanced = float(told[truth].mean() + (~told[~truth]).mean()) / 2
+                rank = (balanced, apart)
                 ranked.append((rank, cls(high, share * high, shortest * snippet_seconds)))
         best, _ = max(ranked, key=lambda found: found[0])
         equals = [settings for rank, settings in ranked if rank == best]

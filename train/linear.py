@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from train.config import Config
 from train.data import Clips
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 
 def linear_probabilities(
@@ -45,6 +47,10 @@ def linear_scores(
 def _trained(
     clips: Clips, targets: NDArray[np.int64], known: NDArray[np.int64], config: Config
 ) -> Pipeline:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     balance = "balanced" if config.class_weights else None
     averages = clips.averages(known)
     # a penalty that does not depend on how many values describe a clip: with the usual C of 1,

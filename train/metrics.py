@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 BOOTSTRAPS = 1000
 CONFIDENCE = 0.95
@@ -34,6 +33,8 @@ def recognition(
         ``{"value", "low", "high"}``; ``per_class``; ``confusion`` (rows truth, columns predicted);
         ``calibration`` (see there).
     """
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
     predicted = probabilities.argmax(1)
     rng = np.random.default_rng(seed)
     draws = np.array(

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score
 
 from manifests import Clip, Interval
 
@@ -118,6 +117,8 @@ def _average_precision(
     scores: NDArray[np.float32], found: NDArray[np.bool_], count: int
 ) -> dict[str, float | None]:
     """Return the figures of some clips' segments, which have so many anomalies; see `_found`."""
+    from sklearn.metrics import average_precision_score
+
     if not count:
         return {**{str(overlap): None for overlap in OVERLAPS}, "mean": None}
     # scikit-learn's recall is of the anomalies that are found at all

@@ -7,10 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 
-
-@pytest.mark.timeout(900)
 def test_demo(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "avarnet", "demo", "demo"],

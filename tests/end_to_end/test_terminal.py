@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import avarnet
+from command import in_a_process
 from small import clip, fill
 
 from manifests import Clip, write
@@ -95,7 +95,7 @@ def test_an_unforeseen_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     )
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "m.jsonl", [Clip("a", "a.mp4", ("x",))])
-    said = avarnet("manifest", "check", "m.jsonl", code=1)
+    said = in_a_process("manifest", "check", "m.jsonl", code=1)
     assert said.startswith("error: ImportError: libavcodec.so.99: [no] such file. ")
     assert "'avarnet --debug manifest check m.jsonl'" in said
     assert "avarnet doctor" in said

@@ -29,13 +29,14 @@ def runs(clips: Path, sound_model: str, tmp_path_factory: pytest.TempPathFactory
     manifest, store = folder / "m.jsonl", folder / "store"
     avarnet("manifest", "folders", clips, "-o", manifest)
     avarnet("manifest", "split", manifest, "--test", 0.3, "--val", 0.3)
-    network = ["--weights", "random", "--video-model", "mobilevit_xxs"]
-    avarnet("extract", manifest, store, *network, "--audio-model", sound_model)
+    network: list[object] = ["--weights", "random", "--video-model", "mobilevit_xxs"]
+    network += ["--audio-model", sound_model, "--workers", 1]
+    avarnet("extract", manifest, store, *network)
     said = avarnet("train", manifest, store, folder / "ahead", "--causal", "--epochs", 1)
     assert "not for 'avarnet watch': these features (audio) heard" in said
     avarnet("train", manifest, store, folder / "offline", "--epochs", 1)
     live = folder / "live"
-    avarnet("extract", manifest, live, *network, "--audio-model", sound_model, "--live")
+    avarnet("extract", manifest, live, *network, "--live")
     assert "heard as a live stream" in avarnet("features", "info", live)
     said = avarnet(
         "train", manifest, live, folder / "causal", "--causal", "--epochs", 2, "--seeds", 2
@@ -61,7 +62,7 @@ def watch(
 
 def said(process: subprocess.Popen[str], code: int = 0) -> tuple[list[Line], str]:
     """Return the lines and the messages of a command that ends."""
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == code, out + err
     assert "Traceback" not in err
     return [json.loads(line) for line in out.splitlines()], err

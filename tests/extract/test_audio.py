@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from transformers import Wav2Vec2FeatureExtractor
 
 from extract import WeightsError
-from extract.audio import AudioBackbone, Listening
+from extract.audio import AudioBackbone
+from extract.listening import Listening
 
 CPU = torch.device("cpu")
 

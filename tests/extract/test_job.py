@@ -189,7 +189,7 @@ def go_on(tmp_path: Path) -> None:
 def test_ctrl_c_finishes_what_is_in_work(job: subprocess.Popen[str], tmp_path: Path) -> None:
     assert status(map(str, range(40)), tmp_path / "s").unsealed >= 4
     os.killpg(job.pid, signal.SIGINT)  # as a terminal does, to all of the group
-    out, _ = job.communicate(timeout=60)
+    out, _ = job.communicate(timeout=300)
     extracted, left = map(int, out.split())
     assert extracted >= 4
     assert left > 0
@@ -207,14 +207,14 @@ def test_a_second_ctrl_c_stops_at_once(job: subprocess.Popen[str], tmp_path: Pat
     time.sleep(2)
     assert job.poll() is None
     os.killpg(job.pid, signal.SIGINT)
-    job.wait(timeout=120)
+    job.wait(timeout=300)
     go_on(tmp_path)
 
 
 def test_the_client_is_killed(job: subprocess.Popen[str], tmp_path: Path) -> None:
     workers = psutil.Process(job.pid).children(recursive=True)
     job.kill()  # the client alone: its workers find out by themselves
-    gone, alive = psutil.wait_procs(workers, timeout=60)
+    gone, alive = psutil.wait_procs(workers, timeout=300)
     assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE], gone
     go_on(tmp_path)
 

@@ -248,7 +248,7 @@ def test_it_dies_with_its_parent(long_clip: Path) -> None:
         time.sleep(0.2)
         assert child.is_running()
         parent.kill()
-    gone, _ = psutil.wait_procs([child], timeout=20)
+    gone, _ = psutil.wait_procs([child], timeout=100)
     assert gone or child.status() == psutil.STATUS_ZOMBIE
 
 

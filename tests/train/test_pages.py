@@ -104,7 +104,9 @@ def run(
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_clip(tmp_path_factory.mktemp("film") / "a [b] #1 100%.mp4", "Police siren", 1)
+    return make_clip(
+        tmp_path_factory.mktemp("film") / "a [b] #1 100%.mp4", "Police siren", 1, seconds=3.0
+    )
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -231,7 +233,7 @@ def test_runs_side_by_side(
 def test_a_glimpse_shows_frames_and_hears_sound(film: Path, tmp_path: Path) -> None:
     reader = Reader()
     seen = glimpse(reader, film, None, 3.0)
-    mute = glimpse(reader, make_clip(tmp_path / "m.mp4", "Normal", 1, sound=False), None, 3.0)
+    mute = glimpse(reader, make_clip(tmp_path / "m.mp4", "Normal", 1, 3.0, sound=False), None, 3.0)
     reader.close()
     assert seen.picture.startswith(b"\xff\xd8")
     assert len(seen.loudness) == 200
