@@ -77,7 +77,7 @@ def rows_of(network: SoundBackbone, tails: Sequence[Tail]) -> list[NDArray[np.fl
 class Trailing:
     """A clip's sound on its way through a network, block by block, in bounded memory.
 
-    Args: as `extract.audio.Listening`'s.
+    Args: as `extract.listening.Listening`'s.
     """
 
     def __init__(
