@@ -148,7 +148,8 @@ def of_ours(
             curve.append((seconds, float((log_p.argmax(1) == targets[sides.val]).mean())))
     again = _Training(clips, targets, CLASSES, [sides], 0, replace(config, epochs=50), cpu)
     plan = list(clips.shuffled([sides.train], again.batch_size, again.rng))[:20]
-    ready = {indices.tobytes(): clips.batch(indices.flatten()) for indices in plan}
+    parts = [part.flatten() for indices in plan for part in again._parts(indices)]
+    ready = {part.tobytes(): clips.batch(part) for part in parts}
     from_store = clips.batch
     full, memory = [], []
     for _ in range(ROUNDS):
