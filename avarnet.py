@@ -195,7 +195,8 @@ def manifest_csv(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="Columns path, label; optional id, split, group, duration, fps, audio, start, end",
+            help="Columns path, label; optional id, split, group, duration, fps, audio, start, "
+            "end.",
         ),
     ],
     output: Output,
@@ -1396,7 +1397,7 @@ def _print_detection(metrics: dict[str, Any], run: Run) -> None:
         table.add_row(_plain(name), clips, share, *figures[:2], "", *figures[2:])
     out.print(table)
     out.print("AP: area under the precision-recall curve, as XD-Violence reports it")
-    table = Table("", "MTCN", "linear")
+    table = Table("", run.config.model, "linear")
     both = model, linear
     for key, title in (("ap", "AP"), ("roc_auc", "ROC-AUC")):
         ends = [row["intervals"].get(key, (None, None)) for row in both]
@@ -1427,7 +1428,8 @@ def _print_metrics(metrics: dict[str, Any], run: Run) -> None:
     else:
         what = _counted(model["clips"], "validation clip") + " (no test split: too good)"
     out.print(f"{what}, {_counted(metrics['parts'], 'model')}")
-    table = Table("", "MTCN", "95 % interval", "linear", "95 % interval")
+    model_name = run.config.model
+    table = Table("", model_name, "95 % interval", "linear", "95 % interval")
     for name in ("accuracy", "precision", "recall", "f1"):
         cells: list[str] = []
         for row in (model[name], linear[name]):
@@ -1443,14 +1445,18 @@ def _print_metrics(metrics: dict[str, Any], run: Run) -> None:
             highlight=False,
         )
     ece = [row["calibration"]["ece"] for row in (model, linear)]
-    out.print(f"calibration error (ECE): MTCN {ece[0]:.3f}, linear {ece[1]:.3f}", highlight=False)
-    table = Table("class", "clips", "precision", "recall", "F1", title="MTCN, by class")
+    out.print(
+        f"calibration error (ECE): {model_name} {ece[0]:.3f}, linear {ece[1]:.3f}", highlight=False
+    )
+    table = Table("class", "clips", "precision", "recall", "F1", title=f"{model_name}, by class")
     for name, row in model["per_class"].items():
         scores = (f"{row[key]:.3f}" for key in ("precision", "recall", "f1"))
         table.add_row(_plain(name), str(row["clips"]), *scores)
     out.print(table)
     columns = map(str, range(1, len(run.classes) + 1))
-    table = Table("is / taken for", *columns, title="MTCN, confusion", padding=(0, 0, 0, 1))
+    table = Table(
+        "is / taken for", *columns, title=f"{model_name}, confusion", padding=(0, 0, 0, 1)
+    )
     for number, (name, counts) in enumerate(zip(run.classes, model["confusion"], strict=True), 1):
         marks = [str(count) if count else "." for count in counts]
         table.add_row(f"{number} {_plain(name)}", *marks)

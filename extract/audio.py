@@ -32,8 +32,6 @@ from extract.backbones import (
     weights_hash,
 )
 from extract.decode import SAMPLE_RATE
-from extract.listening import OVERLAP_SECONDS, WINDOW_SECONDS
-from extract.trailing import TRAILING
 
 LAST = "last"  # layer, and after it the normalisation that some networks end with
 
@@ -94,8 +92,6 @@ class AudioBackbone:
             "layer": "mean of " + ", ".join(map(str, self._layers)) if self._layers else LAST,
             "pooling": "mean over the frames centred in the snippet",
         }
-        if TRAILING not in source:
-            self.recipe |= {"window_seconds": WINDOW_SECONDS, "overlap_seconds": OVERLAP_SECONDS}
 
     def __call__(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
         """Turn (n, samples) into (n, frames, features): what it gives for each very window."""

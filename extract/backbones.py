@@ -25,6 +25,7 @@ from huggingface_hub import constants as hub
 from numpy.typing import NDArray
 from torch import nn
 
+from extract.listening import OVERLAP_SECONDS, WINDOW_SECONDS
 from extract.reader import Prepare
 from extract.trailing import TRAILING
 
@@ -81,7 +82,7 @@ class SoundBackbone(Protocol):
 
     Attributes:
         features: values in a row.
-        recipe: as a `FrameBackbone`'s; `load_backbone` may add to it how the sound is cut.
+        recipe: as a `FrameBackbone`'s; `load_backbone` adds to it how the sound is cut.
         field: samples that one output frame sees.
         stride: samples from one output frame to the next.
     """
@@ -130,8 +131,11 @@ def load_backbone(
             f"the backbone {name!r} must be told its {error}: --stream {name}=MODEL; the networks "
             "of the picture and the sound are chosen by --video-model and --audio-model"
         ) from error
-    if made.reads == "sound" and TRAILING in source:
-        made.recipe = {**made.recipe, TRAILING: source[TRAILING]}
+    if made.reads == "sound":
+        cut = {"window_seconds": WINDOW_SECONDS, "overlap_seconds": OVERLAP_SECONDS}
+        if TRAILING in source:
+            cut = {TRAILING: source[TRAILING]}
+        made.recipe = {**made.recipe, **cut}
     return made
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.backbones import SoundBackbone
 from extract.decode import SAMPLE_RATE
+
+if TYPE_CHECKING:  # which imports this module
+    from extract.backbones import SoundBackbone
 
 WINDOW_SECONDS = 20.0  # of sound that a network reads at once
 OVERLAP_SECONDS = 4.0  # in which one window's rows fade into the next one's

@@ -208,13 +208,13 @@ class Clips:
     def snippets(self, index: int) -> NDArray[np.float32]:
         """Return a table like `averages`, of the snippets of one clip: (T, sum of 2 D + streams).
 
-        The first snippet's change is that to the second.
+        The first snippet's change is that to the second; one alone does not change.
         """
         columns = []
         for name in self.sizes:
             rows, valid = self.rows[index][name].astype(np.float32), self.valid[index][name]
-            change = np.abs(np.diff(rows, axis=0, prepend=rows[1:2] if len(rows) > 1 else rows))
-            both = valid & np.append(valid[1:2], valid[:-1])
+            neighbour = np.minimum(np.abs(np.arange(len(rows)) - 1), len(rows) - 1)
+            change, both = np.abs(rows - rows[neighbour]), valid & valid[neighbour]
             columns += [np.where(valid[:, None], rows, 0), np.where(both[:, None], change, 0)]
         there = [self.valid[index][name][:, None] for name in self.sizes]
         return np.concatenate([*columns, *there], axis=1, dtype=np.float32)

@@ -88,7 +88,7 @@ def test_streams_that_cannot_be_chosen_so(words: dict[str, list[str]], message: 
         make_recipe(weights="random", **words)
 
 
-BRIGHTNESS = """
+NETWORKS = """
 from typing import NamedTuple
 import numpy as np
 
@@ -102,18 +102,26 @@ class Brightness:
     recipe = {"model": "mean colour", "features": 3}
     def __init__(self, source, device, precision): pass
     def __call__(self, prepared): return np.stack(prepared).astype(np.float32)
+
+class Loudness:
+    reads, features, field, stride = "sound", 1, 400, 400
+    recipe = {"model": "loudness", "features": 1}
+    def __init__(self, source, device, precision): pass
+    def __call__(self, windows): return abs(windows[:, ::400, None])
 """
 
 
 @pytest.fixture
 def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A package as pip installs it, which makes a backbone known."""
+    """A package as pip installs it, which makes backbones known."""
     site = tmp_path / "site"
     about = site / "bright-1.0.dist-info"
     about.mkdir(parents=True)
-    (site / "bright.py").write_text(BRIGHTNESS)
+    (site / "bright.py").write_text(NETWORKS)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: bright\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text("[avarnet.backbones]\nbright = bright:Brightness\n")
+    (about / "entry_points.txt").write_text(
+        "[avarnet.backbones]\nbright = bright:Brightness\nloud = bright:Loudness\n"
+    )
     monkeypatch.syspath_prepend(site)
     return "bright"
 
@@ -125,6 +133,14 @@ def test_another_packages_backbone(sound_model: str, tmp_path: Path, other_packa
     summary = extract([Task("a", video)], store, recipe, cluster=Cluster(workers=1))
     assert summary.extracted == ["a"]
     assert np.allclose(Store(store)["a"].streams["bright"], 200, atol=3)
+
+
+@pytest.mark.usefixtures("other_package")
+def test_how_its_sound_is_cut_is_part_of_the_recipe() -> None:
+    usual, live = (make_recipe(only=["loud"], live=live) for live in (False, True))
+    assert usual.streams["loud"]["window_seconds"] == 20
+    assert (usual.foresighted_streams, live.foresighted_streams) == (["loud"], [])
+    assert live.streams["loud"]["trailing_seconds"] == 1
 
 
 def test_a_backbone_that_is_not_there(sound_model: str) -> None:

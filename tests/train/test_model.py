@@ -197,6 +197,16 @@ def test_moments_are_those_of_all_valid_rows_together() -> None:
     assert data.moments("audio", chosen) == {}
 
 
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_the_averages_are_those_of_the_snippets(length: int) -> None:
+    data = Clips({"a": some_clip(np.random.default_rng(0), length)}, ["a"], list(SIZES), {})
+    table, (average,) = data.snippets(0), data.averages(np.array([0]))
+    assert table.shape == (length, 2 * (5 + 3) + 2)
+    assert average[:5] == pytest.approx(table[:, :5].mean(0), abs=1e-5)
+    changes = table[1:, 5:10].mean(0) if length > 1 else table[0, 5:10]  # the first one's is twice
+    assert average[5:10] == pytest.approx(changes, abs=1e-5)
+
+
 @pytest.mark.parametrize("rate", [13 / 128, 0.5, 115 / 128])
 def test_values_are_kept_at_the_rate_and_each_for_itself(rate: float) -> None:
     torch.manual_seed(0)
