@@ -225,12 +225,14 @@ class _Training:
             model.to(device)
         self.streams = [model.streams for model in built]
         # steps over many snippets are taken in two parts, for two threads: PyTorch's own threads
-        # share every single operation, and wait for each other hundreds of times in a step
+        # share every single operation, and wait for each other hundreds of times in a step; mixup
+        # needs all clips of a step in one place
         self.snippets = len(models) * _snippets(clips, models[0].train, config)
         split = (
             len(models) == 1
             and self.snippets >= STACK_SNIPPETS
             and _stackable(config)
+            and not config.mixup
             and device.type == "cpu"
         )
         # `functional_call` is for one thread at a time

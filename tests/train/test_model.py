@@ -399,9 +399,7 @@ def test_a_step_in_two_parts_is_the_whole_step(
 
 def test_threads_do_not_change_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train.fit.STACK_SNIPPETS", 1)
-    config = Config(
-        stages=2, layers=2, channels=8, stream_dropout=0.3, time_mask=0.3, mixup=0.4, batch_size=9
-    )
+    config = Config(stages=2, layers=2, channels=8, stream_dropout=0.3, time_mask=0.3, batch_size=9)
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2):
