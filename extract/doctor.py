@@ -6,6 +6,7 @@ import os
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -50,8 +51,11 @@ def try_codecs() -> dict[str, str | None]:
             file = Path(folder) / f"{name}.mp4"
             waveform = None if sound_codec is None else tone
             try:
-                with _silence():
-                    write_video(file, pictures, FPS, waveform, codec, sound_codec or "aac", RATE)
+                # in a thread that ends: for root, SVT-AV1 makes the one that it is called from a
+                # real-time thread, which no other may interrupt, and so do those that it starts
+                with _silence(), ThreadPoolExecutor(1) as thread:
+                    settings = (FPS, waveform, codec, sound_codec or "aac", RATE)
+                    thread.submit(write_video, file, pictures, *settings).result()
             except (av.FFmpegError, ValueError):
                 continue
             tasks.append(Task(name, file))
