@@ -167,10 +167,10 @@ def test_bf16_must_be_faster_and_as_good(
         def __init__(self, precision: str) -> None:
             self.precision = precision
 
-        def __call__(self, window: np.ndarray) -> np.ndarray:
+        def __call__(self, windows: np.ndarray) -> np.ndarray:
             clock[0] += 1.0 if self.precision == "fp32" else 1.0 / gain
             turned = not same and self.precision == "bf16"
-            return np.array([[1.0, 0.1 if turned else 0.0], [0.0, 0.0]], np.float32)
+            return np.array([[[1.0, 0.1 if turned else 0.0], [0.0, 0.0]]], np.float32)
 
     clock = [0.0]
     capable(monkeypatch, "AVX512")

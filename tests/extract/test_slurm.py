@@ -169,7 +169,7 @@ def test_the_wall_time_is_over(cluster: Cluster, tasks: list[Task], tmp_path: Pa
     It looks for such jobs every 30 seconds, so the clips are slow ones here.
     """
     for task in tasks:
-        task.video.write_text("slow 4")
+        task.video.write_text("slow 6")
     over = in_the_middle(tmp_path / "s", ["scontrol", "update", "TimeLimit=00:00:01", "JobId="])
     summary = extract(tasks, tmp_path / "s", RECIPE, cluster=cluster, make=Instant)
     over.join()
