@@ -155,7 +155,7 @@ def networks(run: Path) -> tuple[float, dict[float, float], float]:
     frame = eye.prepare([rng.integers(0, 256, (360, 640, 3), np.uint8)])
     hear = {}
     for seconds in WINDOWS:
-        window = rng.normal(0, 0.1, round(seconds * SAMPLE_RATE)).astype(np.float32)
+        window = rng.normal(0, 0.1, (1, round(seconds * SAMPLE_RATE))).astype(np.float32)
         hear[seconds] = median_ms(lambda window=window: ear(window), 20 if seconds < 10 else 5)
     scorer = LiveScorer(loaded)
     rows = {name: rng.normal(size=size) for name, size in loaded.sizes.items()}
@@ -167,9 +167,9 @@ def extraction(run: Path) -> dict[str, float]:
     """Return the ms a snippet of the sound's network over a minute, in both kinds of windows."""
     import torch
 
-    from extract.audio import Listening
     from extract.decode import SAMPLE_RATE
     from extract.extractor import networks_of
+    from extract.listening import Listening
     from extract.trailing import Trailing
     from train import Run
 
