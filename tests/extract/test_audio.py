@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from little import LITTLE, save_wav2vec2
 from numpy.typing import NDArray
+from sound import heard, noise
 from transformers import Wav2Vec2FeatureExtractor
 
 from extract import WeightsError
@@ -22,17 +24,7 @@ from extract.listening import Listening
 CPU = torch.device("cpu")
 
 
-def noise(samples: int) -> NDArray[np.float32]:
-    return np.random.default_rng(0).normal(0.1, 0.3, samples).astype(np.float32)
-
-
-def rows_of(
-    network: Any, waveform: NDArray[np.float32], first: int, snippets: int, block: int = 160_000
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    listening = Listening(network, first, snippets, 0.25)
-    for begin in range(0, len(waveform), block):
-        listening.add(waveform[begin : begin + block])
-    return listening.finish()
+rows_of = partial(heard, Listening)
 
 
 @pytest.mark.parametrize("normalize", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,24 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from sound import heard, noise
 
 from extract import make_recipe
 from extract.audio import AudioBackbone
 from extract.trailing import Trailing
 from features import FeatureError, Recipe, Store, Writer
 
-
-def noise(samples: int) -> NDArray[np.float32]:
-    return np.random.default_rng(0).normal(0.1, 0.3, samples).astype(np.float32)
-
-
-def rows_of(
-    network: Any, waveform: NDArray[np.float32], first: int, snippets: int, block: int = 160_000
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    heard = Trailing(network, first, snippets, 0.25)
-    for begin in range(0, len(waveform), block):
-        heard.add(waveform[begin : begin + block])
-    return heard.finish()
+rows_of = partial(heard, Trailing)
 
 
 @pytest.fixture(scope="module")
