@@ -217,6 +217,12 @@ class MTCN(nn.Module):
             for number in range(stages)
         )
 
+    @property
+    def reach(self) -> int:
+        """How many snippets to each side decide on an answer; if causal, before it alone."""
+        layers = (m for m in self.modules() if isinstance(m, DilatedResidualLayer))
+        return sum(-layer.first for layer in layers)  # the earliest tap looks as far as the latest
+
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Return every stage's logits.
 

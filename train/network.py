@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from train.config import Config
 from train.fusion import FUSIONS, Streams
-from train.mtcn import MTCN, DilatedResidualLayer
+from train.mtcn import MTCN
 from train.temporal import MODELS
 
 
@@ -68,7 +68,7 @@ class Reader(nn.Module):
     @property
     def reach(self) -> int | None:
         """As `AVARNet.reach`, of what `Streams` gives."""
-        parts = [_reach(model) for model in self.models]
+        parts = [cast(int | None, model.reach) for model in self.models]
         if self.fusion is not None:
             parts.append(self.fusion.reach)
         known = [part for part in parts if part is not None]
@@ -98,10 +98,3 @@ def _model(in_features: int, num_classes: int, config: Config) -> nn.Module:
     return MODELS[config.model](
         in_features, num_classes, config.channels, config.causal, config.dropout
     )
-
-
-def _reach(model: nn.Module) -> int | None:
-    if not isinstance(model, MTCN):
-        return cast(int | None, model.reach)
-    layers = (m for m in model.modules() if isinstance(m, DilatedResidualLayer))
-    return sum(-layer.first for layer in layers)  # the earliest tap looks as far as the latest
