@@ -53,10 +53,10 @@ def kept(x: Tensor, rate: float) -> Tensor:
     b - 128 rate does not fall below zero exactly where the highest bit, set before, is still set.
     """
     if x.device.type != "cpu":  # where torch's own is fast
-        return (torch.rand_like(x) >= rate).to(x.dtype)
+        return (torch.rand_like(x) >= rate).to(torch.uint8)
     # x.new_empty and not torch.empty: under vmap, every model of a stack gets its own
     numbers = x.new_empty((x.numel() + 7) // 8, dtype=torch.int64)
     numbers.random_(-(2**63), None, generator=_source.generator)
     numbers.bitwise_and_(LOWER).bitwise_or_(~LOWER).sub_(round(rate * 128) * LOWEST)
     numbers.bitwise_right_shift_(7).bitwise_and_(LOWEST)
-    return numbers.view(torch.uint8)[: x.numel()].view(x.shape).to(x.dtype)
+    return numbers.view(torch.uint8)[: x.numel()].view(x.shape)

@@ -120,13 +120,14 @@ class Clips:
         longest = int(lengths.max())
         mask = torch.arange(longest)[None] < torch.from_numpy(lengths)[:, None]
         streams = {
-            name: torch.zeros(len(indices), longest, size) for name, size in self.sizes.items()
+            name: torch.empty(len(indices), longest, size) for name, size in self.sizes.items()
         }
         valid = {name: torch.zeros(len(indices), longest, dtype=torch.bool) for name in self.sizes}
         for place, (index, length) in enumerate(zip(indices, lengths, strict=True)):
-            if length:
-                for name in self.sizes:
-                    streams[name][place, :length] = self._rows[index][name]
+            for name, rows in streams.items():
+                rows[place, length:] = 0
+                if length:
+                    rows[place, :length] = self._rows[index][name]
                     valid[name][place, :length] = self._valid[index][name]
         return Batch(streams, valid, mask)
 
@@ -150,7 +151,7 @@ class Clips:
         count = min(math.ceil(max(map(len, sets)) / size), min(map(len, sets)))
         chunks = []
         for chosen in sets:
-            noise = rng.uniform(0.9, 1.1, len(chosen))
+            noise = rng.uniform(0.95, 1.05, len(chosen))
             order = chosen[np.argsort(self.lengths[chosen] * noise, kind="stable")]
             chunks.append(np.array_split(order, count))
         for number in rng.permutation(count):

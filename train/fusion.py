@@ -106,7 +106,7 @@ class Streams(nn.Module):
             rate = rate.expand(len(rows), 1, -1)
             rate = rate * kept(rate, self.dropout) / (1 - self.dropout)
         offset = -self.get_buffer(f"{name}_{part}_mean") * rate
-        out.copy_(offset.expand_as(out)).addcmul_(rows, rate)
+        torch.addcmul(offset, rows, rate, out=out)
 
     def _hidden(self, like: Tensor) -> Tensor | None:
         """Return (batch, streams), true where a clip's stream is hidden; None outside training."""

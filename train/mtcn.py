@@ -25,27 +25,27 @@ class DilatedResidualLayer(nn.Module):
     as torch's convolutions at these sizes. Time comes first, so that each tap is one block.
     """
 
-    def __init__(self, channels: int, dilation: int, dropout: float, causal: bool) -> None:
+    def __init__(self, channels: int, dilation: int, causal: bool) -> None:
         super().__init__()
         self.dilation = dilation
         self.first = -2 * dilation if causal else -dilation  # where the earliest tap looks
         self.dilated = nn.Linear(3 * channels, channels)  # the three taps, the earliest first
         self.mix = nn.Linear(channels, channels)
-        self.dropout = drawable(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Map (time, batch, channels) to the same shape; `mask` (time, batch, 1) is 1 in clips.
 
-        What lies outside the clips must be zeros, as a clip alone would see, and is again.
+        What lies outside the clips must be zeros, as a clip alone would see, and is again. Dropout
+        and training are `Stage`'s.
         """
-        if self.training:
-            weights = (self.dilated.weight, self.dilated.bias, self.mix.weight, self.mix.bias)
-            stacked = (tensor[None] for tensor in (x, mask, *weights))
-            y, *_ = _Trained.apply(*stacked, self.first, self.dilation, self.dropout)
-            return cast(Tensor, y[0])
         padded = F.pad(x, (0, 0, 0, 0, -self.first, self.first + 2 * self.dilation))
         taps = [padded[tap * self.dilation :][: x.shape[0]] for tap in range(3)]
         return cast(Tensor, x + self.mix(F.relu(self.dilated(torch.cat(taps, dim=2)))) * mask)
+
+    def taps(self, batch: int) -> range:
+        """Return how many rows of (time x batch, channels) later the three taps look."""
+        step = batch * self.dilation
+        return range(batch * self.first, batch * self.first + 3 * step, step)
 
     def step(self, x: Tensor, past: deque[Tensor]) -> Tensor:
         """Map the next snippet alone, (batch, channels), where the layer is causal.
@@ -58,66 +58,80 @@ class DilatedResidualLayer(nn.Module):
 
 
 class _Trained(torch.autograd.Function):
-    """`DilatedResidualLayer` with dropout, for a stack of models, and its gradients by hand.
+    """All `DilatedResidualLayer`s of a stage, with dropout, and their gradients by hand.
 
     It is where the time of training goes. Automatic gradients would pad and copy the three taps;
-    here each product reads and adds to those snippets alone that its tap sees.
+    here each product reads and adds to those snippets alone that its tap sees. And what a layer
+    passes on is not copied, as nobody else has it.
     """
 
     @staticmethod
     def forward(
-        x: Tensor,
-        mask: Tensor,
-        w1: Tensor,
-        b1: Tensor,
-        w2: Tensor,
-        b2: Tensor,
-        first: int,
-        step: int,
-        rate: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Map x (models, time, batch, channels); also return what the gradients need."""
-        own = _tap(w1, -first // step)
-        hidden = torch.baddbmm(b1[:, None], x.flatten(1, 2), own.mT).view_as(x)
-        for tap in range(3):
-            if offset := first + tap * step:
-                _shifted(hidden, -offset).baddbmm_(_shifted(x, offset), _tap(w1, tap).mT)
-        hidden.relu_()
-        y = torch.baddbmm(b2[:, None], hidden.flatten(1, 2), w2.mT).view_as(x)
-        keep = kept(y, rate).mul_(mask / (1 - rate))
-        return torch.addcmul(x, y, keep), hidden, keep
+        x: Tensor, mask: Tensor, taps: list[range], rate: float, *weights: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Map x (models, rows, channels); also return what the gradients need.
+
+        Args:
+            x: the snippets of all clips, the first of each, the second of each, and so on.
+            mask: (models, rows, 1), 1 in clips.
+            taps: of each layer, how many rows later its three taps look.
+            rate: of dropout.
+            weights: of each layer the weight and bias of `dilated` and of `mix`, of each model.
+        """
+        keep = kept(x.expand(len(taps), *x.shape), rate).mul_(mask.to(torch.uint8))
+        inputs, hiddens = [], []
+        for number, offsets in enumerate(taps):
+            w1, b1, w2, b2 = weights[4 * number : 4 * number + 4]
+            each = sorted(zip(offsets, w1.mT.chunk(3, 1), strict=True), key=lambda tap: abs(tap[0]))
+            hidden = torch.baddbmm(b1[:, None], x, each[0][1])  # of the tap that looks at all
+            for offset, weight in each[1:]:
+                _shifted(hidden, -offset).baddbmm_(_shifted(x, offset), weight)
+            hidden.relu_()
+            y = torch.baddbmm(b2[:, None], hidden, w2.mT)
+            inputs.append(x)
+            hiddens.append(hidden)
+            x = torch.addcmul(x, y, keep[number].to(x.dtype), value=1 / (1 - rate))
+        return x, keep.movedim(0, 1), *inputs[1:], *hiddens
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, _, w1, _, w2, _, ctx.first, ctx.step, _ = inputs
+        x, _, ctx.taps, ctx.rate, *weights = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)  # or zeros as large as these are filled in for them
-        ctx.save_for_backward(x, w1, w2, *output[1:])
+        ctx.save_for_backward(output[1], x, *output[2:], *weights)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
-        x, w1, w2, hidden, keep = ctx.saved_tensors
-        of_y = (grad * keep).flatten(1, 2)
-        of_w2 = of_y.mT @ hidden.flatten(1, 2)
-        of_hidden = torch.ops.aten.threshold_backward((of_y @ w2).view_as(x), hidden, 0)
-        of_x = grad.clone(memory_format=torch.contiguous_format)
-        of_w1 = torch.empty_like(w1)
-        for tap in range(3):
-            offset = ctx.first + tap * ctx.step
-            seen, seeing = _shifted(x, offset), _shifted(of_hidden, -offset)
-            _tap(of_w1, tap).copy_(seeing.mT @ seen)
-            _shifted(of_x, offset).baddbmm_(seeing, _tap(w1, tap))
-        return of_x, None, of_w1, of_hidden.sum((1, 2)), of_w2, of_y.sum(1), None, None, None
+        keep, *saved = ctx.saved_tensors
+        count = len(ctx.taps)
+        inputs, hiddens, weights = saved[:count], saved[count : 2 * count], saved[2 * count :]
+        of_x = grad.clone(memory_format=torch.contiguous_format)  # which then is written over
+        of_weights: list[Tensor] = []
+        for number in reversed(range(count)):
+            x, hidden = inputs[number], hiddens[number]
+            w1, _, w2, _ = weights[4 * number : 4 * number + 4]
+            of_y = keep[:, number].to(x.dtype).mul_(of_x).div_(1 - ctx.rate)
+            of_w2 = of_y.mT @ hidden
+            of_hidden = of_y @ w2
+            torch.ops.aten.threshold_backward.grad_input(of_hidden, hidden, 0, grad_input=of_hidden)
+            of_w1 = torch.empty_like(w1)
+            each = zip(ctx.taps[number], w1.chunk(3, 2), of_w1.chunk(3, 2), strict=True)
+            for offset, weight, of_weight in each:
+                seen, seeing = _shifted(x, offset), _shifted(of_hidden, -offset)
+                of_weight.copy_(seeing.mT @ seen)
+                _shifted(of_x, offset).baddbmm_(seeing, weight)
+            of_weights = [of_w1, of_hidden.sum(1), of_w2, of_y.sum(1), *of_weights]
+        return of_x, None, None, None, *of_weights
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         """Put the models of a `torch.vmap` into the first dimension."""
         stacked = [
-            arg.movedim(dim, 0).flatten(0, 1)
-            if dim is not None
+            arg
+            if not isinstance(arg, Tensor)
             else arg.repeat(info.batch_size, *[1] * (arg.dim() - 1))
-            if isinstance(arg, Tensor)
-            else arg
+            if dim is None
+            else arg.movedim(dim, 0).flatten(0, 1)
             for arg, dim in zip(args, in_dims, strict=True)
         ]
         outputs = _Trained.apply(*stacked)
@@ -125,18 +139,8 @@ class _Trained(torch.autograd.Function):
 
 
 def _shifted(x: Tensor, offset: int) -> Tensor:
-    """Return the snippets of (models, time, ...) that have one `-offset` later: (models, rows, C).
-
-    So `_shifted(x, -2)` are all but the last two, and `_shifted(x, 2)` all but the first two.
-    """
-    time = x.shape[1]
-    return x[:, min(max(offset, 0), time) : max(time + min(offset, 0), 0)].flatten(1, 2)
-
-
-def _tap(weight: Tensor, tap: int) -> Tensor:
-    """Return one tap of the weights (models, channels, 3 x channels)."""
-    channels = weight.shape[1]
-    return weight[:, :, tap * channels : (tap + 1) * channels]
+    """Return the rows of (models, rows, channels) that there are `offset` later, or earlier."""
+    return x[:, offset:] if offset >= 0 else x[:, :offset]
 
 
 class Stage(nn.Module):
@@ -154,9 +158,10 @@ class Stage(nn.Module):
         super().__init__()
         self.enter = nn.Linear(in_features, channels)
         self.layers = nn.ModuleList(
-            DilatedResidualLayer(channels, 2**level, dropout, causal) for level in range(layers)
+            DilatedResidualLayer(channels, 2**level, causal) for level in range(layers)
         )
         self.leave = nn.Linear(channels, num_classes)
+        self.dropout = drawable(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Map (time, batch, in_features) to logits (time, batch, num_classes)."""
@@ -165,8 +170,21 @@ class Stage(nn.Module):
     def refine(self, x: Tensor, mask: Tensor) -> Tensor:
         """Map (time, batch, channels) to logits (time, batch, num_classes)."""
         x = x * mask
-        for layer in self.layers:
-            x = layer(x, mask)
+        if self.training:
+            layers = cast(list[DilatedResidualLayer], list(self.layers))
+            taps = [layer.taps(x.shape[1]) for layer in layers]
+            weights = (
+                tensor[None]
+                for layer in layers
+                for linear in (layer.dilated, layer.mix)
+                for tensor in (linear.weight, linear.bias)
+            )
+            flat = (tensor.flatten(0, 1)[None] for tensor in (x, mask))
+            y, *_ = _Trained.apply(*flat, taps, self.dropout, *weights)
+            x = y[0].view_as(x)
+        else:
+            for layer in self.layers:
+                x = layer(x, mask)
         logits: Tensor = self.leave(x)
         return logits
 

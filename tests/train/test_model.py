@@ -10,15 +10,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.func import functional_call
 
 from features import Features
-from train.chance import kept
+from train.chance import drawing_from, kept
 from train.config import FUSIONS, MODELS, Config, TrainError
 from train.data import Clips
 from train.fit import Sides, _Training, fit, layers_to_cover
 from train.fusion import Streams
 from train.loss import mtcn_loss, pool
-from train.mtcn import MTCN, DilatedResidualLayer
+from train.mtcn import MTCN, Stage
 from train.network import AVARNet
 
 SIZES = {"video": 5, "audio": 3}
@@ -219,8 +220,8 @@ def test_values_are_kept_at_the_rate_and_each_for_itself(rate: float) -> None:
     assert not torch.equal(drawn, kept(x, rate))
 
 
-def test_a_layer_takes_the_nearest_rate_that_can_be_drawn() -> None:
-    rates = [DilatedResidualLayer(2, 1, rate, causal=False).dropout for rate in (0, 0.3, 0.999)]
+def test_a_stage_takes_the_nearest_rate_that_can_be_drawn() -> None:
+    rates = [Stage(2, 2, 1, 2, rate, causal=False).dropout for rate in (0, 0.3, 0.999)]
     assert rates == [0, 38 / 128, 127 / 128]
 
 
@@ -232,30 +233,47 @@ def test_layers_cover_the_clips(length: int) -> None:
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_training_gradients_are_those_of_the_plain_layer(causal: bool) -> None:
+def test_training_gradients_are_those_of_the_plain_layers(causal: bool) -> None:
     torch.manual_seed(0)
-    layer = DilatedResidualLayer(6, 2, dropout=0.0, causal=causal).double()
-    x = torch.randn(11, 3, 6, dtype=torch.double, requires_grad=True)
-    mask = (torch.rand(11, 3, 1) < 0.8).double()
-    target = torch.randn_like(x)
+    stage = Stage(5, 4, layers=4, channels=6, dropout=0.0, causal=causal).double()
+    x = torch.randn(11, 3, 5, dtype=torch.double, requires_grad=True)  # the last taps see nothing
+    mask = (torch.arange(11)[:, None, None] < torch.tensor([11, 4, 9])[:, None]).double()
+    target = torch.randn(11, 3, 4) * mask
     found = []
     for training in (True, False):
-        layer.train(training)
-        y = layer(x, mask)
-        gradients = torch.autograd.grad((y * target).sum(), [x, *layer.parameters()])
+        stage.train(training)
+        y = stage(x, mask) * mask
+        gradients = torch.autograd.grad((y * target).sum(), [x, *stage.parameters()])
         found.append([y, *gradients])
     for ours, plain in zip(*found, strict=True):
         assert torch.allclose(ours, plain, atol=1e-10)
 
 
-def test_gradients_know_what_was_dropped() -> None:
+def test_gradients_with_dropout_are_those_of_small_differences() -> None:
     torch.manual_seed(0)
-    layer = DilatedResidualLayer(6, 1, dropout=0.5, causal=False).train()
-    x = torch.randn(400, 1, 6, requires_grad=True)
-    y = layer(x, torch.ones(400, 1, 1))
+    stage = Stage(5, 4, layers=3, channels=6, dropout=0.5, causal=False).double().train()
+    mask = (torch.arange(9)[:, None, None] < torch.tensor([9, 4])[:, None]).double()
+
+    def answer(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        named = dict(zip(dict(stage.named_parameters()), weights, strict=True))
+        with drawing_from(1):  # drops the same ones each time
+            return functional_call(stage, named, (x, mask)) * mask
+
+    x = torch.randn(9, 2, 5, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(answer, (x, *stage.parameters()), check_undefined_grad=False)
+
+
+def test_a_dropped_value_is_zero_and_a_kept_one_counts_more() -> None:
+    torch.manual_seed(0)
+    stage = Stage(6, 6, layers=1, channels=6, dropout=0.5, causal=False).train()
+    for linear in (stage.enter, stage.leave):
+        torch.nn.init.eye_(linear.weight)
+        torch.nn.init.zeros_(linear.bias)
+    x = torch.randn(400, 1, 6)
+    y = stage(x, torch.ones(400, 1, 1))
     gone = y == x
     assert 0.4 < gone.float().mean() < 0.6
-    (bias,) = torch.autograd.grad(y.sum(), [layer.mix.bias])
+    (bias,) = torch.autograd.grad(y.sum(), [stage.layers[0].mix.bias])
     assert torch.allclose(bias, 2.0 * (~gone).sum((0, 1)))  # what is kept counts twice
 
 
