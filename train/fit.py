@@ -332,10 +332,11 @@ class _Training:
         )
         (of_logits,) = torch.autograd.grad(losses.sum(), logits)
         of_parts = torch.split(of_logits, [part.shape[1] for part in parts], 2)
-        gradients = self._at_once(self._gradients, answers, of_parts)
-        for value, *found in zip(self.params.values(), *gradients, strict=True):
-            # the fused optimiser does not look at strides
-            value.grad = sum(found[1:], found[0]).contiguous()
+        gradients, *others = self._at_once(self._gradients, answers, of_parts)
+        for other in others:
+            gradients = torch._foreach_add(gradients, other)
+        for value, gradient in zip(self.params.values(), gradients, strict=True):
+            value.grad = gradient.contiguous()  # the fused optimiser does not look at strides
         self._limit_gradients()
         self.optimiser.step()
         self.schedule.step()
@@ -401,8 +402,7 @@ class _Training:
     def _limit_gradients(self) -> None:
         """Scale each model's gradients down to a norm of `GRADIENT_LIMIT`."""
         gradients = [value.grad for value in self.params.values() if value.grad is not None]
-        norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients])
-        norm = torch.linalg.vector_norm(norms, dim=0)
+        norm = torch.linalg.vector_norm(torch.cat([g.flatten(1) for g in gradients], 1), dim=1)
         scale = (GRADIENT_LIMIT / (norm + 1e-6)).clamp(max=1.0)
         for gradient in gradients:
             gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))

@@ -91,9 +91,9 @@ class Streams(nn.Module):
                 there = there & ~hidden[:, number, None]
             value, change, absent = torch.split(parts[number], [size, size, 1], dim=2)
             self._scale(name, "value", rows, value)
-            value.mul_(there[..., None])
+            value[torch.where(~there)] = 0
             self._scale(name, "change", (rows[:, 1:] - rows[:, :-1]).abs_(), change[:, 1:])
-            change[:, 1:].mul_((there[:, 1:] & there[:, :-1])[..., None])
+            change[:, 1:][torch.where(~(there[:, 1:] & there[:, :-1]))] = 0
             # where there is no neighbour before, the change is what it is on average: zero
             change[:, 0] = 0
             absent.copy_(~there[..., None])
