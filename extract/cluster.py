@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import signal
 import socket
-import subprocess
 import time
 import tomllib
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ import dask
 from dask.distributed import Client, LocalCluster, WorkerPlugin
 from distributed.core import Status
 
+from extract import slurm
 from extract.extractor import pick_device
 from manifests import reason
 
@@ -39,7 +38,6 @@ GPU_REQUESTS = {  # a line of the job script
 FIRST_WORKER = 60.0  # seconds to wait for one of a cluster that is said to be running
 SILENCE = 300.0  # seconds that jobs may run before the first worker comes
 LOOK = 2.0  # seconds between two looks at the queue
-LAST_LINES = 5  # of a job's log, for a message
 SETTINGS = {
     # when a worker dies, the job itself tries again what was not finished (see `extract`)
     "distributed.scheduler.allowed-failures": 0,
@@ -193,8 +191,9 @@ class Cluster:
             with suppress(TimeoutError):
                 client.wait_for_workers(1, timeout=LOOK)
                 return
-            states = _slurm_states() if self.scheduler == "slurm" else None
+            states = slurm.states() if self.scheduler == "slurm" else None
             if states is None or any(states.get(job, "RUNNING") != "RUNNING" for job in jobs):
+                began = None
                 continue  # not known, or some jobs wait for their turn
             began = began or time.monotonic()
             running = [job for job in jobs if job in states]
@@ -256,49 +255,16 @@ class Cluster:
             ) from error
 
 
-def _slurm_states() -> dict[str, str] | None:
-    """Return the state of each job that is not over; None if Slurm does not answer."""
-    states = "PENDING,CONFIGURING,RUNNING,SUSPENDED"
-    said = _slurm("squeue", "-h", "-u", str(os.getuid()), "-t", states, "-o", "%i %T")
-    return None if said is None else dict(line.split() for line in said.splitlines())
-
-
-def _slurm(*command: str) -> str | None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout
-
-
 def _silence(jobs: list[str], running: bool, address: str) -> str:
     """Say that no worker came of jobs in Slurm, and the way out."""
     fate = f"has been running for {SILENCE:g} s" if running else "is over"
     what = "job" if len(jobs) == 1 else f"{len(jobs)} jobs"
-    log = _log_of(jobs[0])
-    if log is None:
-        end = "Its log cannot be found here: look into the log_directory, or for slurm-*.out."
-    else:
-        text = log.read_text(encoding="utf-8", errors="replace")
-        lines = "".join(f"  {line}\n" for line in text.splitlines()[-LAST_LINES:])
-        end = f"The end of its log, {log}:\n{lines}".rstrip()
     names = ", ".join(name for _, name in socket.if_nameindex())
     return (
-        f"no worker of the {what} has come: job {jobs[0]} {fate}. {end}\n"
+        f"no worker of the {what} has come: job {jobs[0]} {fate}. {slurm.log_end(jobs[0])}\n"
         f"If it did not reach this machine at {address}, name the network by which the nodes do: "
         f"--interface NAME (there are {names})"
     )
-
-
-def _log_of(job: str) -> Path | None:
-    """Return the file that a job has printed its errors, or anything, to."""
-    about = _slurm("scontrol", "show", "job", job) or ""
-    for name in ("StdErr", "StdOut"):
-        found = re.search(rf"^\s*{name}=(.+)$", about, re.MULTILINE)
-        path = Path(re.sub("%[jJ]", job, found[1])) if found else None
-        if path is not None and path.is_file() and path.stat().st_size:
-            return path
-    return None
 
 
 class _Deaf(WorkerPlugin):  # type: ignore[misc]

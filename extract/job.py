@@ -10,15 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 import torch
-from dask.distributed import Client, KilledWorker, as_completed, get_worker
+from dask.distributed import Client, Future, KilledWorker, get_worker
 
-from extract.cluster import Cluster
+from extract.cluster import Cluster, ClusterError
 from extract.decode import ClipError, footage
 from extract.extractor import Extractor
+from extract.lookout import Lookout
 from extract.plan import (
     Failure,
     Task,
@@ -44,6 +47,7 @@ from features import (
 )
 
 LOG = "extract.log"
+LOOK = 10.0  # seconds between two looks after the workers
 AHEAD = 3  # batches with the scheduler for each process; the rest waits here
 PROBED = 200  # files that one task looks into for their length
 TRIES = 3  # of a clip whose worker dies
@@ -188,6 +192,8 @@ class _Job:
         self.attempts: dict[str, int] = {}
         self.times: list[tuple[str, float]] = []
         self.done = self.total = 0.0
+        self.lookout = Lookout(cluster, client)
+        self.looked = time.monotonic()
 
     def run(self, tasks: Sequence[Task]) -> None:
         durations = self._durations(tasks)
@@ -195,19 +201,23 @@ class _Job:
         self.total = sum(durations)
         self._show()
         self.waiting = batches(tasks, durations, self.cluster.processes)[::-1]
-        self.running: dict[Any, list[Task]] = {}
-        ended = as_completed()
+        self.running: dict[Future, list[Task]] = {}
+        ended: SimpleQueue[Future] = SimpleQueue()
         with _first_interrupt(lambda: self.client.run(_stop)) as stopping:
             while self.waiting or self.running:
                 while not stopping.is_set() and self.waiting and len(self.running) < self._room():
                     batch = self.waiting.pop()
                     future = self.client.submit(_extract_batch, batch, self.payload, pure=False)
                     self.running[future] = batch
-                    ended.add(future)
+                    future.add_done_callback(ended.put)
                 if not self.running:
                     break
-                future = next(ended)
-                self._take(future, self.running.pop(future))
+                with suppress(Empty):
+                    future = ended.get(timeout=LOOK)
+                    self._take(future, self.running.pop(future))
+                if stopping.is_set() and not self.lookout.workers():
+                    break  # nobody will finish what is in work
+                self._look()
         self.client.run(_seal)
         self.summary.slowest = sorted(self.times, key=lambda row: -row[1])[:SLOWEST]
         known = {*self.summary.extracted, *self.summary.failed}
@@ -218,15 +228,37 @@ class _Job:
         unknown = [task.video for task in tasks if task.duration is None]
         chunks = [unknown[n : n + PROBED] for n in range(0, len(unknown), PROBED)]
         futures = self.client.map(_look, chunks, pure=False)
-        found = iter([seconds for chunk in self.client.gather(futures) for seconds in chunk])
+        found = chain.from_iterable(map(self._lengths, futures, chunks))
         return [next(found) if task.duration is None else task.duration for task in tasks]
+
+    def _lengths(self, future: Future, videos: list[Path]) -> list[float]:
+        while True:
+            with suppress(TimeoutError):
+                try:
+                    lengths: list[float] = future.result(timeout=LOOK)
+                except KilledWorker:  # by one of them; which one, their extraction will show
+                    return [0.0] * len(videos)
+                return lengths
+            self._look()
+
+    def _look(self) -> None:
+        """Look after the workers, at times."""
+        if time.monotonic() - self.looked > LOOK:
+            for job in self.lookout.look():
+                _log(self.store, f"job {job} has ended; another one is asked for")
+            self.looked = time.monotonic()
 
     def _room(self) -> int:
         """Return how many batches may be with the scheduler: more as more workers come."""
-        workers = len(self.client.scheduler_info(n_workers=-1)["workers"])
+        workers = len(self.lookout.workers())
         return AHEAD * max(1, workers, min(self.cluster.processes, 64))
 
-    def _take(self, future: Any, batch: list[Task]) -> None:
+    def _take(self, future: Future, batch: list[Task]) -> None:
+        if future.status in ("cancelled", "lost"):
+            raise ClusterError(
+                f"the scheduler {self.cluster.scheduler} is gone. What is finished is in the "
+                "store: start it anew, and run the same command again"
+            )
         error = future.exception() if future.status == "error" else None
         if isinstance(error, KilledWorker):
             self._after_death(batch)
@@ -238,6 +270,7 @@ class _Job:
         future.release()
 
     def _count(self, batch: list[Task], report: Report) -> None:
+        self.lookout.worked(report.worker)
         tasks = {task.clip_id: task for task in batch}
         for outcome in report.outcomes:
             if outcome.error is None:

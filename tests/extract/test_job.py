@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,8 +21,9 @@ from instant import Instant
 from small import RECIPE, clip, same
 
 from extract import Cluster, ClusterError, Task, choose_precision, extract, status
+from extract.job import Summary, _Job
 from extract.plan import LEAST_FOOTAGE, MOST_FOOTAGE, batches, read_failures
-from features import FeatureError, Recipe, Store, WriteError, Writer, verify
+from features import FeatureError, Recipe, Store, WriteError, Writer, recover, verify
 
 TWO = Cluster(workers=2)
 
@@ -217,34 +218,83 @@ def test_the_client_is_killed(job: subprocess.Popen[str], tmp_path: Path) -> Non
     go_on(tmp_path)
 
 
-def test_a_running_cluster(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    environment["ATEN_CPU_CAPABILITY"] = "default"  # a processor without bf16
+class Running:
+    """A Dask cluster of one worker, started by hand; its processor has no bf16."""
+
     address = "tcp://127.0.0.1:18786"
-    common = {"env": environment, "stderr": subprocess.DEVNULL}
-    dask = [sys.executable, "-m", "dask"]
-    some = tasks(tmp_path / "v", [""] * 10)
-    with subprocess.Popen(
-        [*dask, "scheduler", "--host", "127.0.0.1", "--port", "18786", "--no-dashboard"],
-        **common,  # type: ignore[call-overload]
-    ) as scheduler:
-        worker = subprocess.Popen(
-            [*dask, "worker", address, "--nthreads", "1", "--no-dashboard"],
-            **common,  # type: ignore[call-overload]
+
+    def __init__(self) -> None:
+        paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+        self.environment = {**os.environ, **paths, "ATEN_CPU_CAPABILITY": "default"}
+        self.scheduler = self.start("scheduler", "--host", "127.0.0.1", "--port", "18786")
+        self.worker = self.start("worker", self.address, "--nthreads", "1")
+
+    def start(self, *words: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "dask", *words, "--no-dashboard"],
+            env=self.environment,
+            stderr=subprocess.DEVNULL,
         )
-        try:
-            cluster = Cluster(address)
-            choice = choose_precision({}, cluster=cluster)
-            summary = extract(some, tmp_path / "s", RECIPE, cluster=cluster, make=Instant)
-        finally:
-            worker.terminate()
-            scheduler.terminate()
-            worker.wait()
+
+    def end(self, process: subprocess.Popen[bytes]) -> None:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture
+def running() -> Iterator[Running]:
+    cluster = Running()
+    yield cluster
+    for process in (cluster.worker, cluster.scheduler):
+        cluster.end(process)
+
+
+def when_some_are_finished(store: Path, act: Callable[[], None]) -> threading.Thread:
+    def wait_and_act() -> None:
+        while len(list(store.glob(".spool-*/*.safetensors"))) < 3:
+            time.sleep(0.05)
+        act()
+
+    thread = threading.Thread(target=wait_and_act)
+    thread.start()
+    return thread
+
+
+def test_a_running_cluster(running: Running, tmp_path: Path) -> None:
+    some = tasks(tmp_path / "v", [""] * 10)
+    cluster = Cluster(running.address)
+    choice = choose_precision({}, cluster=cluster)
+    summary = extract(some, tmp_path / "s", RECIPE, cluster=cluster, make=Instant)
     assert len(summary.extracted) == 10
     assert complete(tmp_path / "s", {str(n) for n in range(10)})
     # the worker's processor, not this one
     assert choice.precision == "fp32"
     assert re.match(r"measured by a worker on \S+: this processor .*\(DEFAULT\)", choice.why)
+
+
+@pytest.mark.parametrize("gone", ["worker", "scheduler"])
+def test_a_running_cluster_goes_away(
+    running: Running, gone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("extract.job.LOOK", 0.5)
+    monkeypatch.setattr("extract.lookout.SILENCE", 2.0)
+    monkeypatch.setattr("extract.cluster.FIRST_WORKER", 10.0)
+    some = tasks(tmp_path / "v", ["slow 0.3"] * 20)
+    cluster = Cluster(running.address)
+    ended = when_some_are_finished(tmp_path / "s", lambda: running.end(getattr(running, gone)))
+    with pytest.raises(ClusterError, match=r"127\.0\.0\.1:18786 (is|are) gone\. What is finished"):
+        extract(some, tmp_path / "s", RECIPE, cluster=cluster, make=Instant)
+    ended.join()
+    running.end(running.worker)  # a worker without a scheduler keeps its clips until it ends
+    recover(tmp_path / "s")
+    assert 3 <= len(Store(tmp_path / "s")) < 20
+
+
+def test_a_file_that_kills_its_worker_has_no_known_length(tmp_path: Path) -> None:
+    with Cluster(workers=1).client(1) as client:
+        job = _Job(client, TWO, tmp_path, RECIPE, Summary(), 0, None, Instant)
+        future = client.submit(os.abort, pure=False)
+        assert job._lengths(future, [Path("a.mp4"), Path("b.mp4")]) == [0.0, 0.0]
 
 
 def test_clusters_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

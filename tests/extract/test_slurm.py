@@ -60,13 +60,14 @@ def jobs() -> list[str]:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
 
-def in_the_middle(store: Path, action: list[str]) -> threading.Thread:
-    """Run a command on the first of two running jobs when some clips are finished."""
+def in_the_middle(store: Path, action: list[str], count: int = 1) -> threading.Thread:
+    """Run a command on `count` of two running jobs when some clips are finished."""
 
     def wait_and_act() -> None:
         while len(list(store.glob(".spool-*/*.safetensors"))) < 6 or len(jobs()) < 2:
             time.sleep(0.05)
-        subprocess.run([*action[:-1], action[-1] + jobs()[0]], check=True)
+        for job in jobs()[:count]:
+            subprocess.run([*action[:-1], action[-1] + job], check=True)
 
     thread = threading.Thread(target=wait_and_act)
     thread.start()
@@ -130,6 +131,48 @@ def test_a_cancelled_job(cluster: Cluster, tasks: list[Task], tmp_path: Path) ->
     assert summary.failed == {}
     assert complete(tmp_path / "s")
     assert "a worker died" in (tmp_path / "s" / "extract.log").read_text()
+
+
+def test_all_jobs_end(
+    cluster: Cluster, tasks: list[Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they do when the wall time is over of jobs that began together."""
+    monkeypatch.setattr("extract.job.LOOK", 1.0)
+    ended = in_the_middle(tmp_path / "s", ["scancel", ""], count=2)
+    summary = extract(tasks, tmp_path / "s", RECIPE, cluster=cluster, make=Instant)
+    ended.join()
+    assert summary.failed == {}
+    assert complete(tmp_path / "s")
+    log = (tmp_path / "s" / "extract.log").read_text()
+    for number in range(2):
+        assert f"job SLURMCluster-{number} has ended; another one is asked for" in log
+
+
+def test_jobs_that_finish_nothing(
+    cluster: Cluster, tasks: list[Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("extract.job.LOOK", 1.0)
+    monkeypatch.setattr("extract.lookout.RENEWALS", 1)
+    for task in tasks:
+        task.video.write_text("slow 300")
+    over = threading.Event()
+
+    def end_each() -> None:
+        known: set[Path] = set()
+        while not over.wait(0.1):
+            if new := set((tmp_path / "s").glob(".spool-*")) - known:  # a worker begins
+                known |= new
+                subprocess.run(["scancel", "--user=root"], check=True)
+
+    thread = threading.Thread(target=end_each)
+    thread.start()
+    alone = replace(cluster, workers=1)
+    try:
+        with pytest.raises(ClusterError, match=r"finish anything, 2 times each; the last was \d+"):
+            extract(tasks, tmp_path / "s", RECIPE, cluster=alone, make=Instant)
+    finally:
+        over.set()
+        thread.join()
 
 
 CLIENT = """
