@@ -35,7 +35,7 @@ from extract.synthetic import make_clip
 from features import Features, Recipe, pack
 from manifests import Clip, write
 
-ROOT = Path(avarnet.__file__).parent
+ROOT = Path(avarnet.__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CLASSES = ("Crash", "Explosion", "Normal", "Police siren")
 OTHERS = {"--nthreads"}  # options of other programs that the pages name

@@ -1,0 +1,5 @@
+"""`python -m avarnet`."""
+
+from avarnet import main
+
+main()

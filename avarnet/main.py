@@ -1,0 +1,71 @@
+"""The commands together, and what becomes of errors."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import features
+import manifests
+from avarnet import demo, doctor, evaluate, extract, manifest, predict, search, train, watch
+from avarnet import features as feature_commands
+from avarnet.terminal import fail, named, out
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Audio-visual anomaly recognition: features are extracted once, models train in seconds.",
+)
+app.add_typer(manifest.app, name="manifest")
+app.add_typer(extract.app)
+app.add_typer(feature_commands.app, name="features")
+for part in (train, evaluate, predict, search, watch, demo, doctor):
+    app.add_typer(part.app)
+debugging = False
+
+
+def main() -> None:
+    """Run the command line; what fails is one message, and a traceback only with --debug."""
+    try:
+        app(prog_name="avarnet")
+    except Exception as error:
+        if debugging:
+            raise
+        # those of train and extract are imported only by the commands that need them
+        parts_errors = ("TrainError", "ClipError", "ClusterError", "WeightsError")
+        expected = (manifests.ManifestError, features.FeatureError, OSError)
+        if isinstance(error, OSError) and isinstance(error.filename, str | Path):
+            fail(f"{error.filename}: {manifests.reason(error)}")
+        if isinstance(error, expected) or type(error).__name__ in parts_errors:
+            fail(str(error))
+        again = f"avarnet --debug {shlex.join(sys.argv[1:])}"
+        fail(
+            f"{named(error)}. This was not foreseen: 'avarnet doctor' may know why. If not, send "
+            f"its answer and that of '{again}' to avarnet's maintainers"
+        )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out.print(version("avarnet"), highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
+        ),
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show an error's traceback.")] = False,
+) -> None:
+    global debugging
+    debugging = debug
