@@ -17,7 +17,7 @@ from train.detection import CLASSES, detection, frame_figures
 from train.linear import linear_probabilities, linear_scores
 from train.metrics import accuracy_and_f1, recognition, spread
 from train.network import AVARNet
-from train.run import EVALUATION_FILE, Run, store_names
+from train.run import EVALUATION_FILE, EVALUATION_FORMAT, Run, store_names
 from train.segments import RECALL
 
 
@@ -81,6 +81,7 @@ def judge_run(run: Run, store: Store | Joined, recall: float = RECALL) -> Evalua
         measure = _accuracy
     several = data.sizes if len(data.sizes) > 1 else ()
     metrics = {
+        "format": EVALUATION_FORMAT,
         "task": run.config.task,
         "held_out": "test" if tested else "validation",
         "parts": len(run.parts),

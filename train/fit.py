@@ -436,6 +436,8 @@ class _Training:
         }
         if self.device.type == "cuda":
             tensors["random_cuda"] = torch.cuda.get_rng_state(self.device)
+        elif self.device.type == "mps":
+            tensors["random_mps"] = torch.mps.get_rng_state()
         rest = {
             "groups": state["param_groups"],
             "schedule": self.schedule.state_dict(),
@@ -474,6 +476,8 @@ class _Training:
             torch.set_rng_state(tensors["random"])
             if self.device.type == "cuda":
                 torch.cuda.set_rng_state(tensors["random_cuda"], self.device)
+            elif self.device.type == "mps":
+                torch.mps.set_rng_state(tensors["random_mps"])
         except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
             raise TrainError(
                 f"{file} cannot be gone on from ({error}); delete it to train these models anew"

@@ -42,6 +42,7 @@ RUN_FILE = "run.json"
 UNFINISHED = "unfinished.json"
 EPOCHS_FILE = "metrics.jsonl"
 EVALUATION_FILE = "evaluation.json"
+EVALUATION_FORMAT = 1  # of that file; one more whenever its figures change
 
 
 @dataclass(frozen=True)
@@ -177,14 +178,16 @@ class Run:
         """Return the metrics that `evaluate_run` has written.
 
         Raises:
-            TrainError: it was not evaluated.
+            TrainError: it was not evaluated, or by a version that wrote other figures.
         """
         try:
             metrics: dict[str, Any] = json.loads((self.path / EVALUATION_FILE).read_text("utf-8"))
+            if metrics.get("format") != EVALUATION_FORMAT:
+                raise ValueError
         except (OSError, ValueError) as error:
             raise TrainError(
-                f"{self.path} has no readable {EVALUATION_FILE}; judge it first: avarnet evaluate "
-                f"{self.path}"
+                f"{self.path} has no {EVALUATION_FILE} that this version can read; judge it first: "
+                f"avarnet evaluate {self.path}"
             ) from error
         return metrics
 

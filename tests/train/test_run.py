@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,17 @@ def test_the_same_seed_gives_the_same_weights(
     name = "model-0.safetensors"
     assert (again.path / name).read_bytes() == (run.path / name).read_bytes()
     assert again.history() == run.history()
+
+
+def test_figures_of_another_version_are_not_read(
+    world: tuple[list[Clip], Store], run: Run, tmp_path: Path
+) -> None:
+    result = evaluate_run(run, world[1])
+    assert run.evaluation() == result
+    older = replace(run, path=tmp_path)
+    (tmp_path / "evaluation.json").write_text(json.dumps({**result, "format": 0}))
+    with pytest.raises(TrainError, match=r"judge it first: avarnet evaluate"):
+        older.evaluation()
 
 
 def test_a_run_is_loaded_as_it_was_saved(run: Run) -> None:
