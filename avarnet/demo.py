@@ -17,7 +17,7 @@ from avarnet.extract import extract_clips, print_summary
 from avarnet.inputs import need_extract, say_random
 from avarnet.predict import print_prediction, write_page
 from avarnet.terminal import DONE, SOME_FAILED, out, plain
-from avarnet.train import train_run
+from avarnet.train import train_models
 
 app = typer.Typer()
 
@@ -61,7 +61,7 @@ def demo(
     out.print("3. Training the MTCN from the store alone")
     if run.exists():
         shutil.rmtree(run)
-    trained = train_run(clips, features.Store(store), run, stage2.Config(), manifest)
+    trained = train_models(clips, features.Store(store), run, stage2.Config(), manifest)
     note("train", f"{len(trained.history())} epochs")
     out.print("4. Evaluating it on the clips held out")
     metrics = evaluate_run(trained)

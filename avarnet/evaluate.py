@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from train import Run
     from train.report import Look
 
-
 app = typer.Typer()
 
 

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from extract import Cluster, Status, Summary, Task
     from features import Recipe
 
-
 app = typer.Typer()
 
 

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from features import Features
     from train import Prediction, Predictor
 
-
 app = typer.Typer()
 
 

@@ -17,7 +17,6 @@ from avarnet.terminal import DONE, SOME_FAILED, clips_bar, fail, out, plain, pri
 if TYPE_CHECKING:
     from features import Recipe
 
-
 app = typer.Typer()
 
 

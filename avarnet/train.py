@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.progress import (
-    Progress,
-)
+from rich.progress import Progress
 from rich.table import Table
 
 import features
@@ -21,7 +19,6 @@ from avarnet.terminal import clips_bar, counted, err, fail, first_of, out, plain
 
 if TYPE_CHECKING:
     from train import Run
-
 
 app = typer.Typer()
 
@@ -105,7 +102,7 @@ def train(
     opened = open_stores([store, *(join or [])])
     if not as_json:
         say_random(opened.recipe)
-    trained = train_run(
+    trained = train_models(
         clips,
         opened,
         run,
@@ -156,7 +153,7 @@ def train(
     out.print(f"run in {plain(str(run))}; next: avarnet evaluate {plain(str(run))}")
 
 
-def train_run(
+def train_models(
     clips: Sequence[manifests.Clip],
     store: features.Store | features.Joined,
     run: Path,

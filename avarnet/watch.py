@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from extract import Snippet
     from train import LiveScorer
 
-
 app = typer.Typer()
 
 

@@ -16,9 +16,9 @@ in memory   the same steps with batches made before, so that nothing is read or 
 Plain and ours take turns, five times an epoch, as a machine has moods; plain in a process of its
 own, with the C allocator as it comes.
 
-Both models read the values and how they change from snippet to snippet. The classes of the clips
-are in a stretch of 8 snippets whose values are shifted; the score is the accuracy on held-out
-clips, five times an epoch, and scoring is not in the times.
+Both models read the values and how they change from snippet to snippet, both standardised. The
+classes of the clips are in a stretch of 8 snippets whose values are shifted; the score is the
+accuracy on held-out clips, five times an epoch, and scoring is not in the times.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ POINTS = 5  # of the curve in an epoch
 ROUNDS = 3  # of steps with and without reading, in turns
 STRETCH = 8  # snippets that tell the class
 SHIFT = 2.5  # of their values along the class's direction, in standard deviations of the noise
+CHANGE_MEAN, CHANGE_DEVIATION = 2 / np.pi**0.5, (2 - 4 / np.pi) ** 0.5  # of the noise's changes
 GOAL_EPOCH, GOAL_BOUND, GOAL_SCORE = 5.0, 0.95, 3.0
 CPU = torch.device("cpu")
 Curve = list[tuple[float, float]]  # seconds of training, accuracy
@@ -224,7 +225,8 @@ def of_plain(
 
     def read(index: int) -> Tensor:
         rows = torch.from_numpy(np.load(folder / f"{index}.npy")).T[None]
-        return torch.cat([rows, F.pad(rows.diff(dim=2).abs(), (1, 0))], 1)
+        changes = (rows.diff(dim=2).abs() - CHANGE_MEAN) / CHANGE_DEVIATION
+        return torch.cat([rows, F.pad(changes, (1, 0))], 1)
 
     def step(index: int) -> None:
         target = torch.tensor([targets[index]])
