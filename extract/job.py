@@ -16,9 +16,9 @@ from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 import torch
-from dask.distributed import Client, Future, KilledWorker, get_worker
+from dask.distributed import CancelledError, Client, Future, KilledWorker, get_worker
 
-from extract.cluster import Cluster, ClusterError
+from extract.cluster import Cluster
 from extract.decode import ClipError, footage
 from extract.extractor import Extractor
 from extract.lookout import Lookout
@@ -254,20 +254,17 @@ class _Job:
         return AHEAD * max(1, workers, min(self.cluster.processes, 64))
 
     def _take(self, future: Future, batch: list[Task]) -> None:
-        if future.status in ("cancelled", "lost"):
-            raise ClusterError(
-                f"the scheduler {self.cluster.scheduler} is gone. What is finished is in the "
-                "store: start it anew, and run the same command again"
-            )
-        error = future.exception() if future.status == "error" else None
-        if isinstance(error, KilledWorker):
-            self._after_death(batch)
-        elif error is not None:
-            raise error
-        else:
-            report = future.result()
-            self._count(batch, report)
-        future.release()
+        try:
+            if future.status != "lost":
+                self._count(batch, future.result(timeout=LOOK))
+                return
+        except CancelledError as error:
+            raise self.lookout.gone("the scheduler") from error
+        except (KilledWorker, TimeoutError):  # the latter: after the batch, before this call
+            pass
+        finally:
+            future.release()
+        self._after_death(batch)
 
     def _count(self, batch: list[Task], report: Report) -> None:
         self.lookout.worked(report.worker)

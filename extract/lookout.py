@@ -32,12 +32,24 @@ class Lookout:
         self._numbers: dict[str, str] = {}  # job -> its number in the queue
 
     def workers(self) -> list[str]:
-        """Return the names of the workers that there are."""
-        try:
-            found = self.client.scheduler_info(n_workers=-1)["workers"]
-        except OSError:  # the scheduler does not answer
-            return []
+        """Return the names of the workers that there are.
+
+        Raises:
+            ClusterError: the scheduler is gone for good.
+        """
+        found: dict[str, Any] = {}
+        with suppress(OSError):  # it does not answer
+            found = self.client.scheduler_info(n_workers=-1).get("workers", {})
+        if self.client.status in ("closing", "closed"):
+            raise self.gone("the scheduler")
         return [str(worker["name"]) for worker in found.values()]
+
+    def gone(self, who: str) -> ClusterError:
+        """Return the error that says so, and the way out."""
+        return ClusterError(
+            f"{who} of {self.cluster.scheduler} cannot be reached any more. What is finished is in "
+            "the store: start it anew, and run the same command again"
+        )
 
     def worked(self, worker: str) -> None:
         """Take notice that a worker has finished something."""
@@ -55,11 +67,8 @@ class Lookout:
             return self._renew(names, now)
         if names:
             self._seen = now
-        elif self.client.status == "closed" or now - self._seen > SILENCE:
-            raise ClusterError(
-                f"the workers of {self.cluster.scheduler} are gone. What is finished is in the "
-                "store: start them anew, and run the same command again"
-            )
+        elif now - self._seen > SILENCE:
+            raise self.gone("every worker")
         return []
 
     def _renew(self, names: list[str], now: float) -> list[str]:
