@@ -150,6 +150,10 @@ class Cluster:
                 with self._running() as client:
                     yield client
 
+    def jobs(self) -> dict[str, str] | None:
+        """Return the state of each job in the queue that is not over; None where nobody knows."""
+        return slurm.states() if self.scheduler == "slurm" else None
+
     def job_script(self) -> str:
         """Return the script of one job in the queue."""
         with dask.config.set(SETTINGS), self._queue() as cluster:
@@ -191,7 +195,7 @@ class Cluster:
             with suppress(TimeoutError):
                 client.wait_for_workers(1, timeout=LOOK)
                 return
-            states = slurm.states() if self.scheduler == "slurm" else None
+            states = self.jobs()
             if states is None or any(states.get(job, "RUNNING") != "RUNNING" for job in jobs):
                 began = None
                 continue  # not known, or some jobs wait for their turn

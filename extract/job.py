@@ -233,13 +233,13 @@ class _Job:
 
     def _lengths(self, future: Future, videos: list[Path]) -> list[float]:
         while True:
-            with suppress(TimeoutError):
-                try:
-                    lengths: list[float] = future.result(timeout=LOOK)
-                except KilledWorker:  # by one of them; which one, their extraction will show
-                    return [0.0] * len(videos)
+            try:
+                lengths: list[float] = future.result(timeout=LOOK)
                 return lengths
-            self._look()
+            except KilledWorker:  # by one of them; which one, their extraction will show
+                return [0.0] * len(videos)
+            except TimeoutError:
+                self._look()
 
     def _look(self) -> None:
         """Look after the workers, at times."""
@@ -254,17 +254,19 @@ class _Job:
         return AHEAD * max(1, workers, min(self.cluster.processes, 64))
 
     def _take(self, future: Future, batch: list[Task]) -> None:
+        report: Report | None = None
         try:
-            if future.status != "lost":
-                self._count(batch, future.result(timeout=LOOK))
-                return
+            if future.status != "lost":  # its worker died after the batch, before this call
+                report = future.result(timeout=LOOK)
         except CancelledError as error:
             raise self.lookout.gone("the scheduler") from error
-        except (KilledWorker, TimeoutError):  # the latter: after the batch, before this call
+        except (KilledWorker, TimeoutError):  # the latter: lost during this call
             pass
-        finally:
-            future.release()
-        self._after_death(batch)
+        future.release()
+        if report is None:
+            self._after_death(batch)
+        else:
+            self._count(batch, report)
 
     def _count(self, batch: list[Task], report: Report) -> None:
         self.lookout.worked(report.worker)

@@ -26,8 +26,7 @@ class Lookout:
         self.cluster = cluster
         self.client = client
         self._seen = time.monotonic()  # when there was a worker
-        self._came: set[str] = set()  # jobs whose workers were there
-        self._away: dict[str, float] = {}  # of those: since when none is
+        self._seen_of: dict[str, float] = {}  # job -> the same, of its own
         self._renewed: dict[str, int] = {}  # job -> how often, since it finished something
         self._numbers: dict[str, str] = {}  # job -> its number in the queue
 
@@ -75,10 +74,9 @@ class Lookout:
         queue = self.client.cluster
         self._numbers |= {name: job.job_id for name, job in queue.workers.items() if job.job_id}
         without = [job for job in queue.worker_spec if not any(_is_of(n, job) for n in names)]
-        self._came |= set(queue.worker_spec) - set(without)
-        self._away = {job: self._away.get(job, now) for job in without if job in self._came}
-        running = slurm.states() if without and self.cluster.scheduler == "slurm" else None
-        over = [job for job in without if self._is_over(job, running, now)]
+        self._seen_of |= dict.fromkeys(set(queue.worker_spec) - set(without), now)
+        states = self.cluster.jobs() if without else None
+        over = [job for job in without if self._is_over(job, states, now)]
         again = [job for job in over if self._renewed.get(job, 0) < RENEWALS]
         if over and not again and len(over) == len(queue.worker_spec):
             number = self._numbers.get(over[0], over[0])
@@ -89,20 +87,20 @@ class Lookout:
             )
         for job in again:
             self._renewed[job] = self._renewed.get(job, 0) + 1
-            self._came.discard(job)
+            self._seen_of.pop(job, None)
         if again:
             with suppress(RuntimeError):  # refused for now; the next look will find that
                 queue.sync(_submit_again, queue, again)
         return again
 
-    def _is_over(self, job: str, running: dict[str, str] | None, now: float) -> bool:
+    def _is_over(self, job: str, states: dict[str, str] | None, now: float) -> bool:
         """Return whether a job without workers brings none any more."""
         submitted = self.client.cluster.workers.get(job)
         if submitted is None or not submitted.job_id:
             return True  # dask-jobqueue gave it up, or it was refused
-        if running is not None:
-            return submitted.job_id not in running
-        return now - self._away.get(job, now) > LOST
+        if states is not None:
+            return submitted.job_id not in states
+        return now - self._seen_of.get(job, now) > LOST  # if none ever came, they may yet
 
 
 async def _submit_again(queue: Any, jobs: list[str]) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from small import clip
@@ -37,3 +38,16 @@ class Instant:
 
     def close(self) -> None:
         pass
+
+
+def when_finished(store: Path, count: int, act: Callable[[], object]) -> threading.Thread:
+    """Do something, in a thread, as soon as so many clips are finished and none is sealed yet."""
+
+    def wait_and_act() -> None:
+        while len(list(store.glob(".spool-*/*.safetensors"))) < count:
+            time.sleep(0.01)
+        act()
+
+    thread = threading.Thread(target=wait_and_act)
+    thread.start()
+    return thread

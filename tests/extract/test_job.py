@@ -7,9 +7,8 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from instant import Instant
+from instant import Instant, when_finished
 from slurm import free_ports
 from small import RECIPE, clip, same
 
@@ -111,14 +110,11 @@ def test_the_folder_is_away_for_a_while(tmp_path: Path) -> None:
     store, away = tmp_path / "s", tmp_path / "away"
 
     def take_away() -> None:
-        while not list(store.glob(".spool-*/*.safetensors")):
-            time.sleep(0.01)
         store.rename(away)
         time.sleep(3)
         away.rename(store)
 
-    thief = threading.Thread(target=take_away)
-    thief.start()
+    thief = when_finished(store, 1, take_away)
     summary = extract(some, store, RECIPE, cluster=TWO, make=Instant)
     thief.join()
     assert summary.failed == {}
@@ -131,14 +127,11 @@ def test_a_folder_that_cannot_be_written_ends_the_job(tmp_path: Path) -> None:
     Writer(store, RECIPE)
 
     def fill_up() -> None:
-        while not list(store.glob(".spool-*/*.safetensors")):
-            time.sleep(0.01)
         for spool in store.glob(".spool-*"):  # as if the disk took no more
             spool.rename(tmp_path / spool.name)
             spool.touch()
 
-    thief = threading.Thread(target=fill_up)
-    thief.start()
+    thief = when_finished(store, 1, fill_up)
     with pytest.raises(WriteError, match="run the same command"):
         extract(some, store, RECIPE, cluster=TWO, make=Instant)
     thief.join()
@@ -250,17 +243,6 @@ def running() -> Iterator[Running]:
         cluster.end(process)
 
 
-def when_some_are_finished(store: Path, act: Callable[[], None]) -> threading.Thread:
-    def wait_and_act() -> None:
-        while len(list(store.glob(".spool-*/*.safetensors"))) < 3:
-            time.sleep(0.05)
-        act()
-
-    thread = threading.Thread(target=wait_and_act)
-    thread.start()
-    return thread
-
-
 def test_a_running_cluster(running: Running, tmp_path: Path) -> None:
     some = tasks(tmp_path / "v", [""] * 10)
     cluster = Cluster(running.address)
@@ -282,7 +264,7 @@ def test_a_running_cluster_goes_away(
     monkeypatch.setattr("extract.cluster.FIRST_WORKER", 10.0)
     some = tasks(tmp_path / "v", ["slow 0.3"] * 20)
     cluster = Cluster(running.address)
-    ended = when_some_are_finished(tmp_path / "s", lambda: running.end(getattr(running, gone)))
+    ended = when_finished(tmp_path / "s", 3, lambda: running.end(getattr(running, gone)))
     with pytest.raises(
         ClusterError, match=rf"{gone} of {running.address} cannot be reached any more"
     ):

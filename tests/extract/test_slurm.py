@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from instant import Instant
+from instant import Instant, when_finished
 from slurm import slurm
 from small import RECIPE, clip, same
 
@@ -63,15 +63,13 @@ def jobs() -> list[str]:
 def in_the_middle(store: Path, action: list[str], count: int = 1) -> threading.Thread:
     """Run a command on `count` of two running jobs when some clips are finished."""
 
-    def wait_and_act() -> None:
-        while len(list(store.glob(".spool-*/*.safetensors"))) < 6 or len(jobs()) < 2:
+    def act() -> None:
+        while len(jobs()) < 2:
             time.sleep(0.05)
         for job in jobs()[:count]:
             subprocess.run([*action[:-1], action[-1] + job], check=True)
 
-    thread = threading.Thread(target=wait_and_act)
-    thread.start()
-    return thread
+    return when_finished(store, 6, act)
 
 
 def test_two_workers(cluster: Cluster, tasks: list[Task], tmp_path: Path) -> None:
