@@ -2,7 +2,8 @@
 
 PyAV decodes the frames and reads the container's clock; decord decodes the sound. decord does not
 decode the frames because its seeks give wrong ones without a word (HEVC with open groups of
-pictures, MPEG-TS and -PS, WMV) and it drops the whole of a damaged file; PyAV is as fast.
+pictures, MPEG-TS and -PS, WMV) and it drops the whole of a damaged file; PyAV is as fast. Where
+decord is not installed, PyAV decodes the sound too, to the same samples.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from numpy.typing import NDArray
 
 # decord loads all of CUDA that pip has installed, 0.6 GB, for a decoder that is not used here
 sys.modules.setdefault("nvidia", None)  # type: ignore[arg-type]
-import decord  # noqa: E402
-
+try:
+    import decord
+except ImportError:  # there are no wheels of it for every machine
+    decord = None
 if sys.modules["nvidia"] is None:
     del sys.modules["nvidia"]
 
@@ -35,7 +38,8 @@ LONG_SOUND = 1200.0  # seconds; decord, twice as fast as PyAV, takes 280 KB for 
 LONG_PAUSE = 3600.0  # seconds; longer clips have at least a frame a minute, or a damaged clock
 CLOCK_SLACK = 5e-4  # seconds; containers round their frames' times to a millisecond
 
-decord.logging.set_level(decord.logging.QUIET)
+if decord is not None:
+    decord.logging.set_level(decord.logging.QUIET)
 av.logging.set_level(None)
 
 
@@ -222,7 +226,7 @@ def sound_blocks(
     Raises:
         ClipError: it cannot be decoded.
     """
-    if duration > LONG_SOUND:
+    if duration > LONG_SOUND or (decord is None and beside is None):
         yield from _track_in_blocks(beside or video)
         return
     whole = read_sound_track(video) if beside is None else read_sound_file(beside)

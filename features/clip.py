@@ -17,7 +17,11 @@ class Flag(IntFlag):
 
     NONE = 0
     PICTURE_DAMAGED = 1  # some frames could not be decoded; their rows are flagged invalid
-    SOUND_DAMAGED = 2  # there is a sound track, but it could not be decoded
+    SOUND_DAMAGED = 2  # there is a sound track, but some or all of it could not be decoded
+    SOUND_GAP = 4  # sound is missing in the middle of its track; the rows there are flagged invalid
+    CLOCK_JUMP = 8  # the file's clock restarted or jumped; what follows was moved to its place
+    CUT_SHORT = 16  # the file ends before the duration that its container states
+    NOT_FINITE = 32  # rows with values that are no finite float16; they are flagged invalid
 
 
 @dataclass(frozen=True)
