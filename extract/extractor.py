@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from extract.backbones import FrameBackbone, SoundBackbone, WeightsError, load_backbone
 from extract.decode import ClipError
+from extract.device import pick_device, reading_processes, running_on
 from extract.listening import Listening
 from extract.reader import (
     MEMORY_BYTES,
@@ -22,9 +23,9 @@ from extract.reader import (
     Failed,
     Frame,
     Readable,
-    Reader,
     Sound,
 )
+from extract.readers import Readers
 from extract.trailing import TRAILING, Trailing, trailing_seconds
 from features import Features, Flag, Recipe
 
@@ -127,10 +128,12 @@ class Extractor:
         recipe: from `make_recipe`, or of a store or a run.
         device: ``auto`` (CUDA, then Apple's MPS, then the CPU) or a torch device.
         memory_bytes: that reading a clip may take; see `Reader`.
-        patience: seconds without a sign of the reading process, after which a clip hangs.
+        patience: seconds without a sign of a reading process, after which a clip hangs.
+        readers: how many processes read; 0 takes what `reading_processes` says.
 
     Raises:
         WeightsError: the networks cannot be had, or are not those of the recipe.
+        DeviceError: the device cannot run them.
     """
 
     def __init__(
@@ -139,11 +142,13 @@ class Extractor:
         device: str = "auto",
         memory_bytes: int = MEMORY_BYTES,
         patience: float = PATIENCE,
+        readers: int = 0,
     ) -> None:
         self.recipe = recipe
-        self.reader = Reader(memory_bytes, patience)
         self.device = pick_device(device)
-        self._networks = networks_of(recipe, self.device)
+        self.readers = Readers(readers or reading_processes(self.device), memory_bytes, patience)
+        with running_on(self.device):
+            self._networks = networks_of(recipe, self.device)
         self._eyes = {n: eye for n, eye in self._networks.items() if eye.reads == "frames"}
         self._batch = FRAMES_PER_BATCH if self.device.type == "cpu" else FRAMES_PER_GPU_BATCH
 
@@ -169,19 +174,29 @@ class Extractor:
     ) -> Iterator[tuple[T, Features | ClipError]]:
         """Yield each clip with its features, or with the reason why there are none, in order.
 
-        Clips are read ahead, in a process of their own, and frames of several clips share a batch.
+        Clips are read ahead, in processes of their own, and frames of several clips share a batch.
         Memory does not grow with their number, and with their length only by what is returned.
 
         Args:
             clips: have the attributes ``video`` and ``audio``, as in `__call__`.
             progress: called with the seconds of video that were read so far.
+
+        Raises:
+            DeviceError: the device is full, or failed.
         """
+        step = self.recipe.snippet_seconds
         open_clips: deque[_Clip[T]] = deque()
         waiting: dict[str, list[tuple[_Clip[T], Frame]]] = {name: [] for name in self._eyes}
 
+        def opened() -> Iterator[_Clip[T]]:
+            for item in clips:
+                open_clips.append(_Clip(item, step, self._networks))
+                yield open_clips[-1]
+
         def see(stream: str) -> None:
             given, waiting[stream] = waiting[stream], []
-            rows = self._eyes[stream]([frame.pixels for _, frame in given])
+            with running_on(self.device):
+                rows = self._eyes[stream]([frame.pixels for _, frame in given])
             for (clip, frame), row in zip(given, rows, strict=True):
                 clip.add_picture(frame, row)
 
@@ -190,17 +205,12 @@ class Extractor:
                 waiting[stream] = [(owner, frame) for owner, frame in given if owner is not clip]
             clip.unseen = 0
 
-        step = self.recipe.snippet_seconds
         seconds = 0.0
         prepare = {name: eye.prepare for name, eye in self._eyes.items()}
-        for item, message in self.reader.read(clips, step, prepare):
-            if not open_clips or open_clips[-1].item is not item or open_clips[-1].ended:
-                open_clips.append(self._open(item))
-            clip = open_clips[-1]
+        for clip, message in self.readers.read(opened(), step, prepare):
             if isinstance(message, Begin):
                 if clip.begun:  # a second try
                     forget(clip)
-                    open_clips[-1] = clip = self._open(item)
                 clip.begin(message)
             elif isinstance(message, Frame):
                 waiting[message.stream].append((clip, message))
@@ -210,12 +220,14 @@ class Extractor:
                 if len(waiting[message.stream]) == self._batch:
                     see(message.stream)
             elif isinstance(message, Sound):
-                clip.add_sound(message)
+                with running_on(self.device):
+                    clip.add_sound(message)
             elif isinstance(message, Failed):
                 forget(clip)
                 clip.fail(message)
             else:
-                clip.end(message)
+                with running_on(self.device):
+                    clip.end(message)
             while open_clips and open_clips[0].ended and not open_clips[0].unseen:
                 yield open_clips[0].item, open_clips.popleft().outcome()
         for stream, given in waiting.items():
@@ -224,12 +236,9 @@ class Extractor:
         for clip in open_clips:
             yield clip.item, clip.outcome()
 
-    def _open(self, item: T) -> _Clip[T]:
-        return _Clip(item, self.recipe.snippet_seconds, self._networks)
-
     def close(self) -> None:
-        """End the reading process; it is started again when needed."""
-        self.reader.close()
+        """End the reading processes; they are started again when needed."""
+        self.readers.close()
 
 
 class Files(NamedTuple):
@@ -259,8 +268,17 @@ class _Clip(Generic[T]):
     def ended(self) -> bool:
         return self._end is not None
 
+    @property
+    def video(self) -> Path:
+        return self.item.video
+
+    @property
+    def audio(self) -> Path | None:
+        return self.item.audio
+
     def begin(self, message: Begin) -> None:
         self._begin = message
+        self._listening = {}
         self._rows = {
             name: np.zeros((message.snippets, network.features), np.float16)
             for name, network in self._networks.items()
@@ -361,14 +379,3 @@ def networks_of(recipe: Recipe, device: torch.device) -> Networks:
             "made with. Wanted: " + "; ".join(differing)
         )
     return networks
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device called `name`; ``auto`` takes CUDA, then Apple's MPS, then the CPU."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")

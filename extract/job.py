@@ -23,6 +23,8 @@ from extract.decode import ClipError, footage
 from extract.extractor import Extractor
 from extract.lookout import Lookout
 from extract.plan import (
+    MOST_FOOTAGE,
+    MOST_FOOTAGE_GPU,
     Failure,
     Task,
     add_failure,
@@ -183,7 +185,7 @@ class _Job:
         self.payload: Payload = (
             recipe.to_json(),
             self.store,
-            cluster.device,
+            cluster.worker_device,
             threads,
             memory_bytes,
             make,
@@ -200,7 +202,8 @@ class _Job:
         self.lengths = {t.clip_id: d for t, d in zip(tasks, durations, strict=True)}
         self.total = sum(durations)
         self._show()
-        self.waiting = batches(tasks, durations, self.cluster.processes)[::-1]
+        most = MOST_FOOTAGE_GPU if self.cluster.on_gpus else MOST_FOOTAGE
+        self.waiting = batches(tasks, durations, self.cluster.processes, most)[::-1]
         self.running: dict[Future, list[Task]] = {}
         ended: SimpleQueue[Future] = SimpleQueue()
         with _first_interrupt(lambda: self.client.run(_stop)) as stopping:
