@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -51,18 +52,18 @@ def running_on(device: torch.device) -> Iterator[None]:
     """Raise a `DeviceError` where the device runs out of memory, or fails."""
     try:
         yield
-    except torch.cuda.OutOfMemoryError as error:
-        free, total = (size / 2**30 for size in torch.cuda.mem_get_info(device))
-        raise DeviceError(
-            f"the GPU {device} of {platform.node()} is full: {free:.1f} of its {total:.1f} GB are "
-            "free, and the networks need more. Wait for the programs that hold it (nvidia-smi "
-            "lists them), or take another one: --device cuda:1, or CUDA_VISIBLE_DEVICES"
-        ) from error
     except RuntimeError as error:
-        if device.type != "cuda" or "CUDA" not in str(error):
+        if device.type != "cuda" or not re.search("CUDA|out of memory", str(error)):
             raise
+        where = f"the GPU {device} of {platform.node()}"
+        if "out of memory" in str(error):
+            raise DeviceError(
+                f"{where} is full: the networks need more memory than other programs leave. Wait "
+                "for them (nvidia-smi lists them), or take another GPU: --device cuda:1, or "
+                "CUDA_VISIBLE_DEVICES"
+            ) from error
         why = str(error).splitlines()[0].rstrip(".")
         raise DeviceError(
-            f"the GPU {device} of {platform.node()} failed ({why}); run the same command again, "
-            "and if it fails there again, take another one or --device cpu"
+            f"{where} failed ({why}); run the same command again; if it fails there again, take "
+            "another GPU or --device cpu"
         ) from error
