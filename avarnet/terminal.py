@@ -33,15 +33,13 @@ BRACKET = re.compile(r"(\\*)\[(?=([a-z#/@][^\[\]]*\])?)")
 class _Console(Console):
     """A console that cuts nothing: what is too wide for a terminal is folded, a pipe has no width.
 
-    Where COLUMNS is set, that is the width of pipes and files too.
+    Not COLUMNS either: readline sets it for all that an interactive Python starts.
     """
 
     @property
     def size(self) -> ConsoleDimensions:
         size = super().size
-        if self.is_terminal or os.environ.get("COLUMNS", "").isdigit():
-            return size
-        return ConsoleDimensions(PIPE_WIDTH, size.height)
+        return size if self.is_terminal else ConsoleDimensions(PIPE_WIDTH, size.height)
 
     @size.setter
     def size(self, new_size: tuple[int, int]) -> None:
