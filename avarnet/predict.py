@@ -81,6 +81,8 @@ def predict(
     quiet = as_json or as_csv
     if not quiet:
         say_random(recipe)
+        if loaded.normal is None:
+            out.print("the run knows no normal class (train --normal LABEL): no intervals")
     extractor, predictor = stage1.Extractor(recipe, device), stage2.Predictor(loaded)
     answers: list[dict[str, Any]] = [
         {"video": str(folder), "error": why} for folder, why in unreadable.items()
@@ -189,8 +191,8 @@ def print_prediction(video: Path, clip: Features, answer: Prediction) -> None:
         if not valid.any():
             out.print(f"  no {name} in this clip: answered without it")
     if answer.anomaly is None:
-        out.print("  the run knows no normal class (train --normal LABEL): no intervals")
-    elif not answer.intervals:
+        return
+    if not answer.intervals:
         out.print(f"  no anomaly; the highest score is {answer.anomaly.max():.2f}")
     else:
         table = Table("from", "to", "class", "anomaly, at most")

@@ -187,6 +187,17 @@ def test_predict_takes_a_folder_as_it_is(
     assert {row["video"] for row in rows} == set(by_name) - {f"{folder}/{STRANGE[3]}.mp4"}
 
 
+def test_predict_says_once_that_no_class_is_normal(
+    run: Path, cameras: Path, tmp_path: Path
+) -> None:
+    changed = Path(shutil.copytree(run, tmp_path / "run"))
+    text = (changed / "run.json").read_text()
+    (changed / "run.json").write_text(text.replace('"Normal"', '"Calm"'))
+    said = avarnet("predict", changed, cameras, code=3)
+    assert said.count(".mp4: ") == 5
+    assert said.count("knows no normal class (train --normal LABEL)") == 1
+
+
 def problems(folder: Path) -> Path:
     """A manifest of 200 clips without sound or intervals to check, and some faults."""
     clips = []

@@ -160,6 +160,7 @@ def test_csv_that_cannot_be_read(tmp_path: Path) -> None:
         ("path,label\na.mp4,x\na.mp4,y\n", "line 3: clip a is there already with another labels"),
         ("path,label\na.mp4,x\na.mp4,x\n", "line 3: clip a is there already"),
         ("path,label\na.mp4,x,more\n", "more cells than columns"),
+        ("path,label\n,x\nb.mp4,x\nc.mp4,\na .mp4,x\n", "line 2: .*; mistakes are .* lines 4, 5$"),
     ],
 )
 def test_csv_mistakes(tmp_path: Path, text: str, message: str) -> None:
