@@ -6,18 +6,20 @@ import importlib.util
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.console import Console
 
 import features
 import manifests
-from avarnet.terminal import counted, err, fail, plain
+from avarnet.terminal import counted, err, fail, plain, shown
 
 if TYPE_CHECKING:
     from features import Recipe
 
 
+SUFFIXES = 12  # that are named of what is left out; --json names all
 VIDEO_MODEL, AUDIO_MODEL = "mobilevit_s", "facebook/wav2vec2-base"
 EXTRACT_EXTRA = "this needs stage 1, which is not installed: pip install 'avarnet[extract]'"
 
@@ -51,6 +53,36 @@ def moved_models(
 def root_of(manifest: Path, root: Path | None) -> Path:
     """Return what the paths of a manifest are relative to."""
     return root if root is not None else manifests.default_root(manifest)
+
+
+def say_left_out(found: manifests.Found, console: Console) -> None:
+    """Tell what is in a folder of videos and was not taken."""
+    if found.left_out:
+        kinds = [f"{suffix or 'no suffix'} {n}" for suffix, n in found.left_out.most_common()]
+        more = f", and {counted(len(kinds) - SUFFIXES, 'suffix', 'suffixes')} more"
+        listed = ", ".join(kinds[:SUFFIXES]) + (more if len(kinds) > SUFFIXES else "")
+        what = counted(found.left_out.total(), "file")
+        console.print(f"left out, no videos by suffix: {what} ({shown(listed)})", soft_wrap=True)
+    if found.hidden:
+        what = counted(found.hidden, "name")
+        console.print(f"left out, hidden: {what} with a dot in front", soft_wrap=True)
+    for what, colour, folders in (
+        ("not followed", "yellow", found.not_followed),
+        ("cannot be read", "red", found.unreadable),
+    ):
+        for folder, why in folders.items():
+            line = f"[{colour}]{what}:[/] {shown(folder)} ({shown(why)})"
+            console.print(line, soft_wrap=True, highlight=False)
+
+
+def found_json(found: manifests.Found) -> dict[str, Any]:
+    """Return the same for --json."""
+    return {
+        "left_out": dict(found.left_out.most_common()),
+        "hidden": found.hidden,
+        "not_followed": {str(folder): why for folder, why in found.not_followed.items()},
+        "unreadable": {str(folder): why for folder, why in found.unreadable.items()},
+    }
 
 
 def open_stores(stores: list[Path]) -> features.Store | features.Joined:

@@ -39,7 +39,7 @@ Probe = Callable[[Path, Path | None], tuple[float, bool]]
 
 
 def check(manifest: Path, root: Path, probe: Probe | None = None) -> list[Finding]:
-    """Return all findings, in the order of the lines.
+    """Return all findings: errors first, both in the order of the lines.
 
     Args:
         manifest: the manifest.
@@ -68,7 +68,7 @@ def check(manifest: Path, root: Path, probe: Probe | None = None) -> list[Findin
     findings += _groups(clips)
     for numbered in clips:
         findings += _file(numbered, root, probe)
-    return sorted(findings, key=lambda finding: finding.line)
+    return sorted(findings, key=lambda finding: (finding.severity != "error", finding.line))
 
 
 def _duplicates(clips: list[Numbered], root: Path) -> Iterator[Finding]:

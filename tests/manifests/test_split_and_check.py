@@ -82,7 +82,7 @@ def test_seeds_differ() -> None:
 
 def test_surv_fight_splits_by_recording(shared: Path, tmp_path: Path) -> None:
     folder = shared / "surv-fight"
-    grouped = with_groups(from_folders(folder, tmp_path), folder / "sources.csv")
+    grouped = with_groups(from_folders(folder, tmp_path).clips, folder / "sources.csv")
     clips = assign_folds(grouped.clips, 5)
     for split, count in Counter(clip.split for clip in clips).items():
         fights = sum(clip.label == "fight" for clip in clips if clip.split == split)
