@@ -9,6 +9,7 @@ decord is not installed, PyAV decodes the sound too, to the same samples.
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -65,6 +66,28 @@ class Media:
     sound_start: float | None
 
 
+def ffmpeg_name(path: str | Path) -> str:
+    """Return a local file's name in the form that FFmpeg takes for a file's, whatever is in it.
+
+    Without ``file:`` FFmpeg takes what is before a colon for a protocol, in relative paths such as
+    ``12:30:00.mp4``. PyAV and decord are to get no name of a local file but from here.
+
+    Raises:
+        ClipError: the name is not Unicode text; decord cannot open such a file.
+
+    >>> ffmpeg_name("12:30:00.mp4")
+    'file:12:30:00.mp4'
+    """
+    name = os.fspath(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(name).decode(errors="backslashreplace")
+        raise ClipError(f"its name is not Unicode text; rename the file: {shown}") from error
+    # two slashes at the start would look like a URL's, file://host
+    return "file:" + (f"/{name.lstrip('/')}" if name.startswith("//") else name)
+
+
 def probe(path: Path) -> Media:
     """Read the container's clock.
 
@@ -77,7 +100,7 @@ def probe(path: Path) -> Media:
     if path.stat().st_size == 0:
         raise ClipError(f"the file is empty: {path}")
     try:
-        with av.open(str(path)) as container:
+        with av.open(ffmpeg_name(path)) as container:
             video = _picture(container)
             if video is None or Disposition.attached_pic in video.disposition:
                 raise ClipError("there is no picture in it; a clip needs a video stream")
@@ -103,9 +126,9 @@ def footage(path: Path) -> float:
     """Return the length that the container claims, in seconds; 0 if it cannot be read."""
     try:
         if path.is_file():
-            with av.open(str(path)) as container:
+            with av.open(ffmpeg_name(path)) as container:
                 return (container.duration or 0) / av.time_base
-    except (av.FFmpegError, OSError, ValueError):
+    except (ClipError, av.FFmpegError, OSError, ValueError):
         pass
     return 0.0
 
@@ -142,7 +165,7 @@ def frames(path: Path, media: Media, wanted: NDArray[np.int64]) -> Iterator[NDAr
     """
     missing: NDArray[np.uint8] = np.empty((0, 0, 3), np.uint8)
     position = 0
-    with av.open(str(path)) as container:
+    with av.open(ffmpeg_name(path)) as container:
         for frame in _decodable(container, media, set(wanted.tolist())):
             number = _number(frame.time or 0.0, media)
             while position < len(wanted) and wanted[position] < number:
@@ -239,7 +262,7 @@ def _track_in_blocks(path: Path) -> Iterator[NDArray[np.float32]]:
     resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
     block: list[NDArray[np.float32]] = []
     try:
-        with av.open(str(path)) as container:
+        with av.open(ffmpeg_name(path)) as container:
             for frame in chain(container.decode(audio=0), [None]):
                 block += [part.to_ndarray()[0] for part in resampler.resample(frame)]
                 if block and (frame is None or sum(map(len, block)) >= SOUND_BLOCK):
@@ -258,7 +281,8 @@ def read_sound_file(path: Path) -> NDArray[np.float32]:
     if not path.is_file():
         raise ClipError(f"the sound file is not there: {path}")
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        # absolute: libsndfile takes a file called - for standard input
+        samples, rate = soundfile.read(os.path.abspath(path), dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
         raise ClipError(f"the sound file beside it cannot be read ({error})") from error
     mono = samples.mean(axis=1)
@@ -277,7 +301,7 @@ def read_sound_track(path: Path) -> NDArray[np.float32]:
         ClipError: it cannot be decoded.
     """
     try:
-        reader = decord.AudioReader(str(path), sample_rate=SAMPLE_RATE, mono=True)
+        reader = decord.AudioReader(ffmpeg_name(path), sample_rate=SAMPLE_RATE, mono=True)
         # the reader has decoded the track into _array; its own indexing copies sample by sample
         return np.asarray(reader._array[0], np.float32)
     except (decord.DECORDError, RuntimeError) as error:
