@@ -307,6 +307,8 @@ class _Clip(Generic[T]):
         flags = Flag.NONE if seen else Flag.PICTURE_DAMAGED
         if self._end.sound_damaged:
             flags |= Flag.SOUND_DAMAGED
+        for name in self._end.flags:
+            flags |= Flag[name]
         return Features(
             self._rows, self._valid, self._step, self._begin.duration, flags, self._end.source
         )

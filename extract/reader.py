@@ -144,6 +144,7 @@ class End(NamedTuple):
 
     sound_damaged: bool
     source: str  # SHA-256 of the video file
+    flags: frozenset[str] = frozenset()  # names of `features.Flag`, which is not imported here
 
 
 class Failed(NamedTuple):
@@ -187,7 +188,7 @@ def read(request: Request) -> Iterator[Message]:
         except ClipError:
             damaged = True
     with open(path, "rb") as file:
-        yield End(damaged, hashlib.file_digest(file, "sha256").hexdigest())
+        yield End(damaged, hashlib.file_digest(file, "sha256").hexdigest(), media.flags)
 
 
 def _frames(request: Request, media: Media, snippets: int) -> Iterator[Frame]:
