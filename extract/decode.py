@@ -206,10 +206,10 @@ def _frame_clock(
         ClipError: there are no frames.
     """
     base = float(video.time_base or 1)
-    stamps: list[tuple[int | None, int | None]] = []
+    stamps: list[tuple[int | None, int]] = []
     ends: dict[int, float] = {}
     clock = PacketClock(container, [video] if sound is None else [video, sound])
-    filled, length = _Filled(video), 0.0
+    decoding, length = _Decoding(container, video), 0.0
     try:
         for packet in container.demux():
             number = packet.stream_index
@@ -217,39 +217,53 @@ def _frame_clock(
                 continue
             if number == video.index or (sound is not None and number == sound.index):
                 clock.place(packet)
+            decoded = decoding.time(packet) if number == video.index else 0
             stamp = packet.pts if packet.pts is not None else packet.dts
             if stamp is not None and packet.time_base:
                 end = float((stamp + (packet.duration or 0)) * packet.time_base)
                 ends[number] = max(end, ends.get(number, end))
             if number == video.index and not packet.is_discard:
-                stamps.append((packet.pts, filled(packet)))
+                stamps.append((packet.pts, decoded))
                 length = (packet.duration or 0) * base
     except av.FFmpegError:
         pass  # cut short: what was read before is the valid part
     if not stamps:
         raise ClipError("its video stream has no frames")
-    # a reader of AVI gives packets that were never presented in another order a time all the same
-    in_order = len({pts - dts for pts, dts in stamps if pts is not None and dts is not None}) == 1
+    # where all are shown as they are decoded though the decoder is to put them in order, the times
+    # were copied from those of decoding (a raw stream that was copied into an MP4)
+    copied = len({pts - dts for pts, dts in stamps if pts is not None}) == 1
     untimed = any(pts is None for pts, _ in stamps)
-    untimed |= in_order and bool(video.codec_context.has_b_frames)
+    untimed |= copied and bool(video.codec_context.has_b_frames)
     taken = [dts if untimed or pts is None else pts for pts, dts in stamps]
-    times = np.sort(np.array([stamp for stamp in taken if stamp is not None]) * base)
+    times = np.sort(np.array(taken) * base)
     last = length if untimed else ends.get(video.index, -math.inf) - times[-1]
     if last <= 0:  # containers that give no duration to a packet
         last = 1 / float(video.average_rate or video.guessed_rate or 25)
     return _Packets(times, untimed, float(last), ends, clock.jumps)
 
 
-class _Filled:
-    """Gives decoding times to the packets of a stream that have none."""
+class _Decoding:
+    """Sees to it that a stream's packets have a decoding time, and no false time of display.
 
-    def __init__(self, video: av.VideoStream) -> None:
+    Args:
+        container: of the stream.
+        video: the stream.
+    """
+
+    def __init__(self, container: av.container.InputContainer, video: av.VideoStream) -> None:
         rate, base = video.average_rate or video.guessed_rate or 25, video.time_base or 1
         self._usual = round(1 / (rate * base))
         self._next: int | None = None
+        # AVI numbers frames as they are stored. For other codecs FFmpeg knows B-frames when it sees
+        # them; for these it makes times of display up (or none: versions differ)
+        made_up = ("h264", "hevc", "vvc")
+        name = video.codec_context.codec.canonical_name
+        self._made_up = container.format.name == "avi" and name in made_up
 
-    def __call__(self, packet: av.Packet[Any]) -> int:
+    def time(self, packet: av.Packet[Any]) -> int:
         """Return a packet's decoding time, which it is given if it had none."""
+        if self._made_up:
+            packet.pts = None
         if packet.dts is None:
             packet.dts = self._next if self._next is not None else packet.pts or 0
         self._next = packet.dts + (packet.duration or self._usual)
@@ -333,7 +347,7 @@ def _picture(container: av.container.InputContainer) -> av.VideoStream | None:
 
 
 def _placed(
-    container: av.container.InputContainer, video: av.VideoStream, jumps: bool, fill: bool
+    container: av.container.InputContainer, video: av.VideoStream, jumps: bool, untimed: bool
 ) -> Iterator[av.Packet[Any]]:
     """Yield the picture's packets, up to where the file cannot be read on, then the flushing one.
 
@@ -341,20 +355,20 @@ def _placed(
         container: open, at its beginning.
         video: the picture in it.
         jumps: put their times right; that takes the sound's packets too, see `PacketClock`.
-        fill: give decoding times to those that have none.
+        untimed: see to their decoding times, as `_Decoding` does.
     """
     sound = _sound(container) if jumps else None
     clock = PacketClock(container, [video] if sound is None else [video, sound])
     packets = clock.packets() if jumps else container.demux(video)
-    filled = _Filled(video)
+    decoding = _Decoding(container, video)
     while True:
         try:
             packet = next(packets)
         except (StopIteration, av.FFmpegError):
             return
         if packet.stream_index == video.index:
-            if fill and packet.size:
-                filled(packet)
+            if untimed and packet.size:
+                decoding.time(packet)
             yield packet
 
 
