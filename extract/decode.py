@@ -366,7 +366,7 @@ def _placed(
             packet = next(packets)
         except (StopIteration, av.FFmpegError):
             return
-        if packet.stream_index == video.index:
+        if packet.stream.index == video.index:  # the flushing ones' own `stream_index` is 0
             if untimed and packet.size:
                 decoding.time(packet)
             yield packet

@@ -125,11 +125,19 @@ def test_a_whole_recording_is_left_alone(tmp_path: Path, name: str, codecs: list
     path = record(tmp_path / name, *codecs)
     with av.open(str(path)) as container:
         streams = [*container.streams.video, *container.streams.audio]
-        plain = [(p.stream_index, p.pts, p.dts) for p in container.demux(streams)]
+        plain = [(p.stream.index, p.pts, p.dts) for p in container.demux(streams)]
     with av.open(str(path)) as container:
         clock = PacketClock(container, [*container.streams.video, *container.streams.audio])
-        assert [(p.stream_index, p.pts, p.dts) for p in clock.packets()] == plain
+        assert [(p.stream.index, p.pts, p.dts) for p in clock.packets()] == plain
     assert clock.jumps == 0
+
+
+def test_flushing_packets_say_whose_they_are(tmp_path: Path) -> None:
+    path = record(tmp_path / "a.mkv", *TS)
+    with av.open(str(path)) as container:
+        streams = [container.streams.video[0], container.streams.audio[0]]
+        packets = list(PacketClock(container, streams).packets())
+    assert [p.stream_index for p in packets if not p.size] == [0, 1]
 
 
 def test_real_files_are_left_alone(shared: Path) -> None:

@@ -82,6 +82,16 @@ def test_every_snippet_s_frame(tmp_path: Path, name: str) -> None:
     assert len(set(ours)) == len(ours)  # the pictures do differ
 
 
+def test_the_picture_need_not_be_the_first_stream(tmp_path: Path) -> None:
+    """With B-frames, the last ones come out of the decoder when it is flushed."""
+    source = record(tmp_path / "a.mp4", *shlex.split(f"{H264} -bf 3"))
+    path = tmp_path / "sound-first.mp4"
+    ffmpeg("-i", source, "-map", "0:a", "-map", "0:v", "-c", "copy", path)
+    media = probe(path)
+    last = list(frames(path, media, np.arange(140, 150)))
+    assert [number_of(picture) if picture.size else -1 for picture in last] == [*range(140, 150)]
+
+
 @pytest.mark.parametrize("second", [0, 600])
 @pytest.mark.parametrize("codec", [f"{H264} -bf 3", f"{HEVC} -g 20"], ids=["h264", "hevc"])
 def test_two_recordings_put_together(tmp_path: Path, second: float, codec: str) -> None:
