@@ -26,7 +26,7 @@ from av.stream import Disposition
 from numpy.typing import NDArray
 
 from extract.clock import PacketClock
-from extract.ending import cut_short
+from extract.ending import cut_short, lost_index
 
 # decord loads all of CUDA that pip has installed, 0.6 GB, for a decoder that is not used here
 sys.modules.setdefault("nvidia", None)  # type: ignore[arg-type]
@@ -131,7 +131,8 @@ def probe(path: Path) -> Media:
     except MemoryError:
         raise  # one of FFmpeg's errors too
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise ClipError(f"not a readable media file ({reason(error)})") from error
+        why = f"not a readable media file ({reason(error)})"
+        raise ClipError(lost_index(path) or why) from error
     duration = float(shown[-1] - shown[0] + found.last)
     if duration > max(LONG_PAUSE, len(shown) * LONG_PAUSE / 60):
         raise ClipError(
@@ -219,7 +220,8 @@ def _frame_clock(
                 clock.place(packet)
             decoded = decoding.time(packet) if number == video.index else 0
             stamp = packet.pts if packet.pts is not None else packet.dts
-            if stamp is not None and packet.time_base:
+            # what is decoded before an edit, and not shown, may lie behind the end
+            if stamp is not None and packet.time_base and not packet.is_discard:
                 end = float((stamp + (packet.duration or 0)) * packet.time_base)
                 ends[number] = max(end, ends.get(number, end))
             if number == video.index and not packet.is_discard:

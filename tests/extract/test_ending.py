@@ -88,6 +88,31 @@ def test_whole_files(whole: Path) -> None:
         assert (media.flags, media.cut_short) == (frozenset(), ""), path.name
 
 
+def test_an_index_that_stood_at_the_end(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(ClipError, match="its index is missing, which stands at the end"):
+        probe(cut(tmp_path / "a.mp4", whole / "index-last.mp4", 0.9))
+
+
+def test_frames_that_were_dropped_at_the_end_of_an_avi(whole: Path, tmp_path: Path) -> None:
+    """Recorders write empty packets for frames that are as the one before; so for the last 100."""
+    content = bytearray((whole / "mjpeg.avi").read_bytes())
+    at, seen = content.index(b"movi") + 4, 0
+    while content[at : at + 4] in (b"00dc", b"01wb"):
+        length = int.from_bytes(content[at + 4 : at + 8], "little")
+        seen += content[at : at + 4] == b"00dc"
+        if content[at : at + 4] == b"00dc" and seen > 50:
+            content[at + 4 : at + 16] = bytes(4) + b"JUNK" + (length - 8).to_bytes(4, "little")
+        at += 8 + length + length % 2
+    del content[content.index(b"idx1") :]  # else it is believed
+    content[4:8] = (len(content) - 8).to_bytes(4, "little")
+    assert seen == 150
+    path = tmp_path / "a.avi"
+    path.write_bytes(content)
+    media = probe(path)
+    assert len(media.frame_times) == 50
+    assert not media.flags
+
+
 def test_rewritten_by_pyav(whole: Path, tmp_path: Path) -> None:
     """Its muxers are newer ones than those of the ffmpeg program here."""
     for suffix in ("mp4", "mkv", "ts", "flv"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import struct
 from pathlib import Path
 
 import av
@@ -124,6 +125,33 @@ def test_a_file_that_gives_decoding_times_for_those_of_display(tmp_path: Path) -
     ours, media = taken(path)
     assert ours == [int((k + 0.5) * STEP * RATE + 1e-6) for k in range(24)]
     assert media.lateness is not None
+
+
+def test_edits(tmp_path: Path) -> None:
+    """A second from frame 0 on, two from frame 76 on; the decoder begins before what is shown."""
+    source = record(tmp_path / "a.mp4", *shlex.split(f"{H264} -g 30 -bf 3"), sound=False)
+    path = tmp_path / "edited.mp4"
+    path.write_bytes(_edited(source.read_bytes(), [(1000, 1024), (2000, 39_936)]))
+    ours, media = taken(path)
+    assert ours == shown(path, len(ours))
+    assert len(media.frame_times) == 75
+    assert media.duration == pytest.approx(3.0, abs=0.05)
+    assert not media.flags
+
+
+def _edited(content: bytes, edits: list[tuple[int, int]]) -> bytes:
+    """Give an MP4 whose index is at its end other edits: (length in ms, from where in ticks)."""
+    result = bytearray(content)
+    at = content.index(b"elst") - 4
+    size = int.from_bytes(content[at : at + 4])
+    body = b"".join(struct.pack(">IiI", *edit, 0x10000) for edit in edits)
+    new = struct.pack(">I4sII", 16 + len(body), b"elst", 0, len(edits)) + body
+    for name in (b"moov", b"trak", b"edts"):
+        box = content.rindex(name, 0, at + 8) - 4
+        longer = int.from_bytes(content[box : box + 4]) + len(new) - size
+        result[box : box + 4] = struct.pack(">I", longer)
+    result[at : at + size] = new
+    return bytes(result)
 
 
 def test_packets_of_which_some_have_no_time(tmp_path: Path) -> None:
