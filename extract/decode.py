@@ -1,19 +1,17 @@
 """From a media file to frames and sound on one clock, which starts at the first frame shown.
 
-PyAV decodes the frames and reads the container's clock; decord decodes the sound. decord does not
-decode the frames because its seeks give wrong ones without a word (HEVC with open groups of
-pictures, MPEG-TS and -PS, WMV) and it drops the whole of a damaged file; PyAV is as fast. Where
-decord is not installed, PyAV decodes the sound too, to the same samples.
+PyAV decodes the frames and reads the container's clock, and decodes the sound
+(`extract.sound_track`). decord does neither: its seeks give wrong frames without a word (HEVC with
+open groups of pictures, MPEG-TS and -PS, WMV), it drops the whole of a damaged file, and its sound
+has no time stamps, ends at a broken packet and crashes where the sample rate changes.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain
 from pathlib import Path
 
 import av
@@ -22,24 +20,16 @@ import soundfile
 from av.stream import Disposition
 from numpy.typing import NDArray
 
-# decord loads all of CUDA that pip has installed, 0.6 GB, for a decoder that is not used here
-sys.modules.setdefault("nvidia", None)  # type: ignore[arg-type]
-try:
-    import decord
-except ImportError:  # there are no wheels of it for every machine
-    decord = None
-if sys.modules["nvidia"] is None:
-    del sys.modules["nvidia"]
+from extract import sound_track
+from extract.sound_track import SAMPLE_RATE as SAMPLE_RATE
 
-SAMPLE_RATE = 16_000  # Hz; what Wav2Vec2 was trained on
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg")
 SOUND_BLOCK = 10 * SAMPLE_RATE  # samples that are handed on at once
-LONG_SOUND = 1200.0  # seconds; decord, twice as fast as PyAV, takes 280 KB for each
+LONG_SOUND = 1200.0  # seconds; longer sound files are never in memory as a whole
+HOLE_SLACK = 0.05  # seconds by which a hole may be longer than the broken packets in it
 LONG_PAUSE = 3600.0  # seconds; longer clips have at least a frame a minute, or a damaged clock
 CLOCK_SLACK = 5e-4  # seconds; containers round their frames' times to a millisecond
 
-if decord is not None:
-    decord.logging.set_level(decord.logging.QUIET)
 av.logging.set_level(None)
 
 
@@ -56,7 +46,7 @@ class Media:
         frame_times: (frames,) seconds at which each frame is shown, from the first frame on.
         duration: seconds from the first frame to the end of the last.
         sound_start: seconds from the first frame to the first sample of the sound track, negative
-            if the sound begins earlier; None if there is no sound track.
+            if the sound begins earlier; None if there is no sound track, or an empty one.
     """
 
     first_frame: float
@@ -82,10 +72,12 @@ def probe(path: Path) -> Media:
             if video is None or Disposition.attached_pic in video.disposition:
                 raise ClipError("there is no picture in it; a clip needs a video stream")
             shown, last = _frame_clock(container, video)
-            sound = container.streams.best("audio")
+            sound = sound_track.choose(container)
             sound_start = None
-            if sound is not None:
-                sound_start = float((sound.start_time or 0) * (sound.time_base or 0) - shown[0])
+            if sound is not None and sound.start_time is not None:
+                sound_start = float(sound.start_time * (sound.time_base or 0) - shown[0])
+            elif sound is not None and (begins := sound_track.begins(path)) is not None:
+                sound_start = begins - float(shown[0])
     except MemoryError:
         raise  # one of FFmpeg's errors too
     except (av.FFmpegError, OSError, ValueError) as error:
@@ -208,45 +200,73 @@ def _decodable(
             continue
 
 
+@dataclass
+class SoundFault:
+    """What is wrong with a clip's sound.
+
+    Attributes:
+        damaged: some of it could not be decoded.
+        gap: some is missing in the middle of the track, besides what could not be decoded.
+    """
+
+    damaged: bool = False
+    gap: bool = False
+
+
 def sound_beside(video: Path) -> Path | None:
-    """Return the sound file of the same name next to a video, if there is one."""
-    return next((s for s in map(video.with_suffix, SOUND_SUFFIXES) if s.is_file()), None)
+    """Return the sound file of the same name next to a video, if there is one: 001.wav, 001.WAV."""
+    suffixes = [
+        write(suffix) for write in (str.lower, str.upper, str.title) for suffix in SOUND_SUFFIXES
+    ]
+    return next((s for s in map(video.with_suffix, suffixes) if s.is_file()), None)
 
 
 def sound_blocks(
-    video: Path, beside: Path | None, duration: float
-) -> Iterator[NDArray[np.float32]]:
-    """Yield a clip's sound as mono at 16 kHz, in blocks of some seconds.
+    video: Path, beside: Path | None, media: Media, fault: SoundFault
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yield a clip's sound as mono at 16 kHz, in blocks of some seconds: first sample, samples.
+
+    First samples are counted from the clip's first frame on; negative ones come before it. Where
+    one is not the next after the last block, there is a hole.
 
     Args:
         video: the clip; its own track is read if `beside` is None.
-        beside: the file of its sound.
-        duration: seconds; the sound of a long clip is never in memory as a whole.
-
-    Raises:
-        ClipError: it cannot be decoded.
+        beside: the file of its sound, which begins with the first frame.
+        media: of the clip; the sound of a long one is never in memory as a whole.
+        fault: is told what is wrong with it.
     """
-    if duration > LONG_SOUND or (decord is None and beside is None):
-        yield from _track_in_blocks(beside or video)
+    if beside is not None and media.duration <= LONG_SOUND:
+        try:
+            whole = read_sound_file(beside)
+        except ClipError:
+            fault.damaged = True
+            return
+        for first in range(0, len(whole), SOUND_BLOCK):
+            yield first, whole[first : first + SOUND_BLOCK]
         return
-    whole = read_sound_track(video) if beside is None else read_sound_file(beside)
-    for first in range(0, len(whole), SOUND_BLOCK):
-        yield whole[first : first + SOUND_BLOCK]
-
-
-def _track_in_blocks(path: Path) -> Iterator[NDArray[np.float32]]:
-    """Yield what `read_sound_track` returns, to the sample, block by block."""
-    resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+    track = sound_track.SoundTrack(beside or video)
+    origin = media.first_frame if beside is None else None
     block: list[NDArray[np.float32]] = []
-    try:
-        with av.open(str(path)) as container:
-            for frame in chain(container.decode(audio=0), [None]):
-                block += [part.to_ndarray()[0] for part in resampler.resample(frame)]
-                if block and (frame is None or sum(map(len, block)) >= SOUND_BLOCK):
-                    yield np.concatenate(block)
-                    block = []
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise ClipError(f"its sound track cannot be decoded ({reason(error)})") from error
+    first = end = 0
+    lost = 0.0  # seconds that could not be decoded before the last hole
+    for piece in track:
+        if origin is None:
+            origin = piece.begins
+        at = piece.first(origin)
+        if 0 < end < at < media.duration * SAMPLE_RATE:  # within the picture
+            hole = (at - end) / SAMPLE_RATE
+            fault.gap |= hole > track.lost - lost + HOLE_SLACK
+            lost = track.lost
+        if block and (at != end or end - first >= SOUND_BLOCK):
+            yield first, np.concatenate(block)
+            block = []
+        if not block:
+            first = at
+        block.append(piece.samples)
+        end = at + len(piece.samples)
+    if block:
+        yield first, np.concatenate(block)
+    fault.damaged = track.damaged
 
 
 def read_sound_file(path: Path) -> NDArray[np.float32]:
@@ -268,20 +288,6 @@ def read_sound_file(path: Path) -> NDArray[np.float32]:
         common = math.gcd(rate, SAMPLE_RATE)
         mono = resample_poly(mono, SAMPLE_RATE // common, rate // common)
     return np.asarray(mono, np.float32)
-
-
-def read_sound_track(path: Path) -> NDArray[np.float32]:
-    """Return the sound track of a media file as mono at 16 kHz.
-
-    Raises:
-        ClipError: it cannot be decoded.
-    """
-    try:
-        reader = decord.AudioReader(str(path), sample_rate=SAMPLE_RATE, mono=True)
-        # the reader has decoded the track into _array; its own indexing copies sample by sample
-        return np.asarray(reader._array[0], np.float32)
-    except (decord.DECORDError, RuntimeError) as error:
-        raise ClipError(f"its sound track cannot be decoded ({reason(error)})") from error
 
 
 def reason(error: Exception) -> str:
