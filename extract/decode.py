@@ -9,6 +9,7 @@ has no time stamps, ends at a broken packet and crashes where the sample rate ch
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -55,6 +56,28 @@ class Media:
     sound_start: float | None
 
 
+def ffmpeg_name(path: str | Path) -> str:
+    """Return a local file's name in the form that FFmpeg takes for a file's, whatever is in it.
+
+    Without ``file:`` FFmpeg takes what is before a colon for a protocol, in relative paths such as
+    ``12:30:00.mp4``. PyAV and decord are to get no name of a local file but from here.
+
+    Raises:
+        ClipError: the name is not Unicode text; decord cannot open such a file.
+
+    >>> ffmpeg_name("12:30:00.mp4")
+    'file:12:30:00.mp4'
+    """
+    name = os.fspath(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(name).decode(errors="backslashreplace")
+        raise ClipError(f"its name is not Unicode text; rename the file: {shown}") from error
+    # two slashes at the start would look like a URL's, file://host
+    return "file:" + (f"/{name.lstrip('/')}" if name.startswith("//") else name)
+
+
 def probe(path: Path) -> Media:
     """Read the container's clock.
 
@@ -67,7 +90,7 @@ def probe(path: Path) -> Media:
     if path.stat().st_size == 0:
         raise ClipError(f"the file is empty: {path}")
     try:
-        with av.open(str(path)) as container:
+        with av.open(ffmpeg_name(path)) as container:
             video = _picture(container)
             if video is None or Disposition.attached_pic in video.disposition:
                 raise ClipError("there is no picture in it; a clip needs a video stream")
@@ -76,7 +99,7 @@ def probe(path: Path) -> Media:
             sound_start = None
             if sound is not None and sound.start_time is not None:
                 sound_start = float(sound.start_time * (sound.time_base or 0) - shown[0])
-            elif sound is not None and (begins := sound_track.begins(path)) is not None:
+            elif sound is not None and (begins := sound_track.begins(ffmpeg_name(path))) is not None:
                 sound_start = begins - float(shown[0])
     except MemoryError:
         raise  # one of FFmpeg's errors too
@@ -95,9 +118,9 @@ def footage(path: Path) -> float:
     """Return the length that the container claims, in seconds; 0 if it cannot be read."""
     try:
         if path.is_file():
-            with av.open(str(path)) as container:
+            with av.open(ffmpeg_name(path)) as container:
                 return (container.duration or 0) / av.time_base
-    except (av.FFmpegError, OSError, ValueError):
+    except (ClipError, av.FFmpegError, OSError, ValueError):
         pass
     return 0.0
 
@@ -134,7 +157,7 @@ def frames(path: Path, media: Media, wanted: NDArray[np.int64]) -> Iterator[NDAr
     """
     missing: NDArray[np.uint8] = np.empty((0, 0, 3), np.uint8)
     position = 0
-    with av.open(str(path)) as container:
+    with av.open(ffmpeg_name(path)) as container:
         for frame in _decodable(container, media, set(wanted.tolist())):
             number = _number(frame.time or 0.0, media)
             while position < len(wanted) and wanted[position] < number:
@@ -244,7 +267,7 @@ def sound_blocks(
         for first in range(0, len(whole), SOUND_BLOCK):
             yield first, whole[first : first + SOUND_BLOCK]
         return
-    track = sound_track.SoundTrack(beside or video)
+    track = sound_track.SoundTrack(ffmpeg_name(beside or video))
     origin = media.first_frame if beside is None else None
     block: list[NDArray[np.float32]] = []
     first = end = 0
@@ -278,7 +301,8 @@ def read_sound_file(path: Path) -> NDArray[np.float32]:
     if not path.is_file():
         raise ClipError(f"the sound file is not there: {path}")
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        # absolute: libsndfile takes a file called - for standard input
+        samples, rate = soundfile.read(os.path.abspath(path), dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
         raise ClipError(f"the sound file beside it cannot be read ({error})") from error
     mono = samples.mean(axis=1)

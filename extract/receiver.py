@@ -25,7 +25,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.decode import CLOCK_SLACK, ClipError, reason, upright
+from extract.decode import CLOCK_SLACK, ClipError, ffmpeg_name, reason, upright
 from extract.reader import MEMORY_BYTES, Prepare, ending, shelter, start
 from extract.sound_track import SAMPLE_RATE, Piece, Placing, choose
 from extract.trailing import Runs, Tail, span
@@ -216,7 +216,7 @@ class Receiver:
 
     def _messages(self) -> Iterator[Message]:
         """Yield what the process says of one connection, up to its `End`."""
-        url = self.source if self._remote else f"file:{self.source}"
+        url = self.source if self._remote else ffmpeg_name(self.source)
         if self._process is None:
             pipe = [os.dup(0)] if self.source == "-" else []  # its own 0 is for requests
             self._process = start("extract.receiver", MEMORY_BYTES, pipe)

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
@@ -32,7 +31,7 @@ CONFIRMED_BY, CONFIRMED_IN = 4, 0.2  # further frames, seconds
 DRIFT = 2e-3  # seconds by which counted samples and time stamps may come apart
 DRIFT_SECONDS = 1.0  # over which it is measured, and then corrected
 STEEPEST = 0.05  # share by which sound is stretched at most
-FRAMES_AT_ONCE = 32  # that the resampler gets before it is asked for what it has
+BLOCK = SAMPLE_RATE  # samples of a file that are handed on at once
 
 
 class Piece(NamedTuple):
@@ -75,15 +74,15 @@ class Placing:
     """Decoded frames on their way to samples, each run placed by the time stamps.
 
     Args:
-        at_once: frames that are resampled together, for speed; the samples are the same.
+        block: samples that are handed on at once, for speed; 0: all that is sure.
     """
 
-    def __init__(self, at_once: int = 1) -> None:
-        self._at_once = at_once
+    def __init__(self, block: int = 0) -> None:
+        self._block = block
         self._held: deque[tuple[av.AudioFrame, float]] = deque()  # their place is in doubt
         self._resampler: Graph | None = None
         self._kind = ("", "", 1)  # format, layout and rate of the frames in the resampler
-        self._pushed = 0  # frames since it was asked
+        self._pushed = 0  # samples at 16 kHz since it was asked
         self._start, self._counted = 0.0, 0  # of its input: when, samples
         self._begins, self._done = 0.0, 0  # of the run: when, samples that were handed on
         self._skip = 0  # samples that come a second time
@@ -155,15 +154,16 @@ class Placing:
                 at = due  # of another rate or layout, in the same run
             self._start, self._counted, self._drift = at, 0, 0.0
             self._lately.clear()
-            self._kind, self._resampler = kind, _resampler(kind)
-        elif (stamp := self._corrected(at)) is not None:
-            yield from self._pull()
+            self._kind, self._resampler = kind, _resampler(kind, self._block)
+            self._base = Fraction(1, frame.sample_rate)
+        else:
+            stamp = self._corrected(at)
         assert self._resampler is not None
         self._counted += frame.samples
-        frame.pts, frame.time_base = stamp, Fraction(1, frame.sample_rate)
+        frame.pts, frame.time_base = stamp, self._base
         self._resampler.push(frame)
-        self._pushed += 1
-        if self._pushed >= self._at_once:
+        self._pushed += frame.samples * SAMPLE_RATE // frame.sample_rate
+        if self._pushed >= self._block:
             yield from self._pull()
 
     def _corrected(self, at: float) -> int | None:
@@ -200,7 +200,8 @@ class Placing:
             except (BlockingIOError, EOFError):  # FFmpeg's for: nothing yet, nothing more
                 break
             assert isinstance(part, av.AudioFrame)
-            parts.append(part.to_ndarray()[0])
+            # what to_ndarray does, in a third of the time
+            parts.append(np.frombuffer(part.planes[0], np.float32, part.samples))
         samples = np.concatenate(parts) if parts else np.empty(0, np.float32)
         again = min(self._skip, len(samples))
         self._skip -= again
@@ -209,8 +210,11 @@ class Placing:
             self._done += len(samples) - again
 
 
-def _resampler(kind: tuple[str, str, int]) -> Graph:
-    """Return a graph that turns frames of a format, layout and rate into mono at 16 kHz."""
+def _resampler(kind: tuple[str, str, int], block: int) -> Graph:
+    """Return a graph that turns frames of a format, layout and rate into mono at 16 kHz.
+
+    It hands on frames of `block` samples, or as they come if that is 0.
+    """
     format_name, layout, rate = kind
     graph = Graph()
     chain = [
@@ -236,16 +240,21 @@ def _resampler(kind: tuple[str, str, int]) -> Graph:
     for one, other in pairwise(chain):
         one.link_to(other)
     graph.configure()
+    if block:
+        graph.set_audio_frame_size(block)
     return graph
 
 
-def begins(path: Path) -> float | None:
+def begins(url: str) -> float | None:
     """Return the time of a file's first sound, in seconds; None if its track has no packets.
+
+    Args:
+        url: the file's name, as FFmpeg takes it.
 
     Raises:
         av.FFmpegError: it cannot be read.
     """
-    with av.open(str(path)) as container:
+    with av.open(url) as container:
         stream = choose(container)
         if stream is not None:
             for packet in container.demux(stream):
@@ -258,17 +267,17 @@ class SoundTrack:
     """The sound track of a file, piece by piece; what cannot be decoded is passed over.
 
     Args:
-        path: of a media file.
+        url: the name of a media file, as FFmpeg takes it.
 
     Attributes:
         damaged: whether some of it could not be decoded, so far.
         lost: seconds of the packets that could not be decoded, so far.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, url: str) -> None:
         self.damaged = False
         self.lost = 0.0
-        self._path = path
+        self._url = url
 
     def __iter__(self) -> Iterator[Piece]:
         """Yield its pieces, in the order of time."""
@@ -280,9 +289,9 @@ class SoundTrack:
             self.damaged = True
 
     def _pieces(self) -> Iterator[Piece]:
-        placing = Placing(FRAMES_AT_ONCE)
+        placing = Placing(BLOCK)
         packets = frames = 0
-        with av.open(str(self._path)) as container:
+        with av.open(self._url) as container:
             stream, picture = choose(container), container.streams.best("video")
             if stream is None:
                 return
