@@ -27,7 +27,7 @@ from extract.sound_track import SAMPLE_RATE as SAMPLE_RATE
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg")
 SOUND_BLOCK = 10 * SAMPLE_RATE  # samples that are handed on at once
 LONG_SOUND = 1200.0  # seconds; longer sound files are never in memory as a whole
-HOLE_SLACK = 0.05  # seconds by which a hole may be longer than the broken packets in it
+HOLE_SLACK = 0.05  # seconds that can be lost with a broken packet, besides its own
 LONG_PAUSE = 3600.0  # seconds; longer clips have at least a frame a minute, or a damaged clock
 CLOCK_SLACK = 5e-4  # seconds; containers round their frames' times to a millisecond
 
@@ -277,9 +277,8 @@ def sound_blocks(
             origin = piece.begins
         at = piece.first(origin)
         if 0 < end < at < media.duration * SAMPLE_RATE:  # within the picture
-            hole = (at - end) / SAMPLE_RATE
-            fault.gap |= hole > track.lost - lost + HOLE_SLACK
-            lost = track.lost
+            broken, lost = track.lost - lost, track.lost
+            fault.gap |= not broken or (at - end) / SAMPLE_RATE > broken + HOLE_SLACK
         if block and (at != end or end - first >= SOUND_BLOCK):
             yield first, np.concatenate(block)
             block = []

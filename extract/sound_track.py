@@ -29,6 +29,7 @@ STEP = 6e-3
 # what confirms that it is one: stamps that only tremble are back by then
 CONFIRMED_BY, CONFIRMED_IN = 4, 0.2  # further frames, seconds
 DRIFT = 2e-3  # seconds by which counted samples and time stamps may come apart
+LARGEST_DRIFT = 0.1  # seconds by which they never do
 DRIFT_SECONDS = 1.0  # over which it is measured, and then corrected
 STEEPEST = 0.05  # share by which sound is stretched at most
 BLOCK = SAMPLE_RATE  # samples of a file that are handed on at once
@@ -84,6 +85,7 @@ class Placing:
         self._kind = ("", "", 1)  # format, layout and rate of the frames in the resampler
         self._pushed = 0  # samples at 16 kHz since it was asked
         self._start, self._counted = 0.0, 0  # of its input: when, samples
+        self._last = 0.0  # when the last frame ended, by its stamp
         self._begins, self._done = 0.0, 0  # of the run: when, samples that were handed on
         self._skip = 0  # samples that come a second time
         self._drift = 0.0  # seconds by which stamps are later than counted; is corrected
@@ -117,8 +119,12 @@ class Placing:
         return self._start + self._counted / self._kind[2] + self._drift
 
     def _in_doubt(self) -> bool:
-        """Whether the next frame comes when it is not due."""
-        return self._resampler is not None and abs(self._held[0][1] - self._expected()) > STEP
+        """Whether the next frame comes when it is not due, all at once."""
+        at = self._held[0][1]
+        late = abs(at - self._expected())
+        return self._resampler is not None and (
+            (late > STEP and abs(at - self._last) > STEP) or late > LARGEST_DRIFT
+        )
 
     def _waits(self) -> bool:
         """Whether what follows a frame in doubt is still too little to be sure."""
@@ -139,6 +145,7 @@ class Placing:
         """Resample the next frame, in its place."""
         stepped = self._in_doubt() and self._steps()
         frame, at = self._held.popleft()
+        stamped = at
         kind = (frame.format.name, frame.layout.name, frame.sample_rate)
         stamp: int | None = 0
         if self._resampler is None or stepped or kind != self._kind:
@@ -160,6 +167,7 @@ class Placing:
             stamp = self._corrected(at)
         assert self._resampler is not None
         self._counted += frame.samples
+        self._last = stamped + frame.samples / frame.sample_rate
         frame.pts, frame.time_base = stamp, self._base
         self._resampler.push(frame)
         self._pushed += frame.samples * SAMPLE_RATE // frame.sample_rate

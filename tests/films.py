@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -68,15 +70,36 @@ def film(path: Path, *options: str, late: float = 0.0, codecs: tuple[str, str] |
     ffmpeg(
         *("-f", "rawvideo", "-pix_fmt", "gray", "-s", f"{SIZE}x{SIZE}", "-r", FPS, "-i", picture),
         *("-itsoffset", late, "-f", "f32le", "-ar", SOUND_RATE, "-ac", 1, "-i", sound),
-        *("-c:v", coded[0], "-pix_fmt", "yuv420p", "-b:v", "500k", "-c:a", coded[1]),
+        *("-c:v", coded[0], "-pix_fmt", "yuv420p", "-bf", 0, "-b:v", "500k", "-c:a", coded[1]),
         *(*options, path),
     )
     return path
 
 
-def without(start: float, stop: float) -> tuple[str, str]:
-    """Return the options that leave out the sound's packets from `start` to `stop` (seconds)."""
-    return "-bsf:a", f"noise=drop='between(pts*tb,{start},{stop})'"
+def remade(source: Path, target: Path, change: Callable[[Any], Any]) -> Path:
+    """Copy a film's packets, those of the sound as `change` returns them; None leaves one out."""
+    with av.open(str(source)) as given, av.open(str(target), "w") as made:
+        streams = {s.index: made.add_stream_from_template(s) for s in given.streams}
+        for packet in given.demux():
+            if packet.dts is None:
+                continue
+            stream = streams[packet.stream_index]
+            changed = change(packet) if packet.stream.type == "audio" else packet
+            if changed is not None:
+                changed.stream = stream
+                made.mux(changed)
+    return target
+
+
+def holed(source: Path, target: Path, hole: tuple[float, float] = HOLE) -> Path:
+    """Copy a film without the packets of sound in a hole."""
+    start = frame_times(source)[0]
+
+    def outside(packet: Any) -> Any:
+        at = float(packet.pts * packet.time_base) - start
+        return None if hole[0] <= at < hole[1] else packet
+
+    return remade(source, target, outside)
 
 
 def heard_by_ffmpeg(path: Path, track: int = 0, how: str = "async=1") -> NDArray[np.float32]:
