@@ -8,20 +8,24 @@ has no time stamps, ends at a broken packet and crashes where the sample rate ch
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
 import soundfile
+from av.format import Flags
 from av.stream import Disposition
 from numpy.typing import NDArray
 
 from extract import sound_track
+from extract.clock import PacketClock
+from extract.ending import cut_short
 from extract.sound_track import SAMPLE_RATE as SAMPLE_RATE
 
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg")
@@ -30,6 +34,7 @@ LONG_SOUND = 1200.0  # seconds; longer sound files are never in memory as a whol
 HOLE_SLACK = 0.05  # seconds that can be lost with a broken packet, besides its own
 LONG_PAUSE = 3600.0  # seconds; longer clips have at least a frame a minute, or a damaged clock
 CLOCK_SLACK = 5e-4  # seconds; containers round their frames' times to a millisecond
+HEAD = 64  # packets that show whether frames are put in order, and how late
 
 av.logging.set_level(None)
 
@@ -48,12 +53,20 @@ class Media:
         duration: seconds from the first frame to the end of the last.
         sound_start: seconds from the first frame to the first sample of the sound track, negative
             if the sound begins earlier; None if there is no sound track, or an empty one.
+        lateness: None if the packets have the times at which their frames are shown. If they have
+            not (H.264 with B-frames in AVI): the seconds from the decoding time of the packet that
+            completes a frame to when the frame is shown.
+        cut_short: how it shows that the file was cut short; "" if it seems to be whole.
+        flags: names of the `features.Flag` that all this amounts to.
     """
 
     first_frame: float
     frame_times: NDArray[np.float64]
     duration: float
     sound_start: float | None
+    lateness: float | None = None
+    cut_short: str = ""
+    flags: frozenset[str] = frozenset()
 
 
 def ffmpeg_name(path: str | Path) -> str:
@@ -94,24 +107,37 @@ def probe(path: Path) -> Media:
             video = _picture(container)
             if video is None or Disposition.attached_pic in video.disposition:
                 raise ClipError("there is no picture in it; a clip needs a video stream")
-            shown, last = _frame_clock(container, video)
+            _refuse_without_times(path, container, video)
             sound = sound_track.choose(container)
+            found = _frame_clock(container, video, sound)
+            shown, lateness = found.times, None
+            if found.untimed:
+                shown, lateness = _times_in_order(path, shown)
             sound_start = None
-            if sound is not None and sound.start_time is not None:
-                sound_start = float(sound.start_time * (sound.time_base or 0) - shown[0])
-            elif sound is not None and (begins := sound_track.begins(ffmpeg_name(path))) is not None:
+            if sound is not None and sound.index in found.ends:
+                begins = sound_track.begins(container, sound, ffmpeg_name(path))
                 sound_start = begins - float(shown[0])
+            why = cut_short(path, container, found.ends)
     except MemoryError:
         raise  # one of FFmpeg's errors too
     except (av.FFmpegError, OSError, ValueError) as error:
         raise ClipError(f"not a readable media file ({reason(error)})") from error
-    duration = float(last - shown[0])
+    duration = float(shown[-1] - shown[0] + found.last)
     if duration > max(LONG_PAUSE, len(shown) * LONG_PAUSE / 60):
         raise ClipError(
             f"its clock runs for {duration / 3600:.1f} hours, but there are only {len(shown)} "
             "frames: the file is damaged"
         )
-    return Media(float(shown[0]), shown - shown[0], duration, sound_start)
+    flags = {"CUT_SHORT": bool(why), "CLOCK_JUMP": found.jumps > 0}
+    return Media(
+        float(shown[0]),
+        shown - shown[0],
+        duration,
+        sound_start,
+        lateness,
+        why,
+        frozenset(name for name, is_so in flags.items() if is_so),
+    )
 
 
 def footage(path: Path) -> float:
@@ -125,29 +151,130 @@ def footage(path: Path) -> float:
     return 0.0
 
 
+def _refuse_without_times(
+    path: Path, container: av.container.InputContainer, video: av.VideoStream
+) -> None:
+    """Refuse a stream that was never put into a container, and so has no clock.
+
+    FFmpeg makes one up, of 25 frames a second where the stream names no rate. Most cameras' names
+    none or a wrong one, and where the clock is wrong all intervals and the sound are, unseen.
+    MPEG-2 must name its rate, so that one is read.
+    """
+    name = container.format.name
+    without: Any = Flags.no_timestamps.value  # an int, whatever PyAV's stubs say
+    if not (container.format.flags & without or name.endswith("_pipe")) or name == "mpegvideo":
+        return
+    count = sum(packet.size > 0 for packet in container.demux(video))
+    if name.endswith("_pipe") and count == 1:
+        return  # a picture
+    claimed = video.codec_context.framerate
+    rate = f"{float(claimed):g}" if claimed else "RATE"
+    raise ClipError(
+        f"it is a raw {video.codec_context.codec.canonical_name} stream: {count} frames without "
+        "times, so that nothing says when each is shown. Put it into a container, with the rate "
+        f"that its camera is set to{f' (the stream claims {rate})' if claimed else ''}: ffmpeg "
+        f"-framerate {rate} -i {path.name} -c:v libx264 -crf 12 {path.stem}.mp4"
+    )
+
+
+class _Packets(NamedTuple):
+    """What a file's packets say, all in seconds on one clock that does not jump."""
+
+    times: NDArray[np.float64]  # when each frame is shown, ascending
+    untimed: bool  # `times` are when each is decoded: when it is shown is not said
+    last: float  # how long the last frame is shown
+    ends: dict[int, float]  # stream number -> when it ends
+    jumps: int  # of the file's own clock
+
+
 def _frame_clock(
-    container: av.container.InputContainer, video: av.VideoStream
-) -> tuple[NDArray[np.float64], float]:
-    """Return when each frame is shown, in display order, and when the last one ends (seconds)."""
-    base = video.time_base or Fraction(1)
-    times: list[float] = []
-    end = -math.inf
+    container: av.container.InputContainer, video: av.VideoStream, sound: av.AudioStream | None
+) -> _Packets:
+    """Read all packets of a file.
+
+    Raises:
+        ClipError: there are no frames.
+    """
+    base = float(video.time_base or 1)
+    stamps: list[tuple[int | None, int | None]] = []
+    ends: dict[int, float] = {}
+    clock = PacketClock(container, [video] if sound is None else [video, sound])
+    filled, length = _Filled(video), 0.0
     try:
-        for packet in container.demux(video):
-            stamp = packet.pts if packet.pts is not None else packet.dts
-            if stamp is None or packet.is_discard or packet.size == 0:
+        for packet in container.demux():
+            number = packet.stream_index
+            if packet.size == 0:
                 continue
-            times.append(float(stamp * base))
-            end = max(end, float((stamp + (packet.duration or 0)) * base))
+            if number == video.index or (sound is not None and number == sound.index):
+                clock.place(packet)
+            stamp = packet.pts if packet.pts is not None else packet.dts
+            if stamp is not None and packet.time_base:
+                end = float((stamp + (packet.duration or 0)) * packet.time_base)
+                ends[number] = max(end, ends.get(number, end))
+            if number == video.index and not packet.is_discard:
+                stamps.append((packet.pts, filled(packet)))
+                length = (packet.duration or 0) * base
     except av.FFmpegError:
         pass  # cut short: what was read before is the valid part
-    if not times:
+    if not stamps:
         raise ClipError("its video stream has no frames")
-    shown = np.sort(np.array(times))
-    if end <= shown[-1]:  # containers that give no duration to a packet
-        rate = float(video.average_rate or video.guessed_rate or 25)
-        end = shown[-1] + 1 / rate
-    return shown, end
+    # a reader of AVI gives packets that were never presented in another order a time all the same
+    in_order = len({pts - dts for pts, dts in stamps if pts is not None and dts is not None}) == 1
+    untimed = any(pts is None for pts, _ in stamps)
+    untimed |= in_order and bool(video.codec_context.has_b_frames)
+    taken = [dts if untimed or pts is None else pts for pts, dts in stamps]
+    times = np.sort(np.array([stamp for stamp in taken if stamp is not None]) * base)
+    last = length if untimed else ends.get(video.index, -math.inf) - times[-1]
+    if last <= 0:  # containers that give no duration to a packet
+        last = 1 / float(video.average_rate or video.guessed_rate or 25)
+    return _Packets(times, untimed, float(last), ends, clock.jumps)
+
+
+class _Filled:
+    """Gives decoding times to the packets of a stream that have none."""
+
+    def __init__(self, video: av.VideoStream) -> None:
+        rate, base = video.average_rate or video.guessed_rate or 25, video.time_base or 1
+        self._usual = round(1 / (rate * base))
+        self._next: int | None = None
+
+    def __call__(self, packet: av.Packet[Any]) -> int:
+        """Return a packet's decoding time, which it is given if it had none."""
+        if packet.dts is None:
+            packet.dts = self._next if self._next is not None else packet.pts or 0
+        self._next = packet.dts + (packet.duration or self._usual)
+        return packet.dts
+
+
+def _times_in_order(path: Path, decoded: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+    """Return when frames are shown whose packets do not say it, and their `Media.lateness`.
+
+    A decoder puts frames in order, so that the n-th to be shown comes with the n-th packet after
+    the first one that completes a frame. As ffmpeg does, each is shown when the packet that
+    completes it is decoded, unless the first ones have times that are in order.
+
+    Args:
+        path: of the file.
+        decoded: (frames,) ascending seconds at which packets are decoded.
+    """
+    with av.open(ffmpeg_name(path)) as container:
+        video = _picture(container)
+        assert video is not None  # probe saw it
+        base = float(video.time_base or 1)
+        head: list[av.VideoFrame] = []
+        for number, packet in enumerate(_placed(container, video, True, True)):
+            with contextlib.suppress(av.FFmpegError):
+                head += packet.decode()
+            if number >= HEAD and head:
+                break
+    if not head or head[0].dts is None:  # only what is left in the decoder at the end
+        return decoded, 0.0
+    timed = [(f.pts, f.dts) for f in head if f.pts is not None and f.dts is not None]
+    own = [pts for pts, _ in timed]
+    in_order = own == sorted(own) and len(timed) > 0
+    lateness = (timed[0][0] - timed[0][1]) * base if in_order else 0.0
+    first = head[0].dts * base + lateness
+    return decoded - decoded[0] + first, lateness
 
 
 def frames(path: Path, media: Media, wanted: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
@@ -158,8 +285,7 @@ def frames(path: Path, media: Media, wanted: NDArray[np.int64]) -> Iterator[NDAr
     missing: NDArray[np.uint8] = np.empty((0, 0, 3), np.uint8)
     position = 0
     with av.open(ffmpeg_name(path)) as container:
-        for frame in _decodable(container, media, set(wanted.tolist())):
-            number = _number(frame.time or 0.0, media)
+        for number, frame in _decodable(container, media, set(wanted.tolist())):
             while position < len(wanted) and wanted[position] < number:
                 yield missing
                 position += 1
@@ -191,32 +317,57 @@ def _picture(container: av.container.InputContainer) -> av.VideoStream | None:
     return stream if isinstance(stream, av.VideoStream) else None
 
 
+def _placed(
+    container: av.container.InputContainer, video: av.VideoStream, jumps: bool, fill: bool
+) -> Iterator[av.Packet[Any]]:
+    """Yield the picture's packets, up to where the file cannot be read on, then the flushing one.
+
+    Args:
+        container: open, at its beginning.
+        video: the picture in it.
+        jumps: put their times right; that takes the sound's packets too, see `PacketClock`.
+        fill: give decoding times to those that have none.
+    """
+    sound = sound_track.choose(container) if jumps else None
+    clock = PacketClock(container, [video] if sound is None else [video, sound])
+    packets = clock.packets() if jumps else container.demux(video)
+    filled = _Filled(video)
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, av.FFmpegError):
+            return
+        if packet.stream_index == video.index:
+            if fill and packet.size:
+                filled(packet)
+            yield packet
+
+
 def _decodable(
     container: av.container.InputContainer, media: Media, wanted: set[int]
-) -> Iterator[av.VideoFrame]:
-    """Decode packet by packet, passing over those that are damaged.
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Decode packet by packet, passing over those that are damaged; yield frames' numbers too.
 
     Frames that are not wanted and that no other frame refers to need not be decoded at all.
     """
     video = _picture(container)
     assert video is not None  # probe saw it
     video.codec_context.thread_count = 1  # the workers are the parallelism
-    base = video.time_base or Fraction(1)
-    exact_skips = video.codec_context.codec.name in ("h264", "hevc")
-    packets = container.demux(video)
-    while True:
-        try:
-            packet = next(packets)
-        except (StopIteration, av.FFmpegError):
-            return
-        shown = None if packet.pts is None else _number(float(packet.pts * base), media)
+    base = float(video.time_base or 1)
+    timed = media.lateness is None
+    exact_skips = timed and video.codec_context.codec.name in ("h264", "hevc")
+    number = -1
+    for packet in _placed(container, video, "CLOCK_JUMP" in media.flags, not timed):
         if exact_skips:
-            needed = shown is None or shown in wanted
+            needed = packet.pts is None or _number(packet.pts * base, media) in wanted
             video.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
         try:
             for frame in packet.decode():
-                if isinstance(frame, av.VideoFrame) and not frame.is_corrupt:
-                    yield frame
+                if not isinstance(frame, av.VideoFrame):
+                    continue
+                number = _shown_as(frame, base, media, number)
+                if not frame.is_corrupt:
+                    yield number, frame
         except MemoryError:
             raise
         except av.FFmpegError:
@@ -234,6 +385,15 @@ class SoundFault:
 
     damaged: bool = False
     gap: bool = False
+
+
+def _shown_as(frame: av.VideoFrame, base: float, media: Media, before: int) -> int:
+    """Return the number of a decoded frame; `before` is that of the frame decoded before it."""
+    if media.lateness is None:
+        return _number((frame.pts or 0) * base, media)
+    if frame.dts is None:  # it was left in the decoder at the end
+        return before + 1
+    return _number(frame.dts * base + media.lateness, media)
 
 
 def sound_beside(video: Path) -> Path | None:
@@ -267,7 +427,8 @@ def sound_blocks(
         for first in range(0, len(whole), SOUND_BLOCK):
             yield first, whole[first : first + SOUND_BLOCK]
         return
-    track = sound_track.SoundTrack(ffmpeg_name(beside or video))
+    jumps = beside is None and "CLOCK_JUMP" in media.flags
+    track = sound_track.SoundTrack(ffmpeg_name(beside or video), jumps)
     origin = media.first_frame if beside is None else None
     block: list[NDArray[np.float32]] = []
     first = end = 0

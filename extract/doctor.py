@@ -74,7 +74,7 @@ def _misread(messages: list[Message], sound_codec: str | None) -> str | None:
     if isinstance(last, Failed):
         return last.reason
     assert isinstance(last, End)
-    if last.sound.damaged:
+    if last.sound_damaged:
         return "its sound track cannot be decoded"
     frames = [message.pixels for message in messages if isinstance(message, Frame)]
     if any(abs(frame.mean() - GREY) > 10 for frame in frames):

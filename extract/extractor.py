@@ -302,10 +302,10 @@ class _Clip(Generic[T]):
         eyes = [name for name, network in self._networks.items() if network.reads == "frames"]
         seen = all(self._valid[name].all() for name in eyes)
         flags = Flag.NONE if seen else Flag.PICTURE_DAMAGED
-        if self._end.sound.damaged:
+        if self._end.sound_damaged:
             flags |= Flag.SOUND_DAMAGED
-        if self._end.sound.gap:
-            flags |= Flag.SOUND_GAP
+        for name in self._end.flags:
+            flags |= Flag[name]
         return Features(
             self._rows, self._valid, self._step, self._begin.duration, flags, self._end.source
         )

@@ -146,8 +146,9 @@ class Sound(NamedTuple):
 class End(NamedTuple):
     """All was sent."""
 
-    sound: SoundFault
+    sound_damaged: bool
     source: str  # SHA-256 of the video file
+    flags: frozenset[str] = frozenset()  # names of `features.Flag`, which is not imported here
 
 
 class Failed(NamedTuple):
@@ -186,7 +187,9 @@ def read(request: Request) -> Iterator[Message]:
             if len(within):
                 yield Sound(first + begin, within)
     with open(path, "rb") as file:
-        yield End(fault, hashlib.file_digest(file, "sha256").hexdigest())
+        source = hashlib.file_digest(file, "sha256").hexdigest()
+    flags = media.flags | ({"SOUND_GAP"} if fault.gap else set())
+    yield End(fault.damaged, source, flags)
 
 
 def _frames(request: Request, media: Media, snippets: int) -> Iterator[Frame]:

@@ -209,7 +209,7 @@ class Placing:
                 break
             assert isinstance(part, av.AudioFrame)
             # what to_ndarray does, in a third of the time
-            parts.append(np.frombuffer(part.planes[0], np.float32, part.samples))
+            parts.append(np.frombuffer(memoryview(part.planes[0]), np.float32, part.samples))
         samples = np.concatenate(parts) if parts else np.empty(0, np.float32)
         again = min(self._skip, len(samples))
         self._skip -= again
@@ -253,22 +253,24 @@ def _resampler(kind: tuple[str, str, int], block: int) -> Graph:
     return graph
 
 
-def begins(url: str) -> float | None:
-    """Return the time of a file's first sound, in seconds; None if its track has no packets.
+def begins(container: av.container.InputContainer, stream: av.AudioStream, url: str) -> float:
+    """Return the time of a track's first sample, in seconds of the container's clock.
 
     Args:
+        container: of the file.
+        stream: in it, that has packets.
         url: the file's name, as FFmpeg takes it.
 
     Raises:
         av.FFmpegError: it cannot be read.
     """
-    with av.open(url) as container:
-        stream = choose(container)
-        if stream is not None:
-            for packet in container.demux(stream):
-                if packet.size:
-                    return float((packet.pts or 0) * packet.time_base)
-    return None
+    if stream.start_time is not None:
+        return float(stream.start_time * (stream.time_base or 0))
+    with av.open(url) as again:  # it begins later than FFmpeg looks when it opens a file
+        for packet in again.demux(again.streams[stream.index]):
+            if packet.size:
+                return float((packet.pts or 0) * packet.time_base)
+    return 0.0
 
 
 class SoundTrack:
@@ -276,16 +278,18 @@ class SoundTrack:
 
     Args:
         url: the name of a media file, as FFmpeg takes it.
+        jumps: whether its clock does, which is put right as for the picture.
 
     Attributes:
         damaged: whether some of it could not be decoded, so far.
         lost: seconds of the packets that could not be decoded, so far.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, jumps: bool = False) -> None:
         self.damaged = False
         self.lost = 0.0
         self._url = url
+        self._jumps = jumps
 
     def __iter__(self) -> Iterator[Piece]:
         """Yield its pieces, in the order of time."""
@@ -300,13 +304,10 @@ class SoundTrack:
         placing = Placing(BLOCK)
         packets = frames = 0
         with av.open(self._url) as container:
-            stream, picture = choose(container), container.streams.best("video")
+            stream = choose(container)
             if stream is None:
                 return
-            read: list[av.VideoStream | av.AudioStream] = [stream]
-            if isinstance(picture, av.VideoStream):
-                read.append(picture)
-            for packet in self._packets(PacketClock(container, read), stream):
+            for packet in self._packets(container, stream):
                 packets += packet.size > 0
                 for frame in self._decoded(packet):
                     frames += 1
@@ -314,10 +315,16 @@ class SoundTrack:
             yield from placing.finish()
         self.damaged |= packets > 0 and not frames
 
-    def _packets(self, clock: PacketClock, stream: av.AudioStream) -> Iterator[av.Packet[Any]]:
+    def _packets(
+        self, container: av.container.InputContainer, stream: av.AudioStream
+    ) -> Iterator[av.Packet[Any]]:
         """Yield its packets, and at last an empty one for what the decoder still holds."""
+        packets: Iterator[av.Packet[Any]] = container.demux(stream)
+        picture = container.streams.best("video")
+        if self._jumps and isinstance(picture, av.VideoStream):
+            packets = PacketClock(container, [picture, stream]).packets()
         try:
-            for packet in clock.packets():
+            for packet in packets:
                 if packet.stream_index == stream.index:
                     yield packet
         except MemoryError:

@@ -52,7 +52,9 @@ def clicks(instants: tuple[float, ...] = INSTANTS, seconds: float = SECONDS) -> 
     return sound.astype(np.float32)
 
 
-def film(path: Path, *options: str, late: float = 0.0, codecs: tuple[str, str] | None = None) -> Path:
+def film(
+    path: Path, *options: str, late: float = 0.0, codecs: tuple[str, str] | None = None
+) -> Path:
     """Write grey frames with a white one at each instant, and clicks at the same instants.
 
     Args:
