@@ -137,7 +137,7 @@ def manifest_check(manifest: Manifest, root: Root = None, as_json: Json = False)
 
         def probe(video: Path, audio: Path | None) -> tuple[float, bool]:
             media = read_clock(video)
-            sound = audio or sound_beside(video) or media.sound_start is not None
+            sound = audio or sound_beside(video) or media.has_sound
             return media.duration, bool(sound)
 
     findings = manifests.check(manifest, root_of(manifest, root), probe)

@@ -51,8 +51,7 @@ class Media:
         first_frame: the container's time of the first frame, in seconds: zero of the clip's clock.
         frame_times: (frames,) seconds at which each frame is shown, from the first frame on.
         duration: seconds from the first frame to the end of the last.
-        sound_start: seconds from the first frame to the first sample of the sound track, negative
-            if the sound begins earlier; None if there is no sound track, or an empty one.
+        has_sound: whether the sound track that is read has any packets.
         lateness: None if the packets have the times at which their frames are shown. If they have
             not (H.264 with B-frames in AVI): the seconds from the decoding time of the packet that
             completes a frame to when the frame is shown.
@@ -63,7 +62,7 @@ class Media:
     first_frame: float
     frame_times: NDArray[np.float64]
     duration: float
-    sound_start: float | None
+    has_sound: bool
     lateness: float | None = None
     cut_short: str = ""
     flags: frozenset[str] = frozenset()
@@ -113,10 +112,7 @@ def probe(path: Path) -> Media:
             shown, lateness = found.times, None
             if found.untimed:
                 shown, lateness = _times_in_order(path, shown)
-            sound_start = None
-            if sound is not None and sound.index in found.ends:
-                begins = sound_track.begins(container, sound, ffmpeg_name(path))
-                sound_start = begins - float(shown[0])
+            has_sound = sound is not None and sound.index in found.ends
             why = cut_short(path, container, found.ends)
     except MemoryError:
         raise  # one of FFmpeg's errors too
@@ -133,7 +129,7 @@ def probe(path: Path) -> Media:
         float(shown[0]),
         shown - shown[0],
         duration,
-        sound_start,
+        has_sound,
         lateness,
         why,
         frozenset(name for name, is_so in flags.items() if is_so),
@@ -432,14 +428,13 @@ def sound_blocks(
     origin = media.first_frame if beside is None else None
     block: list[NDArray[np.float32]] = []
     first = end = 0
-    lost = 0.0  # seconds that could not be decoded before the last hole
+    missing = 0.0  # seconds
     for piece in track:
         if origin is None:
             origin = piece.begins
         at = piece.first(origin)
         if 0 < end < at < media.duration * SAMPLE_RATE:  # within the picture
-            broken, lost = track.lost - lost, track.lost
-            fault.gap |= not broken or (at - end) / SAMPLE_RATE > broken + HOLE_SLACK
+            missing += (at - end) / SAMPLE_RATE
         if block and (at != end or end - first >= SOUND_BLOCK):
             yield first, np.concatenate(block)
             block = []
@@ -450,6 +445,7 @@ def sound_blocks(
     if block:
         yield first, np.concatenate(block)
     fault.damaged = track.damaged
+    fault.gap = missing > track.lost + track.broken * HOLE_SLACK
 
 
 def read_sound_file(path: Path) -> NDArray[np.float32]:

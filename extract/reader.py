@@ -179,7 +179,7 @@ def read(request: Request) -> Iterator[Message]:
         raise ClipError("none of its frames can be decoded")
     beside = request.audio or sound_beside(path)
     fault = SoundFault()
-    if beside is not None or media.sound_start is not None:
+    if beside is not None or media.has_sound:
         end = round(snippets * step * SAMPLE_RATE)
         for first, samples in sound_blocks(path, beside, media, fault):
             begin = max(0, -first)  # the clock starts at the first frame

@@ -183,8 +183,15 @@ class Placing:
         self._lately.append((counted, at - self._start - counted))
         if counted - self._lately[0][0] < DRIFT_SECONDS:
             return None
-        drift = statistics.median(later for _, later in self._lately)
-        while counted - self._lately[0][0] > DRIFT_SECONDS / 2:
+        half = counted - DRIFT_SECONDS / 2
+        early, late = (
+            statistics.median(later for at, later in self._lately if (at > half) == is_late)
+            for is_late in (False, True)
+        )
+        drift = late
+        if abs(late - early) > DRIFT / 2:  # so steep that it matters until it is corrected
+            drift += 1.5 * (late - early)
+        while self._lately[0][0] <= half:
             self._lately.popleft()
         if abs(drift - self._drift) < DRIFT:
             return None
@@ -253,26 +260,6 @@ def _resampler(kind: tuple[str, str, int], block: int) -> Graph:
     return graph
 
 
-def begins(container: av.container.InputContainer, stream: av.AudioStream, url: str) -> float:
-    """Return the time of a track's first sample, in seconds of the container's clock.
-
-    Args:
-        container: of the file.
-        stream: in it, that has packets.
-        url: the file's name, as FFmpeg takes it.
-
-    Raises:
-        av.FFmpegError: it cannot be read.
-    """
-    if stream.start_time is not None:
-        return float(stream.start_time * (stream.time_base or 0))
-    with av.open(url) as again:  # it begins later than FFmpeg looks when it opens a file
-        for packet in again.demux(again.streams[stream.index]):
-            if packet.size:
-                return float((packet.pts or 0) * packet.time_base)
-    return 0.0
-
-
 class SoundTrack:
     """The sound track of a file, piece by piece; what cannot be decoded is passed over.
 
@@ -282,11 +269,13 @@ class SoundTrack:
 
     Attributes:
         damaged: whether some of it could not be decoded, so far.
-        lost: seconds of the packets that could not be decoded, so far.
+        broken: how many packets could not be decoded, so far.
+        lost: their seconds.
     """
 
     def __init__(self, url: str, jumps: bool = False) -> None:
         self.damaged = False
+        self.broken = 0
         self.lost = 0.0
         self._url = url
         self._jumps = jumps
@@ -325,7 +314,7 @@ class SoundTrack:
             packets = PacketClock(container, [picture, stream]).packets()
         try:
             for packet in packets:
-                if packet.stream_index == stream.index:
+                if packet.stream.index == stream.index:  # its own number is 0 when it is empty
                     yield packet
         except MemoryError:
             raise
@@ -346,5 +335,6 @@ class SoundTrack:
         except av.FFmpegError:
             whole = []
         self.damaged = True
+        self.broken += 1
         self.lost += float((packet.duration or 0) * packet.time_base)
         return whole

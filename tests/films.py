@@ -24,7 +24,7 @@ CODECS = {
     "mp4": ("libx264", "aac"),
     "mkv": ("libx264", "flac"),
     "webm": ("libvpx", "libopus"),
-    "mov": ("libx264", "pcm_s16le"),
+    "mov": ("libx264", "alac"),
     "ts": ("libx264", "mp2"),
     "flv": ("flv", "libmp3lame"),
     "avi": ("mpeg4", "libmp3lame"),
@@ -109,6 +109,15 @@ def heard_by_ffmpeg(path: Path, track: int = 0, how: str = "async=1") -> NDArray
     placed = f"aresample={RATE}:{how}:first_pts=0"
     output = ("-map", f"0:a:{track}", "-af", placed, "-ac", "1", "-f", "f32le", "-")
     return np.frombuffer(ffmpeg("-copyts", "-i", path, *output), np.float32)
+
+
+def seen_by_ffmpeg(path: Path) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return when each frame is shown, as `frame_times`, and whether it is a flash."""
+    given = ("-i", path, "-vsync", "passthrough", "-f", "rawvideo", "-pix_fmt", "gray", "-")
+    grey = np.frombuffer(ffmpeg(*given), np.uint8).reshape(-1, SIZE * SIZE)
+    times = frame_times(path)
+    assert len(times) == len(grey)
+    return times, grey.mean(1) > 128
 
 
 def frame_times(path: Path) -> NDArray[np.float64]:
