@@ -137,7 +137,7 @@ def manifest_check(manifest: Manifest, root: Root = None, as_json: Json = False)
 
         def probe(video: Path, audio: Path | None) -> manifests.Probed:
             media = read_clock(video)
-            sound = audio or sound_beside(video) or media.sound_start is not None
+            sound = audio or sound_beside(video) or media.has_sound
             return manifests.Probed(media.duration, bool(sound), media.cut_short)
 
     findings = manifests.check(manifest, root_of(manifest, root), probe)

@@ -1,9 +1,9 @@
 """From a media file to frames and sound on one clock, which starts at the first frame shown.
 
-PyAV decodes the frames and reads the container's clock; decord decodes the sound. decord does not
-decode the frames because its seeks give wrong ones without a word (HEVC with open groups of
-pictures, MPEG-TS and -PS, WMV) and it drops the whole of a damaged file; PyAV is as fast. Where
-decord is not installed, PyAV decodes the sound too, to the same samples.
+PyAV decodes the frames and reads the container's clock, and decodes the sound
+(`extract.sound_track`). decord does neither: its seeks give wrong frames without a word (HEVC with
+open groups of pictures, MPEG-TS and -PS, WMV), it drops the whole of a damaged file, and its sound
+has no time stamps, ends at a broken packet and crashes where the sample rate changes.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,28 +23,19 @@ from av.format import Flags
 from av.stream import Disposition
 from numpy.typing import NDArray
 
+from extract import sound_track
 from extract.clock import PacketClock
 from extract.ending import cut_short, lost_index
+from extract.sound_track import SAMPLE_RATE as SAMPLE_RATE
 
-# decord loads all of CUDA that pip has installed, 0.6 GB, for a decoder that is not used here
-sys.modules.setdefault("nvidia", None)  # type: ignore[arg-type]
-try:
-    import decord
-except ImportError:  # there are no wheels of it for every machine
-    decord = None
-if sys.modules["nvidia"] is None:
-    del sys.modules["nvidia"]
-
-SAMPLE_RATE = 16_000  # Hz; what Wav2Vec2 was trained on
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg")
 SOUND_BLOCK = 10 * SAMPLE_RATE  # samples that are handed on at once
-LONG_SOUND = 1200.0  # seconds; decord, twice as fast as PyAV, takes 280 KB for each
+LONG_SOUND = 1200.0  # seconds; longer sound files are never in memory as a whole
+HOLE_SLACK = 0.05  # seconds that can be lost with a broken packet, besides its own
 LONG_PAUSE = 3600.0  # seconds; longer clips have at least a frame a minute, or a damaged clock
 CLOCK_SLACK = 5e-4  # seconds; containers round their frames' times to a millisecond
 HEAD = 64  # packets that show whether frames are put in order, and how late
 
-if decord is not None:
-    decord.logging.set_level(decord.logging.QUIET)
 av.logging.set_level(None)
 
 
@@ -62,8 +51,7 @@ class Media:
         first_frame: the container's time of the first frame, in seconds: zero of the clip's clock.
         frame_times: (frames,) seconds at which each frame is shown, from the first frame on.
         duration: seconds from the first frame to the end of the last.
-        sound_start: seconds from the first frame to the first sample of the sound track, negative
-            if the sound begins earlier; None if there is no sound track.
+        has_sound: whether the sound track that is read has any packets.
         lateness: None if the packets have the times at which their frames are shown. If they have
             not (H.264 with B-frames in AVI): the seconds from the decoding time of the packet that
             completes a frame to when the frame is shown.
@@ -74,7 +62,7 @@ class Media:
     first_frame: float
     frame_times: NDArray[np.float64]
     duration: float
-    sound_start: float | None
+    has_sound: bool
     lateness: float | None = None
     cut_short: str = ""
     flags: frozenset[str] = frozenset()
@@ -118,15 +106,13 @@ def probe(path: Path) -> Media:
             video = _picture(container)
             if video is None or Disposition.attached_pic in video.disposition:
                 raise ClipError("there is no picture in it; a clip needs a video stream")
-            _refuse_without_times(path, container, video)
-            sound = _sound(container)
+            sound = sound_track.choose(container)
             found = _frame_clock(container, video, sound)
+            _refuse_without_times(path, container, video, len(found.times))
             shown, lateness = found.times, None
             if found.untimed:
                 shown, lateness = _times_in_order(path, shown)
-            sound_start = None
-            if sound is not None:
-                sound_start = float((sound.start_time or 0) * (sound.time_base or 0) - shown[0])
+            has_sound = sound is not None and sound.index in found.ends
             why = cut_short(path, container, found.ends)
     except MemoryError:
         raise  # one of FFmpeg's errors too
@@ -144,7 +130,7 @@ def probe(path: Path) -> Media:
         float(shown[0]),
         shown - shown[0],
         duration,
-        sound_start,
+        has_sound,
         lateness,
         why,
         frozenset(name for name, is_so in flags.items() if is_so),
@@ -163,7 +149,7 @@ def footage(path: Path) -> float:
 
 
 def _refuse_without_times(
-    path: Path, container: av.container.InputContainer, video: av.VideoStream
+    path: Path, container: av.container.InputContainer, video: av.VideoStream, count: int
 ) -> None:
     """Refuse a stream that was never put into a container, and so has no clock.
 
@@ -173,11 +159,9 @@ def _refuse_without_times(
     """
     name = container.format.name
     without: Any = Flags.no_timestamps.value  # an int, whatever PyAV's stubs say
-    if not (container.format.flags & without or name.endswith("_pipe")) or name == "mpegvideo":
+    pictures = name.endswith("_pipe") and count > 1  # one behind the other
+    if not (container.format.flags & without or pictures) or name == "mpegvideo":
         return
-    count = sum(packet.size > 0 for packet in container.demux(video))
-    if name.endswith("_pipe") and count == 1:
-        return  # a picture
     claimed = video.codec_context.framerate
     rate = f"{float(claimed):g}" if claimed else "RATE"
     raise ClipError(
@@ -338,11 +322,6 @@ def _number(time: float, media: Media) -> int:
     return int(np.searchsorted(media.frame_times, since + CLOCK_SLACK)) - 1
 
 
-def _sound(container: av.container.InputContainer) -> av.AudioStream | None:
-    stream = container.streams.best("audio")
-    return stream if isinstance(stream, av.AudioStream) else None
-
-
 def _picture(container: av.container.InputContainer) -> av.VideoStream | None:
     stream = container.streams.best("video")
     return stream if isinstance(stream, av.VideoStream) else None
@@ -359,7 +338,7 @@ def _placed(
         jumps: put their times right; that takes the sound's packets too, see `PacketClock`.
         untimed: see to their decoding times, as `_Decoding` does.
     """
-    sound = _sound(container) if jumps else None
+    sound = sound_track.choose(container) if jumps else None
     clock = PacketClock(container, [video] if sound is None else [video, sound])
     packets = clock.packets() if jumps else container.demux(video)
     decoding = _Decoding(container, video)
@@ -405,6 +384,19 @@ def _decodable(
             continue
 
 
+@dataclass
+class SoundFault:
+    """What is wrong with a clip's sound.
+
+    Attributes:
+        damaged: some of it could not be decoded.
+        gap: some is missing in the middle of the track, besides what could not be decoded.
+    """
+
+    damaged: bool = False
+    gap: bool = False
+
+
 def _shown_as(frame: av.VideoFrame, base: float, media: Media, before: int) -> int:
     """Return the number of a decoded frame; `before` is that of the frame decoded before it."""
     if media.lateness is None:
@@ -415,44 +407,59 @@ def _shown_as(frame: av.VideoFrame, base: float, media: Media, before: int) -> i
 
 
 def sound_beside(video: Path) -> Path | None:
-    """Return the sound file of the same name next to a video, if there is one."""
-    return next((s for s in map(video.with_suffix, SOUND_SUFFIXES) if s.is_file()), None)
+    """Return the sound file of the same name next to a video, if there is one: 001.wav, 001.WAV."""
+    suffixes = [
+        write(suffix) for write in (str.lower, str.upper, str.title) for suffix in SOUND_SUFFIXES
+    ]
+    return next((s for s in map(video.with_suffix, suffixes) if s.is_file()), None)
 
 
 def sound_blocks(
-    video: Path, beside: Path | None, duration: float
-) -> Iterator[NDArray[np.float32]]:
-    """Yield a clip's sound as mono at 16 kHz, in blocks of some seconds.
+    video: Path, beside: Path | None, media: Media, fault: SoundFault
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yield a clip's sound as mono at 16 kHz, in blocks of some seconds: first sample, samples.
+
+    First samples are counted from the clip's first frame on; negative ones come before it. Where
+    one is not the next after the last block, there is a hole.
 
     Args:
         video: the clip; its own track is read if `beside` is None.
-        beside: the file of its sound.
-        duration: seconds; the sound of a long clip is never in memory as a whole.
-
-    Raises:
-        ClipError: it cannot be decoded.
+        beside: the file of its sound, which begins with the first frame.
+        media: of the clip; the sound of a long one is never in memory as a whole.
+        fault: is told what is wrong with it.
     """
-    if duration > LONG_SOUND or (decord is None and beside is None):
-        yield from _track_in_blocks(beside or video)
+    if beside is not None and media.duration <= LONG_SOUND:
+        try:
+            whole = read_sound_file(beside)
+        except ClipError:
+            fault.damaged = True
+            return
+        for first in range(0, len(whole), SOUND_BLOCK):
+            yield first, whole[first : first + SOUND_BLOCK]
         return
-    whole = read_sound_track(video) if beside is None else read_sound_file(beside)
-    for first in range(0, len(whole), SOUND_BLOCK):
-        yield whole[first : first + SOUND_BLOCK]
-
-
-def _track_in_blocks(path: Path) -> Iterator[NDArray[np.float32]]:
-    """Yield what `read_sound_track` returns, to the sample, block by block."""
-    resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+    jumps = beside is None and "CLOCK_JUMP" in media.flags
+    track = sound_track.SoundTrack(ffmpeg_name(beside or video), jumps)
+    origin = media.first_frame if beside is None else None
     block: list[NDArray[np.float32]] = []
-    try:
-        with av.open(ffmpeg_name(path)) as container:
-            for frame in chain(container.decode(audio=0), [None]):
-                block += [part.to_ndarray()[0] for part in resampler.resample(frame)]
-                if block and (frame is None or sum(map(len, block)) >= SOUND_BLOCK):
-                    yield np.concatenate(block)
-                    block = []
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise ClipError(f"its sound track cannot be decoded ({reason(error)})") from error
+    first = end = 0
+    missing = 0.0  # seconds
+    for piece in track:
+        if origin is None:
+            origin = piece.begins
+        at = piece.first(origin)
+        if 0 < end < at < media.duration * SAMPLE_RATE:  # within the picture
+            missing += (at - end) / SAMPLE_RATE
+        if block and (at != end or end - first >= SOUND_BLOCK):
+            yield first, np.concatenate(block)
+            block = []
+        if not block:
+            first = at
+        block.append(piece.samples)
+        end = at + len(piece.samples)
+    if block:
+        yield first, np.concatenate(block)
+    fault.damaged = track.damaged
+    fault.gap = missing > track.lost + track.broken * HOLE_SLACK
 
 
 def read_sound_file(path: Path) -> NDArray[np.float32]:
@@ -475,20 +482,6 @@ def read_sound_file(path: Path) -> NDArray[np.float32]:
         common = math.gcd(rate, SAMPLE_RATE)
         mono = resample_poly(mono, SAMPLE_RATE // common, rate // common)
     return np.asarray(mono, np.float32)
-
-
-def read_sound_track(path: Path) -> NDArray[np.float32]:
-    """Return the sound track of a media file as mono at 16 kHz.
-
-    Raises:
-        ClipError: it cannot be decoded.
-    """
-    try:
-        reader = decord.AudioReader(ffmpeg_name(path), sample_rate=SAMPLE_RATE, mono=True)
-        # the reader has decoded the track into _array; its own indexing copies sample by sample
-        return np.asarray(reader._array[0], np.float32)
-    except (decord.DECORDError, RuntimeError) as error:
-        raise ClipError(f"its sound track cannot be decoded ({reason(error)})") from error
 
 
 def reason(error: Exception) -> str:
