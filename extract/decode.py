@@ -256,6 +256,51 @@ class _Decoding:
         return packet.dts
 
 
+class Showing:
+    """Tells of a stream's frames, as they come, when they are shown: as ffmpeg guesses it.
+
+    That is their own time, unless there is none, or more of these times than of the decoding times
+    do not ascend; then it is that of the packet which completed the frame. For live streams, of
+    which only what has come is known: `probe` and `frames` know the whole of a file.
+
+    Args:
+        container: of the stream.
+        video: the stream.
+    """
+
+    def __init__(self, container: av.container.InputContainer, video: av.VideoStream) -> None:
+        self._decoding = _Decoding(container, video)
+        self._begun = False
+        self._base = float(video.time_base or 1)
+        self._pace = 1 / float(video.average_rate or video.guessed_rate or 25)
+        self._last: float | None = None  # when the last frame was shown
+        self._last_own = self._last_decoded = -math.inf  # ticks
+        self._false_own = self._false_decoded = 0  # times that did not ascend
+
+    def coming(self, packet: av.Packet[Any]) -> None:
+        """See to the times of a packet of the stream before it is decoded."""
+        self._begun |= packet.pts is not None or packet.dts is not None
+        if packet.size and self._begun:
+            self._decoding.time(packet)
+
+    def time(self, frame: av.VideoFrame) -> float | None:
+        """Return when a decoded frame is shown, in seconds; None if nothing tells."""
+        own, decoded = frame.pts, frame.dts
+        if own is not None:
+            self._false_own += own <= self._last_own
+            self._last_own = own
+        if decoded is not None:
+            self._false_decoded += decoded <= self._last_decoded
+            self._last_decoded = decoded
+        trusted = self._false_own <= self._false_decoded or decoded is None
+        best = own if own is not None and trusted else decoded
+        if best is not None:
+            self._last = best * self._base
+        elif self._last is not None:
+            self._last += self._pace
+        return self._last
+
+
 def _times_in_order(path: Path, decoded: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
     """Return when frames are shown whose packets do not say it, and their `Media.lateness`.
 

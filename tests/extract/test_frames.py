@@ -9,9 +9,13 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from recorded import RATE, ffmpeg, join, number_of, numbers, record, times
+from PIL import Image
+from recorded import HEIGHT, RATE, WIDTH, ffmpeg, join, number_of, numbers, record, times
 
+from extract import receiver
 from extract.decode import CLOCK_SLACK, ClipError, Media, frames, probe
+from extract.reader import Preparation
+from extract.receiver import Whole
 
 STEP = 0.25  # seconds
 H264 = "-c:v libx264 -preset veryfast -c:a aac"
@@ -183,6 +187,29 @@ def _without_times(content: bytes, keep_every: int) -> bytes:
             result[header + 9 : header + 9 + length] = b"\xff" * length
         seen += 1
     return bytes(result)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "h264.avi", "no-b-frames.avi", "a.ts", "untimed.ts"])
+def test_a_stream_shows_the_same_frames(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `avarnet watch` reads as it comes; a file is a stream that may still grow."""
+    monkeypatch.setattr(receiver, "GROWN_SECONDS", 1.0)
+    path = record(tmp_path / name, *shlex.split(WHOLE.get(name, WHOLE["a.ts"])))
+    if name == "untimed.ts":
+        path.write_bytes(_without_times(path.read_bytes(), keep_every=7))
+    eye = Preparation(HEIGHT, (HEIGHT, WIDTH), Image.Resampling.BILINEAR)
+    events = receiver.Receiver(str(path), STEP, 0.0, {"video": eye})
+    seen = [number_of(event.pixels["video"]) for event in events if isinstance(event, Whole)]
+    assert len(seen) == 24
+    assert seen == taken(path)[0][:24]
+
+
+def test_a_raw_stream_cannot_be_watched(tmp_path: Path) -> None:
+    path = record(tmp_path / "a.h264", "-c:v", "libx264", "-an")
+    eye = Preparation(HEIGHT, (HEIGHT, WIDTH), Image.Resampling.BILINEAR)
+    with pytest.raises(ClipError, match=r"raw h264 stream, without times.*-framerate RATE"):
+        list(receiver.Receiver(str(path), STEP, 0.0, {"video": eye}))
 
 
 @pytest.mark.parametrize(
