@@ -295,20 +295,17 @@ class _Clip(Generic[T]):
         if not self._listening:
             snippets, step = self._begin.snippets, self._step
             self._listening = {
-                name: (Trailing if TRAILING in ear.recipe else Listening)(
-                    ear, message.first, snippets, step
-                )
+                name: (Trailing if TRAILING in ear.recipe else Listening)(ear, snippets, step)
                 for name, ear in self._networks.items()
                 if ear.reads == "sound"
             }
         for listening in self._listening.values():
-            listening.add(message.samples)
+            listening.add(message.first, message.samples)
 
     def end(self, message: End) -> None:
-        if not message.sound_damaged:
-            for name, listening in self._listening.items():
-                rows, valid = listening.finish()
-                self._rows[name], self._valid[name] = rows.astype(np.float16), valid
+        for name, listening in self._listening.items():
+            rows, valid = listening.finish()
+            self._rows[name], self._valid[name] = rows.astype(np.float16), valid
         self._listening.clear()
         self._end = message
 
@@ -325,6 +322,8 @@ class _Clip(Generic[T]):
         flags = Flag.NONE if seen else Flag.PICTURE_DAMAGED
         if self._end.sound_damaged:
             flags |= Flag.SOUND_DAMAGED
+        for name in self._end.flags:
+            flags |= Flag[name]
         return Features(
             self._rows, self._valid, self._step, self._begin.duration, flags, self._end.source
         )

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from extract.device import pick_device
 from extract.extractor import Networks, networks_of
 from extract.receiver import Gap, Receiver, Whole
-from extract.trailing import TRAILING, rows_of, trailing_seconds
+from extract.trailing import TRAILING, frames_of, row_of, trailing_seconds
 from features import Recipe
 
 
@@ -74,8 +74,7 @@ def _snippet(whole: Whole, networks: Networks) -> Snippet:
     for name, network in networks.items():
         row = None
         if network.reads == "sound":
-            if whole.sound is not None:
-                (row,) = rows_of(network, [whole.sound])
+            row = row_of([frames for tail in whole.sound for frames in frames_of(network, [tail])])
         elif name in whole.pixels:
             (row,) = network([whole.pixels[name]])
         valid[name] = row is not None
