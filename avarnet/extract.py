@@ -14,7 +14,15 @@ from rich.table import Table
 
 import features
 import manifests
-from avarnet.inputs import AUDIO_MODEL, VIDEO_MODEL, need_device, need_extract, root_of, say_random
+from avarnet.inputs import (
+    AUDIO_MODEL,
+    VIDEO_MODEL,
+    need_device,
+    need_extract,
+    root_of,
+    say_assumed,
+    say_random,
+)
 from avarnet.options import Device, Json, Manifest, Root, StorePath
 from avarnet.terminal import (
     DONE,
@@ -188,6 +196,7 @@ def extract(
     if precision == "auto":
         recipe = _with_best_precision(recipe, store, device, cluster)
     say_random(recipe)
+    say_assumed(recipe)
     summary = extract_clips(
         clips,
         root_of(manifest, root),

@@ -14,7 +14,7 @@ from rich.table import Table
 
 import features
 import manifests
-from avarnet.inputs import lines_of, say_random
+from avarnet.inputs import lines_of, say_assumed, say_random
 from avarnet.options import Ids, Json, StorePath, Url
 from avarnet.terminal import (
     DONE,
@@ -67,6 +67,7 @@ def features_info(store: StorePath, as_json: Json = False) -> None:
     for reason in opened.unreadable.values():
         out.print(f"[red]unreadable:[/] {plain(reason)}")
     say_random(opened.recipe)
+    say_assumed(opened.recipe)
 
 
 @app.command("list", epilog="Example: `avarnet features list s3://team/surv-fight`")

@@ -141,3 +141,10 @@ def say_random(recipe: Recipe) -> None:
             "have learned nothing; the figures test the pipeline, not the method.",
             soft_wrap=True,
         )
+
+
+def say_assumed(recipe: Recipe) -> None:
+    for name, source in recipe.source.items():
+        if "assumed" in source:
+            text = plain(f"({name}): {source['assumed']}")
+            err.print(f"[yellow bold]ASSUMED[/] {text}", soft_wrap=True)

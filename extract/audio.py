@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -27,12 +28,30 @@ from extract.backbones import (
     freeze,
     load_complete,
     no_weights,
+    published_settings,
     quiet_transformers,
     seeded,
     weights_hash,
 )
+from extract.checkpoint import check_folder
 from extract.decode import SAMPLE_RATE
 
+PROCESSOR = "preprocessor_config.json"
+# names on the hub that are often meant, for those who mistype one
+USUAL = [
+    f"facebook/{name}"
+    for name in (
+        "wav2vec2-base",
+        "wav2vec2-base-960h",
+        "wav2vec2-large",
+        "wav2vec2-large-960h",
+        "wav2vec2-large-xlsr-53",
+        "wav2vec2-xls-r-300m",
+        "hubert-base-ls960",
+        "hubert-large-ll60k",
+        "data2vec-audio-base",
+    )
+] + [f"microsoft/{name}" for name in ("wavlm-base", "wavlm-base-plus", "wavlm-large")]
 LAST = "last"  # layer, and after it the normalisation that some networks end with
 
 
@@ -52,7 +71,7 @@ class AudioBackbone:
     reads: Literal["sound"] = "sound"
 
     def __init__(self, source: dict[str, Any], device: torch.device, precision: str) -> None:
-        model, self.extractor = _load(source)
+        model, self.extractor, self.assumed = _load(source)
         config: Any = model.config
         layers = source.get("layers", LAST)
         whole = weights_hash(model)
@@ -146,10 +165,13 @@ def parse_layers(text: str, depth: int) -> list[int]:
     return sorted(found)
 
 
-def _load(source: dict[str, Any]) -> tuple[PreTrainedModel, Wav2Vec2FeatureExtractor]:
+def _load(source: dict[str, Any]) -> tuple[PreTrainedModel, Wav2Vec2FeatureExtractor, str]:
+    """Return the network, what prepares its sound, and what had to be assumed of that."""
     name = source["name"]
     quiet_transformers()
     try:
+        if Path(name).is_dir():
+            check_folder(Path(name))
         config = _config(name, source["weights"])
         if not (hasattr(config, "conv_stride") and hasattr(config, "conv_kernel")):
             raise WeightsError(
@@ -158,19 +180,32 @@ def _load(source: dict[str, Any]) -> tuple[PreTrainedModel, Wav2Vec2FeatureExtra
             )
         if source["weights"] == "random":
             with seeded():
-                model = AutoModel.from_config(config)
+                model = AutoModel.from_config(config, dtype=torch.float32)
         else:
             # the mask embedding serves pretraining only; some checkpoints leave it out
             model = load_complete(AutoModel, name, spare=["masked_spec_embed"])
-    except WeightsError:
-        raise
+        extractor, assumed = _extractor(name)
+    except WeightsError as error:
+        raise WeightsError(f"audio network: {error}") from error
     except Exception as error:  # the hub, its cache and every file format fail in their own way
-        raise no_weights("audio", name, "--audio-model FOLDER", error) from error
-    try:
-        extractor = cache_first(lambda: Wav2Vec2FeatureExtractor.from_pretrained(name))
-    except Exception:  # absent: the class's defaults are those of the published checkpoints
-        extractor = Wav2Vec2FeatureExtractor()
-    return model, extractor
+        raise no_weights("audio", name, "--audio-model FOLDER", error, USUAL) from error
+    return model, extractor, assumed
+
+
+def _extractor(name: str) -> tuple[Wav2Vec2FeatureExtractor, str]:
+    """Return what prepares the sound for a network, and what had to be assumed of it."""
+    if not published_settings(name, PROCESSOR):
+        return Wav2Vec2FeatureExtractor(), (
+            f"no {PROCESSOR} of {name} was found: its sound is taken to be normalised "
+            "(do_normalize=True), as most such networks were trained, but not all"
+        )
+    extractor = cache_first(lambda: Wav2Vec2FeatureExtractor.from_pretrained(name))
+    if extractor.sampling_rate != SAMPLE_RATE or not isinstance(extractor.do_normalize, bool):
+        raise WeightsError(
+            f"{name}: its {PROCESSOR} says sampling_rate {extractor.sampling_rate} and "
+            f"do_normalize {extractor.do_normalize}; expected {SAMPLE_RATE} and true or false"
+        )
+    return extractor, ""
 
 
 def _config(name: str, weights: str) -> PretrainedConfig:

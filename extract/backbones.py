@@ -9,19 +9,24 @@ A backbone is a class that is made as ``Backbone(source, device, precision)``; `
 from __future__ import annotations
 
 import ctypes
+import difflib
 import hashlib
 import logging
+import pickle
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from huggingface_hub import constants as hub
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import RepositoryNotFoundError
 from numpy.typing import NDArray
 from torch import nn
 
@@ -176,21 +181,50 @@ def hub_answers() -> bool:
     return True
 
 
-def no_weights(stream: str, wanted: str, files: str, error: Exception) -> WeightsError:
-    """Return the error of a network that cannot be loaded, with the ways out."""
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+def no_weights(
+    stream: str, wanted: str, files: str, error: Exception, usual: Collection[str] = ()
+) -> WeightsError:
+    """Return the error of a network that cannot be loaded, with the ways out.
+
+    Args:
+        stream: that the network makes.
+        wanted: its name, or its file.
+        files: how another checkpoint is given.
+        error: why.
+        usual: names on the hub, one of which may have been meant.
+    """
+    text = str(error).strip() or type(error).__name__
+    first = text.splitlines()[0]
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in text.lower():
+        # torch and transformers advise to switch that off, which would run the file's code
+        return WeightsError(
+            f"no weights for the {stream} network: the weights file of {wanted} is no checkpoint, "
+            "or holds more than tensors, which could run code when it is opened. Where it was "
+            f"made, save its weights alone, best as safetensors, or give another one: {files}"
+        )
+    close = difflib.get_close_matches(
+        wanted.rpartition("/")[2], [n.partition("/")[2] for n in usual]
+    )
+    hint = " or ".join(n for n in usual if n.partition("/")[2] in close and n != wanted)
+    if "is not a valid model identifier" in text or isinstance(error, RepositoryNotFoundError):
+        return WeightsError(
+            f"no weights for the {stream} network: {wanted} is no folder here, and the hub has no "
+            f"such model{f'; did you mean {hint}?' if hint else ''} (or it is private: "
+            f"'hf auth login'). Or give a local checkpoint: {files}"
+        )
     return WeightsError(
         f"no weights for the {stream} network: {wanted} could not be loaded ({first}).\n"
-        "Three ways out:\n"
-        "  1. on a machine with internet, run the same command once: the weights stay in the hub's "
-        "cache (copy ~/.cache/huggingface to here);\n"
+        + (f"Did you mean {hint}? If not, there are three ways out:\n" if hint else "")
+        + ("" if hint else "Three ways out:\n")
+        + "  1. on a machine with internet, run the same command once: the weights stay in the "
+        "hub's cache (copy ~/.cache/huggingface to here);\n"
         f"  2. give a local checkpoint: {files};\n"
         "  3. to try the pipeline only: --weights random (seeded, no knowledge in them)."
     )
 
 
 def load_complete(kind: Any, name: str, spare: Collection[str] = ()) -> Any:
-    """Return a transformers network with every weight from its checkpoint.
+    """Return a transformers network with every weight from its checkpoint, in single precision.
 
     Args:
         kind: a class of transformers that has ``from_pretrained``.
@@ -200,13 +234,74 @@ def load_complete(kind: Any, name: str, spare: Collection[str] = ()) -> Any:
     Raises:
         WeightsError: it lacks others, which would be random.
     """
-    model, report = cache_first(lambda: kind.from_pretrained(name, output_loading_info=True))
-    if lost := sorted(set(report["missing_keys"]) - set(spare)):
+    # left to itself, transformers keeps the half precision in which many checkpoints are stored
+    options = {"output_loading_info": True, "dtype": torch.float32}
+    model, report = cache_first(lambda: kind.from_pretrained(name, **options))
+    lost = sorted(set(report["missing_keys"]) - set(spare))
+    lost += sorted(str(key) for key, *_ in report.get("mismatched_keys", ()))
+    if lost:
+        found = sorted(report.get("unexpected_keys", ()))
+        instead = f"; it has others instead, such as {', '.join(found[:3])}" if found else ""
         raise WeightsError(
             f"the checkpoint {name} lacks weights of its network: {len(lost)} ({lost[0]} is one), "
-            "which would be random; give a complete checkpoint"
+            f"which would be random{instead}; give a complete checkpoint"
         )
     return model
+
+
+def published_settings(name: str, file: str) -> bool:
+    """Tell whether a checkpoint has a file of settings, such as ``preprocessor_config.json``.
+
+    Args:
+        name: on the hub, or a folder.
+        file: its name there.
+
+    Raises:
+        WeightsError: it has, and it is none.
+    """
+    from extract.checkpoint import read_json  # which imports this module
+
+    found = Path(name) / file
+    if not Path(name).is_dir():
+        try:
+            found = Path(cache_first(lambda: hf_hub_download(name, file)))
+        except Exception:  # not there, or neither the hub nor its cache can tell
+            return False
+    if not found.is_file():
+        return False
+    read_json(found)
+    return True
+
+
+def refuse_random(
+    stream: str, source: dict[str, Any], network: FrameBackbone | SoundBackbone, precision: str
+) -> None:
+    """Refuse weights that are said to be pretrained and are the seeded random ones.
+
+    Args:
+        stream: the network's.
+        source: its settings, as `load_backbone` took them.
+        network: what `load_backbone` gave.
+        precision: likewise.
+
+    Raises:
+        WeightsError: they are.
+    """
+    found = network.recipe.get("weights_sha256")
+    if found is None or source.get("weights") == "random":
+        return
+    asked = {key: value for key, value in source.items() if key != "file"} | {"weights": "random"}
+    try:
+        random = load_backbone(stream, asked, torch.device("cpu"), precision)
+    except Exception:  # whoever brings a backbone may have written none that is random
+        return
+    if random.recipe.get("weights_sha256") == found:
+        raise WeightsError(
+            f"the weights of the {stream} network are said to be pretrained, but are those that "
+            "--weights random gives: its checkpoint was not trained, or was not read (or this "
+            "backbone gives the same weights whichever are asked for). Give a trained checkpoint, "
+            "or say --weights random"
+        )
 
 
 def freeze(model: nn.Module, device: torch.device) -> nn.Module:

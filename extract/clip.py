@@ -6,6 +6,7 @@ a picture and its caption point into the same direction.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -28,13 +29,22 @@ from extract.backbones import (
     freeze,
     load_complete,
     no_weights,
+    published_settings,
     quiet_transformers,
     seeded,
     weights_hash,
 )
+from extract.checkpoint import check_folder
 from extract.reader import Preparation
 
 MODEL = "openai/clip-vit-base-patch32"  # if none is named
+USUAL = [
+    "openai/clip-vit-base-patch32",
+    "openai/clip-vit-base-patch16",
+    "openai/clip-vit-large-patch14",
+    "openai/clip-vit-large-patch14-336",
+]
+PROCESSOR = "preprocessor_config.json"
 CHECKPOINT = "--stream clip=FOLDER, or --text-model FOLDER to search"
 
 
@@ -52,7 +62,7 @@ class Clip:
 
     def __init__(self, source: dict[str, Any], device: torch.device, precision: str) -> None:
         self._name = source.get("name", MODEL)
-        model, processor = _load(self._name, source.get("weights", "pretrained"))
+        model, processor, self.assumed = _load(self._name, source.get("weights", "pretrained"))
         weights = weights_hash(model)  # of both halves
         self.model: Any = freeze(model, device)
         self.device = device
@@ -107,9 +117,12 @@ class Clip:
         return np.asarray(normalize(row.float(), dim=-1).cpu().numpy())
 
 
-def _load(name: str, weights: str) -> tuple[CLIPModel, CLIPImageProcessor]:
+def _load(name: str, weights: str) -> tuple[CLIPModel, CLIPImageProcessor, str]:
+    """Return the network, what prepares its frames, and what had to be assumed of that."""
     quiet_transformers()
     try:
+        if Path(name).is_dir():
+            check_folder(Path(name))
         # with random weights, the usual network needs no download
         usual = name == MODEL and weights == "random"
         config = CLIPConfig() if usual else cache_first(lambda: AutoConfig.from_pretrained(name))
@@ -120,15 +133,19 @@ def _load(name: str, weights: str) -> tuple[CLIPModel, CLIPImageProcessor]:
                 model = CLIPModel(config)
         else:
             model = load_complete(CLIPModel, name)
-    except WeightsError:
-        raise
-    except Exception as error:  # the hub, its cache and every file format fail in their own way
-        raise no_weights("clip", name, CHECKPOINT, error) from error
-    try:
+        if not published_settings(name, PROCESSOR):
+            return (
+                model,
+                CLIPImageProcessor(),
+                f"no {PROCESSOR} of {name} was found: its frames are taken to be prepared as "
+                "those of the published CLIPs (224 x 224)",
+            )
         processor = cache_first(lambda: CLIPImageProcessor.from_pretrained(name))
-    except Exception:  # absent: the class's defaults are those of the published checkpoints
-        processor = CLIPImageProcessor()
-    return model, processor
+    except WeightsError as error:
+        raise WeightsError(f"clip network: {error}") from error
+    except Exception as error:  # the hub, its cache and every file format fail in their own way
+        raise no_weights("clip", name, CHECKPOINT, error, USUAL) from error
+    return model, processor, ""
 
 
 def _preparation(processor: Any) -> Preparation:

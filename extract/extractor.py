@@ -11,7 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from extract.backbones import FrameBackbone, SoundBackbone, WeightsError, load_backbone
+from extract.backbones import (
+    FrameBackbone,
+    SoundBackbone,
+    WeightsError,
+    load_backbone,
+    refuse_random,
+)
 from extract.decode import ClipError
 from extract.device import pick_device, reading_processes, running_on
 from extract.listening import Listening
@@ -113,6 +119,10 @@ def make_recipe(
                 )
         if "weights_sha256" not in network.recipe:
             source[stream].pop("weights", None)  # it has learned nothing anyway
+    for stream, network in networks.items():
+        refuse_random(stream, source[stream], network, precision)
+        if (assumed := getattr(network, "assumed", "")) and weights != "random":
+            source[stream]["assumed"] = assumed
     streams = {stream: network.recipe for stream, network in networks.items()}
     return Recipe(float(snippet_seconds), precision, streams, source)
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import timm
-import timm.data
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -19,21 +16,18 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from extract.backbones import (
     WeightsError,
     autocast,
-    cache_first,
     freeze,
-    no_weights,
-    seeded,
     weights_hash,
 )
 from extract.reader import Preparation
+from extract.timm_weights import load_timm
 
 
 class VideoBackbone:
     """A timm image model: the middle frame of a snippet, preprocessed as the model was trained.
 
     Args:
-        source: ``{"name": timm model or folder, "weights": "pretrained" | "random",
-            "file": weights file or None}``.
+        source: see `extract.timm_weights.load_timm`.
         device: where it runs.
         precision: ``fp32`` or ``bf16``.
     """
@@ -41,39 +35,13 @@ class VideoBackbone:
     reads: Literal["frames"] = "frames"
 
     def __init__(self, source: dict[str, Any], device: torch.device, precision: str) -> None:
-        name = source["name"]
-        if Path(name).is_dir():
-            name = f"local-dir:{name}"
-        options: dict[str, Any] = {"num_classes": 0, "pretrained": source["weights"] != "random"}
-        if source.get("file"):
-            if not Path(source["file"]).is_file():
-                raise WeightsError(
-                    f"{source['file']}: no such file; give the weights of the video network by "
-                    "--video-weights FILE"
-                )
-            options["pretrained_cfg_overlay"] = {"file": source["file"]}
-
-        def load() -> nn.Module:
-            with seeded():
-                model: nn.Module = timm.create_model(name, **options)
-                return model
-
-        try:
-            model = cache_first(load)
-        except Exception as error:  # the hub, its cache and every file format fail in their own way
-            if options["pretrained"]:
-                wanted = source.get("file") or source["name"]
-                raise no_weights("video", wanted, "--video-weights FILE", error) from error
-            raise WeightsError(
-                f"timm has no model {name!r}; give one of timm.list_models(), such as mobilevit_s"
-            ) from error
+        model, self.config, self.assumed = load_timm(source)
         weights = weights_hash(model)
         self.model = freeze(model, device).to(memory_format=torch.channels_last)
         _fold(self.model)
         self.device = device
         self.precision = precision
         self.features = int(model.head_hidden_size)
-        self.config = timm.data.resolve_data_config(model=model)
         self.prepare = _preparation(self.config)
         self._mean = torch.tensor(self.config["mean"], device=device)[:, None, None]
         self._std = torch.tensor(self.config["std"], device=device)[:, None, None]
@@ -123,5 +91,5 @@ def _preparation(config: dict[str, Any]) -> Preparation:
             f"{config['crop_mode']} and {interpolation.lower()} interpolation; expected a square "
             "cut out of the centre: give another --video-model"
         )
-    scale = math.floor(height / config["crop_pct"])
+    scale = math.floor(height / config["crop_pct"] + 1e-6)  # 288 that was made a share, and back
     return Preparation(scale, (height, width), Image.Resampling[interpolation])
