@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 import manifests
-from avarnet.inputs import lines_of, moved_models, need_device, need_extract, say_random
+from avarnet.inputs import lines_of, moved_models, need_device, need_extract, say_random, say_reading
 from avarnet.options import AudioModel, Device, Json, RunPath, VideoModel, VideoWeights
 from avarnet.terminal import (
     ANOMALY,
@@ -73,7 +73,9 @@ def predict(
     quiet = as_json or as_csv
     if not quiet:
         say_random(recipe)
-    extractor, predictor = stage1.Extractor(recipe, device), stage2.Predictor(loaded)
+    say_reading(recipe, run)
+    extractor = stage1.Extractor(recipe, device, other_reading=True)
+    predictor = stage2.Predictor(loaded)
     answers: list[dict[str, Any]] = []
     with footage_bar("scoring") as bar:
         total = sum(stage1.footage(file) for file in files) if err.is_terminal else 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -11,7 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from extract.backbones import FrameBackbone, SoundBackbone, WeightsError, load_backbone
+from extract.backbones import (
+    READING_VERSION,
+    FrameBackbone,
+    SoundBackbone,
+    WeightsError,
+    load_backbone,
+)
 from extract.decode import ClipError
 from extract.listening import Listening
 from extract.reader import (
@@ -26,7 +33,8 @@ from extract.reader import (
     Sound,
 )
 from extract.trailing import TRAILING, Trailing, trailing_seconds
-from features import Features, Flag, Recipe
+from features import FeatureError, Features, Flag, Recipe
+from features.recipe import READING
 
 T = TypeVar("T", bound=Readable)
 Networks = dict[str, FrameBackbone | SoundBackbone]  # stream name -> its network
@@ -128,9 +136,12 @@ class Extractor:
         device: ``auto`` (CUDA, then Apple's MPS, then the CPU) or a torch device.
         memory_bytes: that reading a clip may take; see `Reader`.
         patience: seconds without a sign of the reading process, after which a clip hangs.
+        other_reading: take also a recipe of another version of the code that reads files; what it
+            changed is in `Recipe.read_otherwise`, and such rows do not belong into its store.
 
     Raises:
         WeightsError: the networks cannot be had, or are not those of the recipe.
+        FeatureError: the recipe is of another version of the code that reads files.
     """
 
     def __init__(
@@ -139,11 +150,18 @@ class Extractor:
         device: str = "auto",
         memory_bytes: int = MEMORY_BYTES,
         patience: float = PATIENCE,
+        other_reading: bool = False,
     ) -> None:
         self.recipe = recipe
         self.reader = Reader(memory_bytes, patience)
         self.device = pick_device(device)
         self._networks = networks_of(recipe, self.device)
+        if not other_reading and (why := read_otherwise(recipe)):
+            raise FeatureError(
+                f"a recipe of another version of avarnet: {why}. Extract into a new store, by a "
+                "recipe that is made here; from Python, Extractor(..., other_reading=True) reads "
+                "single files by this one"
+            )
         self._eyes = {n: eye for n, eye in self._networks.items() if eye.reads == "frames"}
         self._batch = FRAMES_PER_BATCH if self.device.type == "cpu" else FRAMES_PER_GPU_BATCH
 
@@ -169,8 +187,10 @@ class Extractor:
     ) -> Iterator[tuple[T, Features | ClipError]]:
         """Yield each clip with its features, or with the reason why there are none, in order.
 
-        Clips are read ahead, in a process of their own, and frames of several clips share a batch.
-        Memory does not grow with their number, and with their length only by what is returned.
+        Clips are read ahead, in a process of their own. A clip's rows do not depend on what it
+        is read together with: on a CPU its frames share no batch with those of others, and on a
+        GPU, where short batches are slow, every batch is filled up to one size. Memory does not
+        grow with the number of clips, and with their length only by what is returned.
 
         Args:
             clips: have the attributes ``video`` and ``audio``, as in `__call__`.
@@ -181,15 +201,23 @@ class Extractor:
 
         def see(stream: str) -> None:
             given, waiting[stream] = waiting[stream], []
-            rows = self._eyes[stream]([frame.pixels for _, frame in given])
-            for (clip, frame), row in zip(given, rows, strict=True):
+            pixels = [frame.pixels for _, frame in given]
+            if shared:  # a network's arithmetic depends on how many frames it has, not on which
+                pixels += [np.zeros_like(pixels[0])] * (self._batch - len(pixels))
+            for (clip, frame), row in zip(given, self._eyes[stream](pixels), strict=False):
                 clip.add_picture(frame, row)
+
+        def see_all() -> None:
+            for stream, given in waiting.items():
+                if given:
+                    see(stream)
 
         def forget(clip: _Clip[T]) -> None:
             for stream, given in waiting.items():
                 waiting[stream] = [(owner, frame) for owner, frame in given if owner is not clip]
             clip.unseen = 0
 
+        shared = self.device.type != "cpu"
         step = self.recipe.snippet_seconds
         seconds = 0.0
         prepare = {name: eye.prepare for name, eye in self._eyes.items()}
@@ -216,11 +244,11 @@ class Extractor:
                 clip.fail(message)
             else:
                 clip.end(message)
+            if clip.ended and not shared:
+                see_all()
             while open_clips and open_clips[0].ended and not open_clips[0].unseen:
                 yield open_clips[0].item, open_clips.popleft().outcome()
-        for stream, given in waiting.items():
-            if given:
-                see(stream)
+        see_all()
         for clip in open_clips:
             yield clip.item, clip.outcome()
 
@@ -346,15 +374,31 @@ def read_text(text: str, stream: str, recipe: Recipe, device: str = "auto") -> N
     return row
 
 
+def read_otherwise(recipe: Recipe) -> str:
+    """Return how the code that reads files here differs from the recipe's; "" if not at all."""
+    return _read_here(recipe).read_otherwise(recipe)
+
+
+def _read_here(recipe: Recipe) -> Recipe:
+    """Return the same recipe by today's version of the code that reads files."""
+    streams = {
+        name: {**settings, READING: READING_VERSION} for name, settings in recipe.streams.items()
+    }
+    return replace(recipe, streams=streams)
+
+
 def networks_of(recipe: Recipe, device: torch.device) -> Networks:
     """Return stream name -> its network, which is the one that the recipe was made with.
+
+    The version of the code that reads files may differ: see `read_otherwise`.
 
     Raises:
         WeightsError: the networks cannot be had, or are not those of the recipe.
     """
     networks = load_networks(recipe.source, device, recipe.precision)
     found = {name: network.recipe for name, network in networks.items()}
-    differing = recipe.differences(Recipe(recipe.snippet_seconds, recipe.precision, found))
+    same = Recipe(recipe.snippet_seconds, recipe.precision, found)
+    differing = _read_here(recipe).differences(same)
     if differing:
         raise WeightsError(
             "the networks found here are not those of the recipe; give the checkpoints it was "

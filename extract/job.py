@@ -56,7 +56,7 @@ GONE = 300.0  # seconds that a store's folder may be away, as network folders ar
 AGAIN = 2.0  # seconds between two looks for it
 
 Make = Callable[[Recipe, str, int], Any]  # makes what has `Extractor.stream`
-Payload = tuple[str, Path, str, int, int, Make]  # what `_tools` takes; equal in each batch
+Payload = tuple[str, Path, str, int, Make]  # what `_tools` takes; equal in each batch
 
 
 class Outcome(NamedTuple):
@@ -177,14 +177,10 @@ class _Job:
         self.store = store.resolve()
         self.summary = summary
         self.progress = progress
-        threads = max(1, (os.cpu_count() or 1) // cluster.processes)
-        if cluster.scheduler != "local":
-            threads = 1
         self.payload: Payload = (
             recipe.to_json(),
             self.store,
             cluster.device,
-            threads,
             memory_bytes,
             make,
         )
@@ -388,9 +384,9 @@ _stopping = [False]
 
 @cache  # one pair of networks and one writer for each worker process and job
 def _tools(
-    recipe_json: str, store: Path, device: str, threads: int, memory_bytes: int, make: Make
+    recipe_json: str, store: Path, device: str, memory_bytes: int, make: Make
 ) -> _Tools:
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)  # of several, each takes a part of a sum, and values would differ
     recipe = Recipe.from_json(recipe_json)
     _wait_for(store)  # or the writer would make a new one
     tools = _Tools(make(recipe, _own_device(device), memory_bytes), Writer(store, recipe))

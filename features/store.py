@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.clip import Features
-from features.recipe import MOST_BYTES, FeatureError, Recipe
+from features.recipe import MOST_BYTES, READING, FeatureError, Recipe
 from features.shard import Shard
 
 RECIPE_FILE = "recipe.json"
@@ -140,6 +140,13 @@ def create(path: Path, recipe: Recipe) -> None:
     if (path / RECIPE_FILE).exists():
         held = read_recipe(path)
         differing = recipe.differences(held)
+        if all(f".{READING}: " in line for line in differing) and differing:
+            raise FeatureError(
+                f"{path} cannot be extended: {recipe.read_otherwise(held)}. Nothing of it is lost: "
+                "it is read, verified, searched, joined and trained on as before. To go on, give "
+                "the folder of a new store and extract all clips there, or stay with the clips "
+                "that it has"
+            )
         if differing:
             further = (
                 " A further stream goes into a folder of its own ('avarnet extract --only'), to be "
