@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import typer
 
 import features
 import manifests
-from avarnet.terminal import err, fail
+from avarnet.terminal import counted, err, fail, plain
 
 if TYPE_CHECKING:
     from features import Recipe
@@ -59,14 +60,28 @@ def open_stores(stores: list[Path]) -> features.Store | features.Joined:
 
 
 def need_device(name: str) -> None:
-    """Refuse a device that this machine has not."""
+    """Refuse a device that this machine has not, and say where `auto` passes over a GPU.
+
+    Nothing is begun on a GPU here: where each admits one process, that is not this one.
+    """
     import torch
 
-    try:
-        torch.empty(0, device="cpu" if name == "auto" else name)
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0].rstrip(".")
-        fail(f"--device {name}: torch cannot use it here ({why}); see 'avarnet doctor'")
+    with warnings.catch_warnings(record=True) as said:  # an old driver, say
+        warnings.simplefilter("always")
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    why = str(said[0].message).split(" (Triggered")[0].rstrip(".") if said else ""
+    if name == "auto":
+        if why and not gpus:
+            err.print(f"[yellow]the GPU is not used[/]: {plain(why)}", soft_wrap=True)
+        return
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        why = why or f"torch {torch.__version__} sees {counted(gpus, 'GPU')}"
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        why = "there is none of Apple's GPUs"
+    else:
+        return
+    fail(f"--device {name}: torch cannot use it here ({why}); see 'avarnet doctor'")
 
 
 def has_extract() -> bool:
@@ -74,7 +89,6 @@ def has_extract() -> bool:
         "av",
         "dask",
         "dask_jobqueue",
-        "decord",
         "distributed",
         "soundfile",
         "timm",

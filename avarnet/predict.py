@@ -12,7 +12,14 @@ import typer
 from rich.table import Table
 
 import manifests
-from avarnet.inputs import lines_of, moved_models, need_device, need_extract, say_random, say_reading
+from avarnet.inputs import (
+    lines_of,
+    moved_models,
+    need_device,
+    need_extract,
+    say_random,
+    say_reading,
+)
 from avarnet.options import AudioModel, Device, Json, RunPath, VideoModel, VideoWeights
 from avarnet.terminal import (
     ANOMALY,

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import torch
 from dask.distributed import Client, LocalCluster, WorkerPlugin
 from distributed.core import Status
 
 from extract import slurm
-from extract.extractor import pick_device
+from extract.device import pick_device
 from manifests import reason
 
 QUEUES = {
@@ -70,8 +71,8 @@ class Cluster:
     Attributes:
         scheduler: ``local``, the address of a running Dask scheduler (``tcp://host:8786``), or a
             batch system: one of `QUEUES`.
-        workers: processes here, or jobs in the queue; 0 takes one for each processor core, or a
-            single one on a GPU.
+        workers: processes here, or jobs in the queue; 0 takes one for each processor core, or for
+            each GPU.
         adapt: (fewest, most) jobs in the queue, as there is work; instead of `workers`.
         queue, walltime, cores, memory: of a job; None leaves it to the site's configuration of
             dask-jobqueue. A job has one process for each core, or for each GPU.
@@ -113,7 +114,22 @@ class Cluster:
             return jobs * (self.gpus or self.cores or 1)
         if self.workers:
             return self.workers
-        return (os.cpu_count() or 1) if pick_device(self.device).type == "cpu" else 1
+        device = pick_device(self.device)
+        if device.type == "cpu":
+            return os.cpu_count() or 1
+        return torch.cuda.device_count() if device == torch.device("cuda") else 1
+
+    @property
+    def on_gpus(self) -> bool:
+        """Whether the networks run on GPUs, as far as that can be told before."""
+        if self.scheduler == "local":
+            return pick_device(self.device).type != "cpu"
+        return self.gpus > 0 or self.device.startswith("cuda")
+
+    @property
+    def worker_device(self) -> str:
+        """What a worker is told to take: where GPUs were asked for, it does without none."""
+        return "cuda" if self.gpus and self.device == "auto" else self.device
 
     @contextmanager
     def client(self, tasks: int) -> Iterator[Client]:

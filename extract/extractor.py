@@ -20,6 +20,7 @@ from extract.backbones import (
     load_backbone,
 )
 from extract.decode import ClipError
+from extract.device import pick_device, reading_processes, running_on
 from extract.listening import Listening
 from extract.reader import (
     MEMORY_BYTES,
@@ -29,9 +30,9 @@ from extract.reader import (
     Failed,
     Frame,
     Readable,
-    Reader,
     Sound,
 )
+from extract.readers import Readers
 from extract.trailing import TRAILING, Trailing, trailing_seconds
 from features import FeatureError, Features, Flag, Recipe
 from features.recipe import READING
@@ -135,13 +136,15 @@ class Extractor:
         recipe: from `make_recipe`, or of a store or a run.
         device: ``auto`` (CUDA, then Apple's MPS, then the CPU) or a torch device.
         memory_bytes: that reading a clip may take; see `Reader`.
-        patience: seconds without a sign of the reading process, after which a clip hangs.
+        patience: seconds without a sign of a reading process, after which a clip hangs.
+        readers: how many processes read; 0 takes what `reading_processes` says.
         other_reading: take also a recipe of another version of the code that reads files; what it
             changed is in `Recipe.read_otherwise`, and such rows do not belong into its store.
 
     Raises:
         WeightsError: the networks cannot be had, or are not those of the recipe.
         FeatureError: the recipe is of another version of the code that reads files.
+        DeviceError: the device cannot run them.
     """
 
     def __init__(
@@ -150,12 +153,14 @@ class Extractor:
         device: str = "auto",
         memory_bytes: int = MEMORY_BYTES,
         patience: float = PATIENCE,
+        readers: int = 0,
         other_reading: bool = False,
     ) -> None:
         self.recipe = recipe
-        self.reader = Reader(memory_bytes, patience)
         self.device = pick_device(device)
-        self._networks = networks_of(recipe, self.device)
+        self.readers = Readers(readers or reading_processes(self.device), memory_bytes, patience)
+        with running_on(self.device):
+            self._networks = networks_of(recipe, self.device)
         if not other_reading and (why := read_otherwise(recipe)):
             raise FeatureError(
                 f"a recipe of another version of avarnet: {why}. Extract into a new store, by a "
@@ -187,77 +192,85 @@ class Extractor:
     ) -> Iterator[tuple[T, Features | ClipError]]:
         """Yield each clip with its features, or with the reason why there are none, in order.
 
-        Clips are read ahead, in a process of their own. A clip's rows do not depend on what it
-        is read together with: on a CPU its frames share no batch with those of others, and on a
-        GPU, where short batches are slow, every batch is filled up to one size. Memory does not
-        grow with the number of clips, and with their length only by what is returned.
+        Clips are read ahead, in processes of their own. A clip's rows do not depend on what it is
+        read together with: on a CPU its frames share no batch with those of others, and on a GPU,
+        where short batches are slow, every batch is filled up to one size. Memory does not grow
+        with the number of clips, and with their length only by what is returned.
 
         Args:
             clips: have the attributes ``video`` and ``audio``, as in `__call__`.
             progress: called with the seconds of video that were read so far.
-        """
-        open_clips: deque[_Clip[T]] = deque()
-        waiting: dict[str, list[tuple[_Clip[T], Frame]]] = {name: [] for name in self._eyes}
 
-        def see(stream: str) -> None:
-            given, waiting[stream] = waiting[stream], []
+        Raises:
+            DeviceError: the device is full, or failed.
+        """
+        step = self.recipe.snippet_seconds
+        open_clips: deque[_Clip[T]] = deque()
+        shared = self.device.type != "cpu"
+        # (stream, whose frames: 0 if clips share batches) -> what waits for the network
+        waiting: dict[tuple[str, int], list[tuple[_Clip[T], Frame]]] = {}
+
+        def opened() -> Iterator[_Clip[T]]:
+            for item in clips:
+                open_clips.append(_Clip(item, step, self._networks))
+                yield open_clips[-1]
+
+        def see(stream: str, whose: int) -> None:
+            given = waiting.pop((stream, whose))
             pixels = [frame.pixels for _, frame in given]
             if shared:  # a network's arithmetic depends on how many frames it has, not on which
                 pixels += [np.zeros_like(pixels[0])] * (self._batch - len(pixels))
-            for (clip, frame), row in zip(given, self._eyes[stream](pixels), strict=False):
+            with running_on(self.device):
+                rows = self._eyes[stream](pixels)
+            for (clip, frame), row in zip(given, rows, strict=False):
                 clip.add_picture(frame, row)
 
-        def see_all() -> None:
-            for stream, given in waiting.items():
-                if given:
-                    see(stream)
-
         def forget(clip: _Clip[T]) -> None:
-            for stream, given in waiting.items():
-                waiting[stream] = [(owner, frame) for owner, frame in given if owner is not clip]
+            for batch, given in list(waiting.items()):
+                kept = [(owner, frame) for owner, frame in given if owner is not clip]
+                waiting[batch] = kept
+                if not kept:
+                    del waiting[batch]
             clip.unseen = 0
 
-        shared = self.device.type != "cpu"
-        step = self.recipe.snippet_seconds
         seconds = 0.0
         prepare = {name: eye.prepare for name, eye in self._eyes.items()}
-        for item, message in self.reader.read(clips, step, prepare):
-            if not open_clips or open_clips[-1].item is not item or open_clips[-1].ended:
-                open_clips.append(self._open(item))
-            clip = open_clips[-1]
+        for clip, message in self.readers.read(opened(), step, prepare):
+            whose = 0 if shared else id(clip)
             if isinstance(message, Begin):
                 if clip.begun:  # a second try
                     forget(clip)
-                    open_clips[-1] = clip = self._open(item)
                 clip.begin(message)
             elif isinstance(message, Frame):
-                waiting[message.stream].append((clip, message))
+                batch = waiting.setdefault((message.stream, whose), [])
+                batch.append((clip, message))
                 clip.unseen += 1
                 seconds += step / len(self._eyes)
                 progress(seconds)
-                if len(waiting[message.stream]) == self._batch:
-                    see(message.stream)
+                if len(batch) == self._batch:
+                    see(message.stream, whose)
             elif isinstance(message, Sound):
-                clip.add_sound(message)
+                with running_on(self.device):
+                    clip.add_sound(message)
             elif isinstance(message, Failed):
                 forget(clip)
                 clip.fail(message)
             else:
-                clip.end(message)
-            if clip.ended and not shared:
-                see_all()
+                with running_on(self.device):
+                    clip.end(message)
+                for stream, owner in list(waiting):
+                    if owner == id(clip):
+                        see(stream, owner)
             while open_clips and open_clips[0].ended and not open_clips[0].unseen:
                 yield open_clips[0].item, open_clips.popleft().outcome()
-        see_all()
+        for stream, owner in list(waiting):
+            see(stream, owner)
         for clip in open_clips:
             yield clip.item, clip.outcome()
 
-    def _open(self, item: T) -> _Clip[T]:
-        return _Clip(item, self.recipe.snippet_seconds, self._networks)
-
     def close(self) -> None:
-        """End the reading process; it is started again when needed."""
-        self.reader.close()
+        """End the reading processes; they are started again when needed."""
+        self.readers.close()
 
 
 class Files(NamedTuple):
@@ -287,8 +300,17 @@ class _Clip(Generic[T]):
     def ended(self) -> bool:
         return self._end is not None
 
+    @property
+    def video(self) -> Path:
+        return self.item.video
+
+    @property
+    def audio(self) -> Path | None:
+        return self.item.audio
+
     def begin(self, message: Begin) -> None:
         self._begin = message
+        self._listening = {}
         self._rows = {
             name: np.zeros((message.snippets, network.features), np.float16)
             for name, network in self._networks.items()
@@ -405,14 +427,3 @@ def networks_of(recipe: Recipe, device: torch.device) -> Networks:
             "made with. Wanted: " + "; ".join(differing)
         )
     return networks
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device called `name`; ``auto`` takes CUDA, then Apple's MPS, then the CPU."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")

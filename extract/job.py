@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -23,6 +22,8 @@ from extract.decode import ClipError, footage
 from extract.extractor import Extractor
 from extract.lookout import Lookout
 from extract.plan import (
+    MOST_FOOTAGE,
+    MOST_FOOTAGE_GPU,
     Failure,
     Task,
     add_failure,
@@ -180,7 +181,7 @@ class _Job:
         self.payload: Payload = (
             recipe.to_json(),
             self.store,
-            cluster.device,
+            cluster.worker_device,
             memory_bytes,
             make,
         )
@@ -196,7 +197,8 @@ class _Job:
         self.lengths = {t.clip_id: d for t, d in zip(tasks, durations, strict=True)}
         self.total = sum(durations)
         self._show()
-        self.waiting = batches(tasks, durations, self.cluster.processes)[::-1]
+        most = MOST_FOOTAGE_GPU if self.cluster.on_gpus else MOST_FOOTAGE
+        self.waiting = batches(tasks, durations, self.cluster.processes, most)[::-1]
         self.running: dict[Future, list[Task]] = {}
         ended: SimpleQueue[Future] = SimpleQueue()
         with _first_interrupt(lambda: self.client.run(_stop)) as stopping:
@@ -383,9 +385,7 @@ _stopping = [False]
 
 
 @cache  # one pair of networks and one writer for each worker process and job
-def _tools(
-    recipe_json: str, store: Path, device: str, memory_bytes: int, make: Make
-) -> _Tools:
+def _tools(recipe_json: str, store: Path, device: str, memory_bytes: int, make: Make) -> _Tools:
     torch.set_num_threads(1)  # of several, each takes a part of a sum, and values would differ
     recipe = Recipe.from_json(recipe_json)
     _wait_for(store)  # or the writer would make a new one

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.extractor import Networks, networks_of, pick_device
+from extract.device import pick_device
+from extract.extractor import Networks, networks_of
 from extract.receiver import Gap, Receiver, Whole
 from extract.trailing import TRAILING, rows_of, trailing_seconds
 from features import Recipe

@@ -210,11 +210,18 @@ class Reader:
     Args:
         memory_bytes: that reading may take (on Linux); a file that needs more fails.
         patience: seconds without a message, after which it counts as hung and is killed.
+        clips_ahead: how many clips it has been asked for at once.
     """
 
-    def __init__(self, memory_bytes: int = MEMORY_BYTES, patience: float = PATIENCE) -> None:
+    def __init__(
+        self,
+        memory_bytes: int = MEMORY_BYTES,
+        patience: float = PATIENCE,
+        clips_ahead: int = CLIPS_AHEAD,
+    ) -> None:
         self.memory_bytes = memory_bytes
         self.patience = patience
+        self.clips_ahead = clips_ahead
         self.process: subprocess.Popen[bytes] | None = None
         self._messages: queue.Queue[Message | None] = queue.Queue()
 
@@ -229,7 +236,7 @@ class Reader:
         rest, asked, tries = iter(clips), deque[T](), 0
         try:
             while True:
-                while len(asked) < CLIPS_AHEAD and (clip := next(rest, None)) is not None:
+                while len(asked) < self.clips_ahead and (clip := next(rest, None)) is not None:
                     asked.append(clip)
                     self._ask(clip, snippet_seconds, prepare)
                 if not asked:

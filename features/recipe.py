@@ -86,14 +86,19 @@ class Recipe:
         """Stream name -> version of the code that read its files; None if it was not counted."""
         return {name: settings.get(READING) for name, settings in self.streams.items()}
 
+    def streams_read_otherwise(self, other: Recipe) -> list[str]:
+        """Return the streams of both whose files were read by code of different versions."""
+        mine, theirs = self.reading, other.reading
+        return [name for name in mine if name in theirs and mine[name] != theirs[name]]
+
     def read_otherwise(self, other: Recipe) -> str:
         """Return a sentence that says how the code that read `other` differs; "" if not at all.
 
-        Streams count that both have. What code of several versions read is not to be mixed, though
-        most files give the same rows.
+        What code of several versions read is not to be mixed, though most files give nearly the
+        same rows.
         """
         mine, theirs = self.reading, other.reading
-        names = [n for n in mine if n in theirs and mine[n] != theirs[n]]
+        names = self.streams_read_otherwise(other)
         if not names:
             return ""
         pairs = {f"{_version(theirs[n])}, not {_version(mine[n])}" for n in names}
