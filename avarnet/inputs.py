@@ -148,3 +148,16 @@ def say_assumed(recipe: Recipe) -> None:
         if "assumed" in source:
             text = plain(f"({name}): {source['assumed']}")
             err.print(f"[yellow bold]ASSUMED[/] {text}", soft_wrap=True)
+
+
+def say_reading(recipe: Recipe, run: Path) -> None:
+    """Warn where a run was trained on features that other code read; needs stage 1."""
+    import extract as stage1
+
+    if why := stage1.read_otherwise(recipe):
+        err.print(
+            f"[yellow bold]READ OTHERWISE[/]: of the features that {plain(str(run))} was trained "
+            f"on, {plain(why)}. For files that this concerns the scores may be worse. The way "
+            "out: extract into a new store, and train on that.",
+            soft_wrap=True,
+        )

@@ -19,6 +19,7 @@ from avarnet.inputs import (
     need_extract,
     say_left_out,
     say_random,
+    say_reading,
 )
 from avarnet.options import AudioModel, Device, Json, RunPath, VideoModel, VideoWeights
 from avarnet.terminal import (
@@ -83,7 +84,9 @@ def predict(
         say_random(recipe)
         if loaded.normal is None:
             out.print("the run knows no normal class (train --normal LABEL): no intervals")
-    extractor, predictor = stage1.Extractor(recipe, device), stage2.Predictor(loaded)
+    say_reading(recipe, run)
+    extractor = stage1.Extractor(recipe, device, other_reading=True)
+    predictor = stage2.Predictor(loaded)
     answers: list[dict[str, Any]] = [
         {"video": str(folder), "error": why} for folder, why in unreadable.items()
     ]

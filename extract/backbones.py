@@ -33,7 +33,9 @@ from torch import nn
 from extract.listening import OVERLAP_SECONDS, WINDOW_SECONDS
 from extract.reader import Prepare
 from extract.trailing import TRAILING
+from features.recipe import READING, READING_CHANGES
 
+READING_VERSION = max(READING_CHANGES)  # of the code that reads files; see there
 GROUP = "avarnet.backbones"  # of entry points
 RANDOM_SEED = 0  # of `--weights random`
 HUB_TIMEOUT = 5  # seconds
@@ -58,6 +60,7 @@ class FrameBackbone(Protocol):
     Attributes:
         features: values in a row.
         recipe: all that decides a value of its rows, as plain data; ``features`` is part of it.
+            `load_backbone` adds the version of the code that reads files.
         prepare: turns the frames of a snippet into what `__call__` takes; it is called in the
             reading process, so it is pickled and its module imports no torch.
     """
@@ -141,6 +144,7 @@ def load_backbone(
         if TRAILING in source:
             cut = {TRAILING: source[TRAILING]}
         made.recipe = {**made.recipe, **cut}
+    made.recipe = {**made.recipe, READING: READING_VERSION}
     return made
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from extract.backbones import (
+    READING_VERSION,
     FrameBackbone,
     SoundBackbone,
     WeightsError,
@@ -33,7 +35,8 @@ from extract.reader import (
 )
 from extract.readers import Readers
 from extract.trailing import TRAILING, Trailing, trailing_seconds
-from features import Features, Flag, Recipe
+from features import FeatureError, Features, Flag, Recipe
+from features.recipe import READING
 
 T = TypeVar("T", bound=Readable)
 Networks = dict[str, FrameBackbone | SoundBackbone]  # stream name -> its network
@@ -140,9 +143,12 @@ class Extractor:
         memory_bytes: that reading a clip may take; see `Reader`.
         patience: seconds without a sign of a reading process, after which a clip hangs.
         readers: how many processes read; 0 takes what `reading_processes` says.
+        other_reading: take also a recipe of another version of the code that reads files; what it
+            changed is in `Recipe.read_otherwise`, and such rows do not belong into its store.
 
     Raises:
         WeightsError: the networks cannot be had, or are not those of the recipe.
+        FeatureError: the recipe is of another version of the code that reads files.
         DeviceError: the device cannot run them.
     """
 
@@ -153,12 +159,19 @@ class Extractor:
         memory_bytes: int = MEMORY_BYTES,
         patience: float = PATIENCE,
         readers: int = 0,
+        other_reading: bool = False,
     ) -> None:
         self.recipe = recipe
         self.device = pick_device(device)
         self.readers = Readers(readers or reading_processes(self.device), memory_bytes, patience)
         with running_on(self.device):
             self._networks = networks_of(recipe, self.device)
+        if not other_reading and (why := read_otherwise(recipe)):
+            raise FeatureError(
+                f"a recipe of another version of avarnet: {why}. Extract into a new store, by a "
+                "recipe that is made here; from Python, Extractor(..., other_reading=True) reads "
+                "single files by this one"
+            )
         self._eyes = {n: eye for n, eye in self._networks.items() if eye.reads == "frames"}
         self._batch = FRAMES_PER_BATCH if self.device.type == "cpu" else FRAMES_PER_GPU_BATCH
 
@@ -184,8 +197,10 @@ class Extractor:
     ) -> Iterator[tuple[T, Features | ClipError]]:
         """Yield each clip with its features, or with the reason why there are none, in order.
 
-        Clips are read ahead, in processes of their own, and frames of several clips share a batch.
-        Memory does not grow with their number, and with their length only by what is returned.
+        Clips are read ahead, in processes of their own. A clip's rows do not depend on what it is
+        read together with: on a CPU its frames share no batch with those of others, and on a GPU,
+        where short batches are slow, every batch is filled up to one size. Memory does not grow
+        with the number of clips, and with their length only by what is returned.
 
         Args:
             clips: have the attributes ``video`` and ``audio``, as in `__call__`.
@@ -196,39 +211,49 @@ class Extractor:
         """
         step = self.recipe.snippet_seconds
         open_clips: deque[_Clip[T]] = deque()
-        waiting: dict[str, list[tuple[_Clip[T], Frame]]] = {name: [] for name in self._eyes}
+        shared = self.device.type != "cpu"
+        # (stream, whose frames: 0 if clips share batches) -> what waits for the network
+        waiting: dict[tuple[str, int], list[tuple[_Clip[T], Frame]]] = {}
 
         def opened() -> Iterator[_Clip[T]]:
             for item in clips:
                 open_clips.append(_Clip(item, step, self._networks))
                 yield open_clips[-1]
 
-        def see(stream: str) -> None:
-            given, waiting[stream] = waiting[stream], []
+        def see(stream: str, whose: int) -> None:
+            given = waiting.pop((stream, whose))
+            pixels = [frame.pixels for _, frame in given]
+            if shared:  # a network's arithmetic depends on how many frames it has, not on which
+                pixels += [np.zeros_like(pixels[0])] * (self._batch - len(pixels))
             with running_on(self.device):
-                rows = self._eyes[stream]([frame.pixels for _, frame in given])
-            for (clip, frame), row in zip(given, rows, strict=True):
+                rows = self._eyes[stream](pixels)
+            for (clip, frame), row in zip(given, rows, strict=False):
                 clip.add_picture(frame, row)
 
         def forget(clip: _Clip[T]) -> None:
-            for stream, given in waiting.items():
-                waiting[stream] = [(owner, frame) for owner, frame in given if owner is not clip]
+            for batch, given in list(waiting.items()):
+                kept = [(owner, frame) for owner, frame in given if owner is not clip]
+                waiting[batch] = kept
+                if not kept:
+                    del waiting[batch]
             clip.unseen = 0
 
         seconds = 0.0
         prepare = {name: eye.prepare for name, eye in self._eyes.items()}
         for clip, message in self.readers.read(opened(), step, prepare):
+            whose = 0 if shared else id(clip)
             if isinstance(message, Begin):
                 if clip.begun:  # a second try
                     forget(clip)
                 clip.begin(message)
             elif isinstance(message, Frame):
-                waiting[message.stream].append((clip, message))
+                batch = waiting.setdefault((message.stream, whose), [])
+                batch.append((clip, message))
                 clip.unseen += 1
                 seconds += step / len(self._eyes)
                 progress(seconds)
-                if len(waiting[message.stream]) == self._batch:
-                    see(message.stream)
+                if len(batch) == self._batch:
+                    see(message.stream, whose)
             elif isinstance(message, Sound):
                 with running_on(self.device):
                     clip.add_sound(message)
@@ -238,11 +263,13 @@ class Extractor:
             else:
                 with running_on(self.device):
                     clip.end(message)
+                for stream, owner in list(waiting):
+                    if owner == id(clip):
+                        see(stream, owner)
             while open_clips and open_clips[0].ended and not open_clips[0].unseen:
                 yield open_clips[0].item, open_clips.popleft().outcome()
-        for stream, given in waiting.items():
-            if given:
-                see(stream)
+        for stream, owner in list(waiting):
+            see(stream, owner)
         for clip in open_clips:
             yield clip.item, clip.outcome()
 
@@ -373,15 +400,31 @@ def read_text(text: str, stream: str, recipe: Recipe, device: str = "auto") -> N
     return row
 
 
+def read_otherwise(recipe: Recipe) -> str:
+    """Return how the code that reads files here differs from the recipe's; "" if not at all."""
+    return _read_here(recipe).read_otherwise(recipe)
+
+
+def _read_here(recipe: Recipe) -> Recipe:
+    """Return the same recipe by today's version of the code that reads files."""
+    streams = {
+        name: {**settings, READING: READING_VERSION} for name, settings in recipe.streams.items()
+    }
+    return replace(recipe, streams=streams)
+
+
 def networks_of(recipe: Recipe, device: torch.device) -> Networks:
     """Return stream name -> its network, which is the one that the recipe was made with.
+
+    The version of the code that reads files may differ: see `read_otherwise`.
 
     Raises:
         WeightsError: the networks cannot be had, or are not those of the recipe.
     """
     networks = load_networks(recipe.source, device, recipe.precision)
     found = {name: network.recipe for name, network in networks.items()}
-    differing = recipe.differences(Recipe(recipe.snippet_seconds, recipe.precision, found))
+    same = Recipe(recipe.snippet_seconds, recipe.precision, found)
+    differing = _read_here(recipe).differences(same)
     if differing:
         raise WeightsError(
             "the networks found here are not those of the recipe; give the checkpoints it was "

@@ -42,17 +42,21 @@ class Writer:
         self._waiting: set[str] = set()  # ids; the clips themselves are in the spool
         self._bytes = 0
 
-    def add(self, clip_id: str, features: Features) -> None:
+    def add(self, clip_id: str, features: Features) -> Path:
         """Add one clip; when this returns, a kill of the process cannot lose it.
 
         A power cut can, until the clip is sealed: then it is simply not there.
+
+        Returns:
+            The file in the store where the clip is until it is sealed, perhaps already.
         """
         check_clip(clip_id, features, self.recipe)
-        self._spool.add(clip_id, features, self.recipe.fingerprint)
+        file = self._spool.add(clip_id, features, self.recipe.fingerprint)
         self._waiting.add(clip_id)
         self._bytes += _nbytes(features)
         if self._bytes >= self.shard_bytes:
             self.seal()
+        return file
 
     def seal(self) -> None:
         """Seal what has been added so far."""

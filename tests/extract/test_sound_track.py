@@ -272,7 +272,9 @@ def test_of_two_tracks_the_default_is_read(tmp_path: Path, default: int) -> None
     )
     found, theirs = heard(path), heard_by_ffmpeg(path, default)
     assert found.runs[0][0] == pytest.approx(2.0 * default, abs=1e-3)
-    assert np.abs(found.sound[: 7 * RATE] - theirs[: 7 * RATE]).max() < 5e-3  # but for where it begins, the same
+    assert (
+        np.abs(found.sound[: 7 * RATE] - theirs[: 7 * RATE]).max() < 5e-3
+    )  # but for where it begins, the same
 
 
 def test_wma_begins_where_its_first_sample_is(tmp_path: Path) -> None:
