@@ -79,6 +79,8 @@ class AudioBackbone:
         self._said: dict[int, torch.Tensor] = {}
         if self._layers:
             self._watch(model)
+        if precision == "bf16" and hasattr(model.encoder, "pos_conv_embed"):
+            model.encoder.pos_conv_embed = _InFloat32(model.encoder.pos_conv_embed)
         self.model = freeze(model, device)
         self.device = device
         self.precision = precision
@@ -133,6 +135,23 @@ class AudioBackbone:
         for number in self._layers:
             model.encoder.layers[number - 1].register_forward_hook(note(number))
         model.encoder.layers = model.encoder.layers[: max(self._layers)]
+
+
+class _InFloat32(nn.Module):
+    """A part of a network that takes no part in `autocast`.
+
+    For grouped convolutions over time, as those of the positions are, cuDNN has nothing fast in
+    bfloat16: on an H100 they took longer than all other layers together.
+    """
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            result: torch.Tensor = self.part(x.float())
+        return result
 
 
 def parse_layers(text: str, depth: int) -> list[int]:

@@ -331,6 +331,16 @@ def seeded() -> Iterator[None]:
         yield
 
 
+def on_device(prepared: list[NDArray[np.uint8]], device: torch.device) -> torch.Tensor:
+    """Return arrays of one shape as one tensor (n, ...) on a device."""
+    if device.type != "cuda":
+        return torch.from_numpy(np.stack(prepared)).to(device)
+    size = (len(prepared), *prepared[0].shape)
+    batch = torch.empty(size, dtype=torch.uint8, pin_memory=True)  # kept by torch for the next one
+    np.stack(prepared, out=batch.numpy())
+    return batch.to(device, non_blocking=True)
+
+
 @contextmanager
 def autocast(device: torch.device, precision: str) -> Iterator[None]:
     """Give a network the arithmetic of its recipe."""

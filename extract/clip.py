@@ -29,6 +29,7 @@ from extract.backbones import (
     freeze,
     load_complete,
     no_weights,
+    on_device,
     published_settings,
     quiet_transformers,
     seeded,
@@ -93,7 +94,7 @@ class Clip:
 
     def __call__(self, prepared: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Turn frames of (H, W, 3), which `prepare` has brought to size, into (n, features)."""
-        batch = torch.from_numpy(np.stack(prepared)).to(self.device).permute(0, 3, 1, 2)
+        batch = on_device(prepared, self.device).permute(0, 3, 1, 2)
         with torch.inference_mode(), autocast(self.device, self.precision):
             seen = self.model.vision_model(pixel_values=(batch / 255 - self._mean) / self._std)
             rows = self.model.visual_projection(seen.pooler_output)

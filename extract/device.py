@@ -44,7 +44,7 @@ def reading_processes(device: torch.device) -> int:
     if device.type == "cpu":
         return 1
     cores: int = joblib.cpu_count()
-    return max(1, cores // max(1, torch.cuda.device_count()))
+    return max(1, cores // max(1, torch.cuda.device_count()) - 1)  # one for the networks
 
 
 @contextmanager

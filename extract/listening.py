@@ -107,7 +107,9 @@ class Listening:
         snippet = np.minimum((centres / self._step).astype(np.int64), stop - 1) - start
         count = np.bincount(snippet, minlength=stop - start)
         total = np.zeros((stop - start, self._network.features), np.float32)
-        np.add.at(total, snippet, outputs)
+        stops = np.cumsum(count)
+        for number in np.flatnonzero(count):  # a tenth of the time of np.add.at
+            total[number] = outputs[stops[number] - count[number] : stops[number]].sum(0)
         heard = count > 0
         fade = self._fade(start, stop, more) * heard
         self._rows[start:stop][heard] += fade[heard, None] * total[heard] / count[heard, None]

@@ -9,6 +9,7 @@ write.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import math
 import os
@@ -53,6 +54,7 @@ answers = os.dup(1)
 os.dup2(2, 1)
 importlib.import_module(sys.argv[1]).main(answers, *map(int, sys.argv[2:]))
 """
+PIPE_BYTES = 2**20  # a frame or five: with the usual 64 KiB, each waits for Python several times
 MESSAGES_AHEAD = 64  # read before the networks ask for them
 CLIPS_AHEAD = 4
 
@@ -312,14 +314,19 @@ def start(module: str, memory_bytes: int, files: Sequence[int] = ()) -> subproce
         files: further descriptors that it inherits.
     """
     # not by multiprocessing: a Dask worker's process may not have such children
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, module, str(memory_bytes), str(os.getpid())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         pass_fds=files,
+        bufsize=PIPE_BYTES,
     )
+    if sys.platform == "linux" and process.stdout:
+        with contextlib.suppress(OSError):  # a user's pipes may be limited
+            fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    return process
 
 
 def ending(process: subprocess.Popen[bytes]) -> str:

@@ -17,6 +17,7 @@ from extract.backbones import (
     WeightsError,
     autocast,
     freeze,
+    on_device,
     weights_hash,
 )
 from extract.reader import Preparation
@@ -37,7 +38,11 @@ class VideoBackbone:
     def __init__(self, source: dict[str, Any], device: torch.device, precision: str) -> None:
         model, self.config, self.assumed = load_timm(source)
         weights = weights_hash(model)
-        self.model = freeze(model, device).to(memory_format=torch.channels_last)
+        # on a CPU convolutions are faster with channels last; on an H100 a MobileViT-S is slower
+        # so, by 15 % in float32 and by 22 % in bfloat16
+        on_cpu = device.type == "cpu"
+        self._memory_format = torch.channels_last if on_cpu else torch.contiguous_format
+        self.model = freeze(model, device).to(memory_format=self._memory_format)
         _fold(self.model)
         self.device = device
         self.precision = precision
@@ -58,11 +63,9 @@ class VideoBackbone:
 
     def __call__(self, prepared: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Turn frames of (H, W, 3), which `prepare` has brought to size, into (n, features)."""
-        batch = torch.from_numpy(np.stack(prepared))
-        if self.device.type == "cuda":
-            batch = batch.pin_memory()
-        # (n, H, W, 3) seen as (n, 3, H, W): channels last, which convolutions like best
-        pixels = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        # (n, H, W, 3) seen as (n, 3, H, W)
+        pixels = on_device(prepared, self.device).permute(0, 3, 1, 2)
+        pixels = pixels.contiguous(memory_format=self._memory_format)
         with torch.inference_mode(), autocast(self.device, self.precision):
             rows = self.model((pixels / 255 - self._mean) / self._std)
         return np.asarray(rows.float().cpu().numpy())
