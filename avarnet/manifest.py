@@ -129,16 +129,16 @@ def manifest_split(
 
 @app.command("check", epilog="Example: `avarnet manifest check videos.jsonl`")
 def manifest_check(manifest: Manifest, root: Root = None, as_json: Json = False) -> None:
-    """Find duplicates, missing files, leaks between splits, wrong intervals, missing sound."""
+    """Find duplicates, missing and cut-short files, leaks, wrong intervals, missing sound."""
     probe = None
     if has_extract():
         from extract.decode import probe as read_clock
         from extract.decode import sound_beside
 
-        def probe(video: Path, audio: Path | None) -> tuple[float, bool]:
+        def probe(video: Path, audio: Path | None) -> manifests.Probed:
             media = read_clock(video)
             sound = audio or sound_beside(video) or media.has_sound
-            return media.duration, bool(sound)
+            return manifests.Probed(media.duration, bool(sound), media.cut_short)
 
     findings = manifests.check(manifest, root_of(manifest, root), probe)
     errors = sum(finding.severity == "error" for finding in findings)

@@ -91,6 +91,8 @@ class PacketClock:
             av.FFmpegError: the file cannot be read on.
         """
         for packet in self._container.demux(list(self._streams)):
+            if packet.size == 0:
+                packet.stream = packet.stream  # PyAV leaves the flushing ones' `stream_index` at 0
             self.place(packet)
             yield packet
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from extract import sound_track
 from extract.clock import PacketClock
-from extract.ending import cut_short
+from extract.ending import cut_short, lost_index
 from extract.sound_track import SAMPLE_RATE as SAMPLE_RATE
 
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg")
@@ -106,9 +106,9 @@ def probe(path: Path) -> Media:
             video = _picture(container)
             if video is None or Disposition.attached_pic in video.disposition:
                 raise ClipError("there is no picture in it; a clip needs a video stream")
-            _refuse_without_times(path, container, video)
             sound = sound_track.choose(container)
             found = _frame_clock(container, video, sound)
+            _refuse_without_times(path, container, video, len(found.times))
             shown, lateness = found.times, None
             if found.untimed:
                 shown, lateness = _times_in_order(path, shown)
@@ -117,7 +117,8 @@ def probe(path: Path) -> Media:
     except MemoryError:
         raise  # one of FFmpeg's errors too
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise ClipError(f"not a readable media file ({reason(error)})") from error
+        why = f"not a readable media file ({reason(error)})"
+        raise ClipError(lost_index(path) or why) from error
     duration = float(shown[-1] - shown[0] + found.last)
     if duration > max(LONG_PAUSE, len(shown) * LONG_PAUSE / 60):
         raise ClipError(
@@ -148,7 +149,7 @@ def footage(path: Path) -> float:
 
 
 def _refuse_without_times(
-    path: Path, container: av.container.InputContainer, video: av.VideoStream
+    path: Path, container: av.container.InputContainer, video: av.VideoStream, count: int
 ) -> None:
     """Refuse a stream that was never put into a container, and so has no clock.
 
@@ -158,11 +159,9 @@ def _refuse_without_times(
     """
     name = container.format.name
     without: Any = Flags.no_timestamps.value  # an int, whatever PyAV's stubs say
-    if not (container.format.flags & without or name.endswith("_pipe")) or name == "mpegvideo":
+    pictures = name.endswith("_pipe") and count > 1  # one behind the other
+    if not (container.format.flags & without or pictures) or name == "mpegvideo":
         return
-    count = sum(packet.size > 0 for packet in container.demux(video))
-    if name.endswith("_pipe") and count == 1:
-        return  # a picture
     claimed = video.codec_context.framerate
     rate = f"{float(claimed):g}" if claimed else "RATE"
     raise ClipError(
@@ -192,10 +191,10 @@ def _frame_clock(
         ClipError: there are no frames.
     """
     base = float(video.time_base or 1)
-    stamps: list[tuple[int | None, int | None]] = []
+    stamps: list[tuple[int | None, int]] = []
     ends: dict[int, float] = {}
     clock = PacketClock(container, [video] if sound is None else [video, sound])
-    filled, length = _Filled(video), 0.0
+    decoding, length = _Decoding(container, video), 0.0
     try:
         for packet in container.demux():
             number = packet.stream_index
@@ -203,43 +202,103 @@ def _frame_clock(
                 continue
             if number == video.index or (sound is not None and number == sound.index):
                 clock.place(packet)
+            decoded = decoding.time(packet) if number == video.index else 0
             stamp = packet.pts if packet.pts is not None else packet.dts
-            if stamp is not None and packet.time_base:
+            # what is decoded before an edit, and not shown, may lie behind the end
+            if stamp is not None and packet.time_base and not packet.is_discard:
                 end = float((stamp + (packet.duration or 0)) * packet.time_base)
                 ends[number] = max(end, ends.get(number, end))
             if number == video.index and not packet.is_discard:
-                stamps.append((packet.pts, filled(packet)))
+                stamps.append((packet.pts, decoded))
                 length = (packet.duration or 0) * base
     except av.FFmpegError:
         pass  # cut short: what was read before is the valid part
     if not stamps:
         raise ClipError("its video stream has no frames")
-    # a reader of AVI gives packets that were never presented in another order a time all the same
-    in_order = len({pts - dts for pts, dts in stamps if pts is not None and dts is not None}) == 1
+    # where all are shown as they are decoded though the decoder is to put them in order, the times
+    # were copied from those of decoding (a raw stream that was copied into an MP4)
+    copied = len({pts - dts for pts, dts in stamps if pts is not None}) == 1
     untimed = any(pts is None for pts, _ in stamps)
-    untimed |= in_order and bool(video.codec_context.has_b_frames)
+    untimed |= copied and bool(video.codec_context.has_b_frames)
     taken = [dts if untimed or pts is None else pts for pts, dts in stamps]
-    times = np.sort(np.array([stamp for stamp in taken if stamp is not None]) * base)
+    times = np.sort(np.array(taken) * base)
     last = length if untimed else ends.get(video.index, -math.inf) - times[-1]
     if last <= 0:  # containers that give no duration to a packet
         last = 1 / float(video.average_rate or video.guessed_rate or 25)
     return _Packets(times, untimed, float(last), ends, clock.jumps)
 
 
-class _Filled:
-    """Gives decoding times to the packets of a stream that have none."""
+class _Decoding:
+    """Sees to it that a stream's packets have a decoding time, and no false time of display.
 
-    def __init__(self, video: av.VideoStream) -> None:
+    Args:
+        container: of the stream.
+        video: the stream.
+    """
+
+    def __init__(self, container: av.container.InputContainer, video: av.VideoStream) -> None:
         rate, base = video.average_rate or video.guessed_rate or 25, video.time_base or 1
         self._usual = round(1 / (rate * base))
         self._next: int | None = None
+        # AVI numbers frames as they are stored. For other codecs FFmpeg knows B-frames when it sees
+        # them; for these it makes times of display up (or none: versions differ)
+        made_up = ("h264", "hevc", "vvc")
+        name = video.codec_context.codec.canonical_name
+        self._made_up = container.format.name == "avi" and name in made_up
 
-    def __call__(self, packet: av.Packet[Any]) -> int:
+    def time(self, packet: av.Packet[Any]) -> int:
         """Return a packet's decoding time, which it is given if it had none."""
+        if self._made_up:
+            packet.pts = None
         if packet.dts is None:
             packet.dts = self._next if self._next is not None else packet.pts or 0
         self._next = packet.dts + (packet.duration or self._usual)
         return packet.dts
+
+
+class Showing:
+    """Tells of a stream's frames, as they come, when they are shown: as ffmpeg guesses it.
+
+    That is their own time, unless there is none, or more of these times than of the decoding times
+    do not ascend; then it is that of the packet which completed the frame. For live streams, of
+    which only what has come is known: `probe` and `frames` know the whole of a file.
+
+    Args:
+        container: of the stream.
+        video: the stream.
+    """
+
+    def __init__(self, container: av.container.InputContainer, video: av.VideoStream) -> None:
+        self._decoding = _Decoding(container, video)
+        self._begun = False
+        self._base = float(video.time_base or 1)
+        self._pace = 1 / float(video.average_rate or video.guessed_rate or 25)
+        self._last: float | None = None  # when the last frame was shown
+        self._last_own = self._last_decoded = -math.inf  # ticks
+        self._false_own = self._false_decoded = 0  # times that did not ascend
+
+    def coming(self, packet: av.Packet[Any]) -> None:
+        """See to the times of a packet of the stream before it is decoded."""
+        self._begun |= packet.pts is not None or packet.dts is not None
+        if packet.size and self._begun:
+            self._decoding.time(packet)
+
+    def time(self, frame: av.VideoFrame) -> float | None:
+        """Return when a decoded frame is shown, in seconds; None if nothing tells."""
+        own, decoded = frame.pts, frame.dts
+        if own is not None:
+            self._false_own += own <= self._last_own
+            self._last_own = own
+        if decoded is not None:
+            self._false_decoded += decoded <= self._last_decoded
+            self._last_decoded = decoded
+        trusted = self._false_own <= self._false_decoded or decoded is None
+        best = own if own is not None and trusted else decoded
+        if best is not None:
+            self._last = best * self._base
+        elif self._last is not None:
+            self._last += self._pace
+        return self._last
 
 
 def _times_in_order(path: Path, decoded: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
@@ -314,7 +373,7 @@ def _picture(container: av.container.InputContainer) -> av.VideoStream | None:
 
 
 def _placed(
-    container: av.container.InputContainer, video: av.VideoStream, jumps: bool, fill: bool
+    container: av.container.InputContainer, video: av.VideoStream, jumps: bool, untimed: bool
 ) -> Iterator[av.Packet[Any]]:
     """Yield the picture's packets, up to where the file cannot be read on, then the flushing one.
 
@@ -322,20 +381,20 @@ def _placed(
         container: open, at its beginning.
         video: the picture in it.
         jumps: put their times right; that takes the sound's packets too, see `PacketClock`.
-        fill: give decoding times to those that have none.
+        untimed: see to their decoding times, as `_Decoding` does.
     """
     sound = sound_track.choose(container) if jumps else None
     clock = PacketClock(container, [video] if sound is None else [video, sound])
     packets = clock.packets() if jumps else container.demux(video)
-    filled = _Filled(video)
+    decoding = _Decoding(container, video)
     while True:
         try:
             packet = next(packets)
         except (StopIteration, av.FFmpegError):
             return
-        if packet.stream_index == video.index:
-            if fill and packet.size:
-                filled(packet)
+        if packet.stream.index == video.index:  # the flushing ones' own `stream_index` is 0
+            if untimed and packet.size:
+                decoding.time(packet)
             yield packet
 
 

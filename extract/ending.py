@@ -8,6 +8,7 @@ A file of the latter kinds that was cut exactly between two pieces cannot be tol
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -37,20 +38,34 @@ def cut_short(path: Path, container: av.container.InputContainer, ends: Ends) ->
         container: the file, open, with nothing but its header needed.
         ends: where each stream ends, by what was read of it.
     """
+    name = container.format.name
     lengths = list(_lengths(path, container, ends))
-    for stated, found in lengths:
-        if stated - found > LEAST + SHARE * stated:
-            return (
-                f"its container states {stated:.1f} s, but what is in it ends at {found:.1f} s: "
-                "the file was cut short"
-            )
-    inside = ENDS_INSIDE.get(container.format.name)
-    if inside is None and not lengths:
-        inside = ENDS_INSIDE_UNLESS_STATED.get(container.format.name)
-    if inside is not None:
+    short = next(((s, f) for s, f in lengths if s - f > LEAST + SHARE * s), None)
+    inside = False
+    # a length that is as stated is believed, whatever is behind it
+    if name in ENDS_INSIDE and (short is not None or not lengths or name not in BELIEVED):
         with open(path, "rb") as file:
-            if inside(file, os.path.getsize(path)):
-                return "it ends in the middle of a packet: the file was cut short"
+            inside = ENDS_INSIDE[name](file, os.path.getsize(path))
+    if short is not None and (inside or name != "avi"):  # which may end with empty packets
+        stated, found = short
+        return (
+            f"its container states {stated:.1f} s, but what is in it ends at {found:.1f} s: the "
+            "file was cut short"
+        )
+    return "it ends in the middle of a packet: the file was cut short" if inside else ""
+
+
+def lost_index(path: Path) -> str:
+    """Return that an MP4 is without the index that stands at its end; "" if it is not that."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        boxes = list(_boxes(file, os.path.getsize(path)))
+        kinds = [kind for kind, _ in boxes]
+        if b"ftyp" in kinds[:1] and b"mdat" in kinds and b"moov" not in kinds:
+            return (
+                "its index is missing, which stands at the end: the file was cut short, or its "
+                "recording was not finished; copy it again, or repair it with a tool such as "
+                "untrunc and another file of the same camera"
+            )
     return ""
 
 
@@ -64,7 +79,10 @@ def _lengths(
     """
     name = container.format.name
     latest = max(ends.values(), default=0.0)
-    if name.startswith(("mov,", "matroska", "flv", "rm")) and container.duration:
+    stated = name.startswith(("matroska", "flv", "rm"))
+    if name.startswith("mov,"):  # one in fragments may have an index of them that tells its length
+        stated = not any(video.frames for video in container.streams.video)
+    if stated and container.duration:
         yield container.duration / av.time_base, latest
     if name.startswith("mov,"):
         for stream in (*container.streams.video, *container.streams.audio):
@@ -77,9 +95,9 @@ def _lengths(
                 yield float(video.frames / video.average_rate), ends[video.index]
     if name == "asf":  # of which FFmpeg believes nothing if the size is not as stated
         with open(path, "rb") as file:
-            stated = _asf_length(file.read(HEADER))
-        if stated:
-            yield stated, latest
+            length = _asf_length(file.read(HEADER))
+        if length:
+            yield length, latest
 
 
 def _asf_length(header: bytes) -> float:
@@ -93,20 +111,27 @@ def _asf_length(header: bytes) -> float:
     return 0.0 if broadcast else length - preroll
 
 
-def _mp4_inside(file: BinaryIO, size: int) -> bool:
-    """Tell whether the last fragment goes on behind the file's end; only fragments tell it."""
-    at, fragmented = 0, False
+def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
+    """Yield the kind of each box of an MP4, and where it ends, be it behind the file's end."""
+    at = 0
     while at + 8 <= size:
         file.seek(at)
         head = file.read(16)
         length = int.from_bytes(head[:4])
-        fragmented |= head[4:8] == b"moof"
         if length == 1:
             length = int.from_bytes(head[8:16])
-        if length < 8:  # 0: up to the end, whatever that is
-            return False
+        if length == 0:  # up to the end, wherever that is
+            length = size - at
+        if length < 8:
+            return
         at += length
-    return fragmented and at > size
+        yield head[4:8], at
+
+
+def _mp4_inside(file: BinaryIO, size: int) -> bool:
+    """Tell whether the last fragment goes on behind the file's end; only fragments tell it."""
+    boxes = list(_boxes(file, size))
+    return any(kind == b"moof" for kind, _ in boxes) and boxes[-1][1] > size
 
 
 def _matroska_inside(file: BinaryIO, size: int) -> bool:
@@ -210,16 +235,14 @@ def _avi_inside(file: BinaryIO, size: int) -> bool:
     return at > size + 1
 
 
-# by FFmpeg's name of the format: a look at the end of a file whose length is not stated elsewhere
+# by FFmpeg's name of the format: a look at how the file ends
 ENDS_INSIDE: dict[str, Callable[[BinaryIO, int], bool]] = {
     "mov,mp4,m4a,3gp,3g2,mj2": _mp4_inside,
+    "matroska,webm": _matroska_inside,
+    "flv": _flv_inside,
+    "avi": _avi_inside,
     "mpegts": _ts_inside,
     "mpeg": _ps_inside,
     "ogg": _ogg_inside,
 }
-# the same, for formats in which most files state a length, which is believed then
-ENDS_INSIDE_UNLESS_STATED: dict[str, Callable[[BinaryIO, int], bool]] = {
-    "matroska,webm": _matroska_inside,
-    "flv": _flv_inside,
-    "avi": _avi_inside,
-}
+BELIEVED = ("matroska,webm", "flv", "avi")  # the formats of which most files state a length

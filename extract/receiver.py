@@ -25,7 +25,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.decode import CLOCK_SLACK, ClipError, ffmpeg_name, reason, upright
+from extract.decode import CLOCK_SLACK, ClipError, Showing, ffmpeg_name, reason, upright
 from extract.reader import MEMORY_BYTES, Prepare, ending, shelter, start
 from extract.sound_track import SAMPLE_RATE, Piece, Placing, choose
 from extract.trailing import Runs, Tail, span
@@ -38,6 +38,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds before connecting again
 MOST_LATE = 10.0  # seconds for which snippets wait for the networks, or that they last together
 APART = 1.0  # seconds by which a stream's picture and sound may come apart
 FROZEN = 2.0  # seconds for which a frame without a successor is what is to be seen
+RAW = ("h264", "hevc", "vvc")  # FFmpeg's names of streams that are in no container
 CLOCK_JUMP = 10.0  # seconds from one frame to the next; more is another clock
 SOUND_KEPT = 30.0  # seconds, at most, of sound that waits for its picture
 # RTSP over TCP: by UDP, what is lost is lost without a word. To guess the rate of frames, which
@@ -331,6 +332,12 @@ def _decode(container: av.container.InputContainer, request: Request, send: Send
     video, sound = container.streams.best("video"), choose(container)
     if not isinstance(video, av.VideoStream):
         raise ClipError("there is no picture in it")
+    if container.format.name in RAW:
+        raise ClipError(
+            f"it is a raw {container.format.name} stream, without times that say when a frame is "
+            "shown; put it into a container at its camera's rate: ffmpeg -framerate RATE -i SOURCE "
+            "-c:v libx264 -tune zerolatency -f mpegts - | avarnet watch -"
+        )
     video.codec_context.thread_count = 1  # the networks want the cores
     streams: list[av.VideoStream | av.AudioStream] = [video]
     if sound is not None and request.window:
@@ -338,6 +345,7 @@ def _decode(container: av.container.InputContainer, request: Request, send: Send
     window = request.window if len(streams) > 1 else 0.0
     began = time.monotonic()
     grid = _Grid(request.step, window, request.prepare)
+    showing = Showing(container, video)
     ahead = 0.0
 
     def send_whole(last: bool = False) -> None:
@@ -345,12 +353,14 @@ def _decode(container: av.container.InputContainer, request: Request, send: Send
             send(Part(number, ahead, pixels, heard, received))
 
     try:
-        for received, frames in _decoded(container, streams):
+        for received, frames in _decoded(container, streams, showing):
             for frame in frames:
                 if isinstance(frame, av.AudioFrame):
                     grid.hear(frame)
                     continue
-                at = frame.time or 0.0
+                at = showing.time(frame)
+                if at is None:
+                    continue
                 if grid.jumps(at):
                     send_whole(last=True)
                     send(Broken("the stream's clock jumped"))
@@ -474,7 +484,9 @@ class _Grid:
 
 
 def _decoded(
-    container: av.container.InputContainer, streams: Sequence[av.VideoStream | av.AudioStream]
+    container: av.container.InputContainer,
+    streams: Sequence[av.VideoStream | av.AudioStream],
+    showing: Showing,
 ) -> Iterator[tuple[float, list[av.VideoFrame | av.AudioFrame]]]:
     """Yield when a packet came, and its frames; damaged ones are left out.
 
@@ -482,6 +494,8 @@ def _decoded(
     """
     try:
         for packet in container.demux(streams):
+            if isinstance(packet.stream, av.VideoStream):
+                showing.coming(packet)
             yield time.monotonic(), _frames(packet.decode)
     except av.FFmpegError:
         for stream in streams:
@@ -493,10 +507,6 @@ def _decoded(
 
 def _frames(decode: Callable[[], list[Any]]) -> list[av.VideoFrame | av.AudioFrame]:
     try:
-        return [
-            frame
-            for frame in decode()
-            if not frame.is_corrupt and (frame.time is not None or isinstance(frame, av.AudioFrame))
-        ]
+        return [frame for frame in decode() if not frame.is_corrupt]
     except av.FFmpegError:
         return []

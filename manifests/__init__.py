@@ -1,6 +1,6 @@
 """What there is to process: clips, labels, intervals and splits. No torch, no h5py."""
 
-from manifests.check import Finding, check
+from manifests.check import Finding, Probed, check
 from manifests.clip import Clip, Interval, ManifestError
 from manifests.folders import from_folders, videos_below
 from manifests.groups import Grouped, with_groups
@@ -19,6 +19,7 @@ __all__ = [
     "Interval",
     "Listing",
     "ManifestError",
+    "Probed",
     "assign_folds",
     "assign_split",
     "check",
