@@ -321,8 +321,11 @@ def _open(request: Request) -> av.container.InputContainer:
         return av.open(url, options=OPTIONS, timeout=(OPEN_SECONDS, SILENT_SECONDS))
     if url.startswith("pipe:"):
         return av.open(url, options=OPTIONS)
-    follow = {**OPTIONS, "follow": "1"}  # wait for more at the file's end, till time is up
-    return av.open(url, options=follow, timeout=request.grown_seconds)
+    options = {**OPTIONS, "follow": "1"}  # wait for more at the file's end, till time is up
+    with suppress(OSError):  # FFmpeg says what is wrong with it
+        if time.time() - os.path.getmtime(url.removeprefix("file:")) > request.grown_seconds:
+            del options["analyzeduration"]  # all is there: also a track that begins late is found
+    return av.open(url, options=options, timeout=request.grown_seconds)
 
 
 def _decode(container: av.container.InputContainer, request: Request, send: Send) -> None:
@@ -470,6 +473,8 @@ class _Grid:
             come = self._pictures and (not self._window or heard >= end)
             if newest < stop or not (come or last or newest >= stop + APART):
                 return
+            if heard < end:  # no more is waited for: this is the end of a run
+                self._keep(self._placing.finish())
             if not self._pictures:
                 self._look(self.origin + stop + 2 * CLOCK_SLACK)
             sound = self._sound.tails(self._number, self._step, self._window)

@@ -64,11 +64,14 @@ def choose(container: av.container.InputContainer) -> av.AudioStream | None:
     Where none is marked as default, it is the one that FFmpeg thinks best in the programme of the
     picture, as ``ffplay`` plays it.
     """
-    for stream in container.streams.audio:
-        if Disposition.default in stream.disposition:
-            return stream
+    tracks = container.streams.audio
+    for track in tracks:
+        if Disposition.default in track.disposition:
+            return track
     best = container.streams.best("audio", container.streams.best("video"))
-    return best if isinstance(best, av.AudioStream) else None
+    if isinstance(best, av.AudioStream):
+        return best
+    return tracks[0] if tracks else None  # one that begins too late for FFmpeg to know its rate
 
 
 class Placing:

@@ -13,12 +13,13 @@ import soundfile
 
 from extract.decode import (
     ClipError,
+    SoundFault,
     footage,
     frames,
     probe,
     read_sound_file,
-    read_sound_track,
     sound_beside,
+    sound_blocks,
 )
 
 RATE = 44_100
@@ -104,8 +105,10 @@ def test_sound_and_picture_share_a_clock(
     times = np.arange(round(first_frame * 25), 100) / 25
     path = film(tmp_path / f"a.{suffix}", "libx264", times, sound_from)
     media = probe(path)
-    assert media.sound_start is not None
-    beep = np.flatnonzero(np.abs(read_sound_track(path)) > 0.2)[0] / 16_000 + media.sound_start
+    assert media.has_sound
+    blocks = sound_blocks(path, None, media, SoundFault())
+    (loud, *_) = (first + np.flatnonzero(np.abs(sound) > 0.2) for first, sound in blocks)
+    beep = loud[0] / 16_000
     assert beep == pytest.approx(2.0 - first_frame, abs=0.01)
 
 
@@ -187,6 +190,10 @@ def test_sound_file_beside_a_video(tmp_path: Path) -> None:
     assert len(mono) == 32_000
     expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(32_000) / 16_000)
     assert np.abs(mono - expected)[100:-100].max() < 0.01
+    for name in ("001.WAV", "002.Wav", "003.FLAC"):  # as some recorders write them
+        (tmp_path / name).touch()
+        assert sound_beside(tmp_path / f"{name[:3]}.MP4") == tmp_path / name
+    assert sound_beside(tmp_path / "004.mp4") is None
     (tmp_path / "bad.wav").write_bytes(b"no sound")
     with pytest.raises(ClipError, match="sound file"):
         read_sound_file(tmp_path / "bad.wav")

@@ -26,9 +26,9 @@ from extract import ClipError, Extractor
 from extract.decode import (
     LONG_SOUND,
     SAMPLE_RATE,
-    _track_in_blocks,
+    Media,
+    SoundFault,
     read_sound_file,
-    read_sound_track,
     sound_blocks,
 )
 from extract.reader import Begin, End, Failed, Frame, Preparation, Reader, Sound
@@ -91,20 +91,16 @@ def test_messages_of_a_clip(clips: Path) -> None:
     reader.close()
 
 
-def test_sound_in_blocks_is_the_same(clips: Path, shared: Path) -> None:
-    for path in (clips / "Explosion" / "0.mp4", shared / "media" / "nasa_13013.mp4"):
-        blocks = np.concatenate([*_track_in_blocks(path)])
-        assert np.array_equal(blocks, read_sound_track(path))
-
-
 @pytest.mark.parametrize("suffix", [".wav", ".flac"])
 def test_a_sound_file_in_blocks_is_the_same(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     sound = np.random.default_rng(0).uniform(-0.5, 0.5, 30 * SAMPLE_RATE)
     soundfile.write(path, sound, SAMPLE_RATE)
-    blocks = list(sound_blocks(tmp_path / "a.mp4", path, LONG_SOUND + 1))
-    assert len(blocks) == 3
+    media, fault = Media(0.5, np.zeros(1), LONG_SOUND + 1, False), SoundFault()
+    firsts, blocks = zip(*sound_blocks(tmp_path / "a.mp4", path, media, fault), strict=True)
+    assert [first // SAMPLE_RATE for first in firsts] == [0, 10, 20]
     assert np.allclose(np.concatenate(blocks), read_sound_file(path), atol=1e-4)
+    assert fault == SoundFault()
 
 
 def write_huge(path: Path) -> None:
