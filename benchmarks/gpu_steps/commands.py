@@ -24,29 +24,35 @@ def run(options: Options, findings: Findings) -> None:
     names = {stream: source.get("name") for stream, source in sources(options).items()}
     networks = f"--weights random --video-model {names['video']} --audio-model {names['audio']}"
     device = f"--device {options.device.type}"
-    for command in (
-        "manifest folders videos -o m.jsonl",
-        "manifest split m.jsonl",
-        f"extract m.jsonl store {device} {networks}",
-        f"train m.jsonl store run {device}",
-        "evaluate run",
-        f"predict run videos/Crash/0.mp4 {device}",
-    ):
-        began = time.monotonic()
-        code, said = avarnet(options, command)
-        took = time.monotonic() - began
-        findings.add(f"avarnet {command[:60]}", f"exit {code}, {took:.0f} s", "exit 0", code == 0)
-        if code:
-            print(said)
+    ends_well(options, findings, "manifest folders videos -o m.jsonl")
+    ends_well(options, findings, "manifest split m.jsonl")
     if options.device.type == "cuda":
-        extract = f"extract m.jsonl other {device} {networks}"
-        code, said = avarnet(options, extract, CUDA_VISIBLE_DEVICES="")
-        findings.add("no GPU is visible", said, "one line", one_line(code, said, "--device cuda"))
-        free, _ = torch.cuda.mem_get_info()
-        held = torch.empty(free - LEFT, dtype=torch.uint8, device="cuda")
-        code, said = avarnet(options, extract)
-        findings.add("the GPU is full", said, "one line", one_line(code, said, "is full"))
-        del held
+        refuses(options, findings, f"extract m.jsonl other {device} {networks}")
+    ends_well(options, findings, f"extract m.jsonl store {device} {networks}")
+    ends_well(options, findings, f"train m.jsonl store run {device}")
+    ends_well(options, findings, "evaluate run")
+    ends_well(options, findings, f"predict run videos/Crash/0.mp4 {device}")
+
+
+def ends_well(options: Options, findings: Findings, command: str) -> None:
+    """Run a command that should succeed."""
+    began = time.monotonic()
+    code, said = avarnet(options, command)
+    took = time.monotonic() - began
+    findings.add(f"avarnet {command[:60]}", f"exit {code}, {took:.0f} s", "exit 0", code == 0)
+    if code:
+        print(said)
+
+
+def refuses(options: Options, findings: Findings, command: str) -> None:
+    """Run a command that should say why the GPU cannot be used: none is visible, or it is full."""
+    code, said = avarnet(options, command, CUDA_VISIBLE_DEVICES="")
+    findings.add("no GPU is visible", said, "one line", one_line(code, said, "--device cuda"))
+    free, _ = torch.cuda.mem_get_info()
+    held = torch.empty(free - LEFT, dtype=torch.uint8, device="cuda")
+    code, said = avarnet(options, command)
+    findings.add("the GPU is full", said, "one line", one_line(code, said, "is full"))
+    del held
 
 
 def avarnet(options: Options, command: str, **variables: str) -> tuple[int, str]:

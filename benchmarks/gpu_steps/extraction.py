@@ -26,7 +26,7 @@ exhaust = deque[Any](maxlen=0).extend
 
 def run(options: Options, findings: Findings) -> None:
     """Measure with several numbers of reading processes, in both precisions."""
-    seconds, different, counts = (2, 2, (1, 2)) if options.tiny else (12, 16, (1, 4, 12))
+    seconds, different, counts = (2, 2, (1, 2)) if options.tiny else (12, 12, (1, 4, 12))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         make = partial(make_clip, options.folder, seconds)
         videos = list(pool.map(make, range(different)))
@@ -55,7 +55,7 @@ def run(options: Options, findings: Findings) -> None:
     for precision, extractor in extractors.items():
         extractor.readers = memory  # type: ignore[assignment]
         exhaust(extractor.stream(clips(4)))
-        asked = clips(different * (2 if options.tiny else 8))
+        asked = clips(different * (2 if options.tiny else 12))
         networks = len(asked) * seconds / timed(exhaust, extractor.stream(asked))
         findings.add(f"networks alone, {precision}", speed(networks))
         for processes in counts:
