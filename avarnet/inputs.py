@@ -74,7 +74,6 @@ def has_extract() -> bool:
         "av",
         "dask",
         "dask_jobqueue",
-        "decord",
         "distributed",
         "soundfile",
         "timm",
