@@ -136,7 +136,7 @@ def _check_extract() -> Iterator[Check]:
         if codec not in read:
             yield Check(codec, "note", "not tried: this FFmpeg has nothing to encode it with")
         elif reason := read[codec]:
-            way_out = "pip install --force-reinstall av decord2"
+            way_out = "pip install --force-reinstall av"
             yield Check(codec, "broken", f"cannot be read ({reason}); {way_out}")
         else:
             yield Check(codec, "ok", "can be read")

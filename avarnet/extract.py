@@ -142,6 +142,9 @@ def extract(
 ) -> None:
     """Stage 1: read every video once and write its features to a store.
 
+    Of several sound tracks, the file's default is heard (the first, if several are marked; where
+    none is, the one that ffplay plays); a .wav, .flac or .ogg of the video's name goes before them.
+
     Interrupted? Run the same command again: finished clips are not done twice. One Ctrl-C finishes
     the clips in work, a second one stops at once.
     """

@@ -72,10 +72,10 @@ def ffmpeg_name(path: str | Path) -> str:
     """Return a local file's name in the form that FFmpeg takes for a file's, whatever is in it.
 
     Without ``file:`` FFmpeg takes what is before a colon for a protocol, in relative paths such as
-    ``12:30:00.mp4``. PyAV and decord are to get no name of a local file but from here.
+    ``12:30:00.mp4``. PyAV is to get no name of a local file but from here.
 
     Raises:
-        ClipError: the name is not Unicode text; decord cannot open such a file.
+        ClipError: the name is not Unicode text.
 
     >>> ffmpeg_name("12:30:00.mp4")
     'file:12:30:00.mp4'

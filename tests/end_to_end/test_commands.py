@@ -361,7 +361,7 @@ WITHOUT_STAGE_1 = """
 import sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"av", "dask", "decord", "distributed", "timm", "transformers"}:
+        if name.split(".")[0] in {"av", "dask", "distributed", "timm", "transformers"}:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Absent())
 import importlib.util
@@ -403,7 +403,7 @@ def test_a_laptop_without_stage_1(project: dict[str, Any], clips: Path, tmp_path
 IMPORTS = {
     "manifests": {"features", "extract", "train", "torch", "h5py"},
     "features": {"manifests", "extract", "train", "torch"},
-    "train": {"extract", "timm", "transformers", "av", "decord", "dask", "sklearn", "scipy"},
+    "train": {"extract", "timm", "transformers", "av", "dask", "sklearn", "scipy"},
     "extract": {"train", "torch"},
     "extract.reader": {"train", "torch", "scipy"},
     "extract.job": {"train", "timm", "transformers", "scipy"},

@@ -80,20 +80,12 @@ def test_a_folder_that_cannot_hold_a_store(tmp_path: Path) -> None:
 
 
 BROKEN_AV = "raise ImportError('libavcodec.so.99: cannot open shared object file')"
-DEAF_DECORD = """
-class DECORDError(Exception): pass
-class logging:
-    QUIET, set_level = 0, str
-class AudioReader:
-    def __init__(self, *_, **__): raise DECORDError("no decoder")
-"""
 
 
 @pytest.mark.parametrize(
     ("package", "code", "broken", "words"),
     [
         ("av", BROKEN_AV, ["extract"], ("libavcodec.so.99", "avarnet[extract]")),
-        ("decord", DEAF_DECORD, ["AAC", "Opus"], ("sound", "decord2")),
         ("sklearn", "raise OSError('bad wheel')", ["train"], ("bad wheel", "reinstall")),
     ],
 )

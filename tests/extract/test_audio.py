@@ -102,6 +102,46 @@ def test_sound_that_starts_late_and_ends_early_is_flagged(sound_model: str) -> N
     assert not valid.any()
 
 
+@pytest.mark.parametrize("again", [41_000, 29_700, 29_100])
+def test_a_hole_parts_the_sound(sound_model: str, again: int) -> None:
+    """A row is the mean of the frames in its snippet, of each run as the network hears it alone."""
+    network = AudioBackbone({"name": sound_model, "weights": "random"}, CPU, "fp32")
+    runs = [(2_000, noise(29_000 - 2_000)), (again, noise(50_000)), (again + 60_000, noise(700))]
+    listening = Listening(network, 30, 0.25)
+    for first, sound in runs:
+        listening.add(first, sound[:5_000])
+        listening.add(first + 5_000, sound[5_000:]) if len(sound) > 5_000 else None
+    rows, valid = listening.finish()
+    frames: list[NDArray[np.float32]] = []
+    snippets: list[int] = []
+    for first, sound in runs:
+        outputs = network(sound[None])[0]
+        frames += list(outputs)
+        snippets += [(first + 320 * n + 200) // 4000 for n in range(len(outputs))]
+    for snippet in range(30):
+        inside = [frame for frame, at in zip(frames, snippets, strict=True) if at == snippet]
+        assert valid[snippet] == bool(inside)
+        if inside:
+            assert np.allclose(rows[snippet], np.mean(inside, axis=0), atol=1e-5)
+    assert not rows[~valid].any()
+    assert valid[7]
+    assert valid[8:10].all() == (again < 30_000)
+
+
+def test_a_hole_after_many_windows(sound_model: str) -> None:
+    """Each run of sound has the rows that it has alone, seams between its windows included."""
+    network = AudioBackbone({"name": sound_model, "weights": "random"}, CPU, "fp32")
+    sound = noise(50 * 16_000)
+    both = Listening(network, 420, 0.25)
+    both.add(0, sound)
+    both.add(54 * 16_000, sound)
+    rows, valid = both.finish()
+    alone, _ = rows_of(network, sound, 0, 200)
+    assert valid.tolist() == [True] * 200 + [False] * 16 + [True] * 200 + [False] * 4
+    assert np.array_equal(rows[:200], alone)
+    assert np.array_equal(rows[216:416], alone)
+
+
 def test_no_seams_between_windows(sound_model: str) -> None:
     """Where one window's rows pass into the next one's, they change no more than elsewhere."""
     network = AudioBackbone({"name": sound_model, "weights": "random"}, CPU, "fp32")

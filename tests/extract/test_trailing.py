@@ -46,6 +46,29 @@ def test_a_row_is_what_the_network_says_of_its_window_alone(
             assert np.allclose(rows[snippet], outputs[centres >= begin].mean(0), atol=1e-5)
 
 
+@pytest.mark.parametrize("again", [47_000, 29_700])
+def test_no_window_reaches_over_a_hole(network: AudioBackbone, again: int) -> None:
+    runs = [(0, noise(29_000)), (again, noise(70_000 - again))]
+    trailing = Trailing(network, 18, 0.25)
+    for first, sound in runs:
+        for begin in range(0, len(sound), 6_000):
+            trailing.add(first + begin, sound[begin : begin + 6_000])
+    rows, valid = trailing.finish()
+    for snippet in range(18):
+        frames: list[NDArray[np.float32]] = []
+        for first, sound in runs:
+            low = max(0, 4000 * (snippet + 1) - 16_000 - first)
+            window = sound[low : max(0, 4000 * (snippet + 1) - first)]
+            if len(window) >= 400:
+                outputs = network(window[None])[0]
+                centres = first + low + 320 * np.arange(len(outputs)) + 200
+                frames += list(outputs[centres >= 4000 * snippet])
+        assert valid[snippet] == bool(frames)
+        if frames:
+            assert np.allclose(rows[snippet], np.mean(frames, axis=0), atol=1e-5)
+    assert valid.tolist() == [not (again > 40_000 and 8 <= n < 11) for n in range(17)] + [True]
+
+
 class Recorder:
     """A network whose output frames last a snippet and say which one they saw."""
 
