@@ -21,6 +21,7 @@ from dask.distributed import CancelledError, Client, Future, KilledWorker, get_w
 from extract.cluster import Cluster
 from extract.decode import ClipError, footage
 from extract.extractor import Extractor
+from extract.finite import MOST, Extracted, NotFiniteError, Tally
 from extract.lookout import Lookout
 from extract.plan import (
     Failure,
@@ -47,6 +48,7 @@ from features import (
 )
 
 LOG = "extract.log"
+REFUSED = "refused recipe"  # in the log, before a fingerprint
 LOOK = 10.0  # seconds between two looks after the workers
 AHEAD = 3  # batches with the scheduler for each process; the rest waits here
 PROBED = 200  # files that one task looks into for their length
@@ -59,6 +61,14 @@ Make = Callable[[Recipe, str, int], Any]  # makes what has `Extractor.stream`
 Payload = tuple[str, Path, str, int, int, Make]  # what `_tools` takes; equal in each batch
 
 
+class Counts(NamedTuple):
+    """A clip's rows by stream; see `Extracted`."""
+
+    rows: dict[str, int]
+    not_finite: dict[str, int]
+    broken: dict[str, int]
+
+
 class Outcome(NamedTuple):
     """What became of one clip; failure is a value, so that one clip never stops the others."""
 
@@ -66,6 +76,7 @@ class Outcome(NamedTuple):
     footage: float  # seconds of video
     seconds: float  # since the clip before was finished
     error: str | None  # one line, or None
+    counts: Counts
 
 
 class Report(NamedTuple):
@@ -88,6 +99,9 @@ class Summary:
     footage: float = 0.0  # seconds of video extracted
     seconds: float = 0.0  # wall time
     slowest: list[tuple[str, float]] = field(default_factory=list)  # (clip id, seconds)
+    rows: int = 0  # of all streams, where there was something to see or hear
+    not_finite: int = 0  # of those, rows that are no finite numbers, and so invalid
+    not_finite_clips: dict[str, float] = field(default_factory=dict)  # with many -> their share
 
 
 def extract(
@@ -121,10 +135,13 @@ def extract(
     Raises:
         FeatureError: the store has another recipe, or cannot be used.
         WriteError: it cannot be written; what is finished stays.
+        NotFiniteError: more than 1 % of the rows are no finite numbers, by the networks' fault;
+            what is finished stays.
         ClusterError: the cluster cannot be had.
     """
     started = time.monotonic()
     create(store, recipe)
+    _refused_before(store, recipe)
     recover(store)
     _, damages = verify(store)
     repair(store, damages)
@@ -180,6 +197,8 @@ class _Job:
         threads = max(1, (os.cpu_count() or 1) // cluster.processes)
         if cluster.scheduler != "local":
             threads = 1
+        self.recipe = recipe
+        self.tally = Tally(0)
         self.payload: Payload = (
             recipe.to_json(),
             self.store,
@@ -199,6 +218,8 @@ class _Job:
         durations = self._durations(tasks)
         self.lengths = {t.clip_id: d for t, d in zip(tasks, durations, strict=True)}
         self.total = sum(durations)
+        step, streams = self.recipe.snippet_seconds, len(self.recipe.streams)
+        self.tally = Tally(self.total / step * streams)
         self._show()
         self.waiting = batches(tasks, durations, self.cluster.processes)[::-1]
         self.running: dict[Future, list[Task]] = {}
@@ -222,6 +243,7 @@ class _Job:
         self.summary.slowest = sorted(self.times, key=lambda row: -row[1])[:SLOWEST]
         known = {*self.summary.extracted, *self.summary.failed}
         self.summary.left = [task.clip_id for task in tasks if task.clip_id not in known]
+        self._judge(over=not self.summary.left)
 
     def _durations(self, tasks: Sequence[Task]) -> list[float]:
         """Return each clip's length: the manifest's, or what the workers find in the file."""
@@ -275,6 +297,7 @@ class _Job:
             if outcome.error is None:
                 self._extracted(outcome.clip_id, outcome.footage)
                 self.times.append((outcome.clip_id, outcome.seconds))
+                self._weigh(outcome)
             else:
                 self._failed(tasks[outcome.clip_id], outcome.error, "read")
         video = sum(outcome.footage for outcome in report.outcomes)
@@ -286,6 +309,26 @@ class _Job:
             f"failed, {video:.1f} s of video in {seconds:.1f} s",
         )
         self._show()
+        self._judge(over=False)
+
+    def _weigh(self, outcome: Outcome) -> None:
+        """Count the rows of a clip that are no finite numbers."""
+        counts = outcome.counts
+        rows = sum(counts.rows.values())
+        lost = sum(counts.broken.values()) + sum(counts.not_finite.values())
+        self.summary.rows += rows
+        self.summary.not_finite += lost
+        self.tally.add(counts.rows, counts.not_finite)
+        if lost:
+            _log(self.store, f"clip {outcome.clip_id}: {lost} of {rows} rows are not finite")
+        if lost > MOST * rows:
+            self.summary.not_finite_clips[outcome.clip_id] = lost / rows
+
+    def _judge(self, over: bool) -> None:
+        """Refuse a recipe under which too many rows are no finite numbers."""
+        if why := self.tally.verdict(over):
+            _log(self.store, f"{REFUSED} {self.recipe.fingerprint}: {why}")
+            raise _refusal(self.store, why)
 
     def _after_death(self, batch: list[Task]) -> None:
         """Keep what the dead worker had finished; try the rest again, in the end clip by clip."""
@@ -360,12 +403,34 @@ def _first_interrupt(act: Callable[[], object]) -> Iterator[threading.Event]:
         waiting.join(10)
 
 
+def _refusal(store: Path, why: str) -> NotFiniteError:
+    return NotFiniteError(
+        f"recipe refused: {why}. Take --precision fp32, another network or other --layers, or a "
+        f"checkpoint that is not damaged, in a new store; {store} can be deleted"
+    )
+
+
+def _refused_before(store: Path, recipe: Recipe) -> None:
+    """Refuse again what was refused when it was tried: its finished clips are in the store."""
+    with suppress(OSError):
+        for line in (store / LOG).read_text(encoding="utf-8").splitlines():
+            _, found, why = line.partition(f" {REFUSED} {recipe.fingerprint}: ")
+            if found:
+                raise _refusal(store, why)
+
+
 def _last_words(summary: Summary) -> str:
     slow = ", ".join(f"{clip_id} {seconds:.1f} s" for clip_id, seconds in summary.slowest)
     return (
         f"end: {len(summary.extracted)} extracted, {len(summary.already)} there before, "
         f"{len(summary.failed)} failed, {len(summary.left)} left; {summary.footage:.0f} s of video "
-        f"in {summary.seconds:.0f} s" + (f"; slowest: {slow}" if slow else "")
+        f"in {summary.seconds:.0f} s"
+        + (
+            f"; {summary.not_finite} of {summary.rows} rows not finite"
+            if summary.not_finite
+            else ""
+        )
+        + (f"; slowest: {slow}" if slow else "")
     )
 
 
@@ -413,15 +478,23 @@ def _extract_batch(batch: list[Task], payload: Payload) -> Report:
     for task, result in tools.extractor.stream(_until_stopped(batch)):
         error = str(result) if isinstance(result, ClipError) else None
         length = 0.0
+        counts = Counts({}, {}, {})
         if error is None:
+            counts = _counts(result)
             length = result.duration
             error = _keep(tools.writer, task.clip_id, result, payload[1])
         now = time.monotonic()
         outcomes.append(
-            Outcome(task.clip_id, length if error is None else 0.0, now - before, error)
+            Outcome(task.clip_id, length if error is None else 0.0, now - before, error, counts)
         )
         before = now
     return Report(str(get_worker().name), outcomes)
+
+
+def _counts(result: Features) -> Counts:
+    if isinstance(result, Extracted):
+        return Counts(result.rows, result.not_finite, result.broken)
+    return Counts({name: int(valid.sum()) for name, valid in result.valid.items()}, {}, {})
 
 
 def _until_stopped(batch: list[Task]) -> Any:

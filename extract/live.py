@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract.extractor import Networks, networks_of, pick_device
+from extract.finite import as_stored, clean_sound
 from extract.receiver import Gap, Receiver, Whole
 from extract.trailing import TRAILING, rows_of, trailing_seconds
 from features import Recipe
@@ -74,15 +75,18 @@ def _snippet(whole: Whole, networks: Networks) -> Snippet:
         row = None
         if network.reads == "sound":
             if whole.sound is not None:
-                (row,) = rows_of(network, [whole.sound])
+                window, broken = clean_sound(whole.sound.window)
+                # as in files: what is heard before the snippet may lack samples, the snippet not
+                if not broken[whole.sound.since :].any():
+                    (row,) = rows_of(network, [whole.sound._replace(window=window)])
         elif name in whole.pixels:
             (row,) = network([whole.pixels[name]])
-        valid[name] = row is not None
-        rows[name] = np.zeros(network.features) if row is None else row
+        kept, fine = as_stored(np.zeros(network.features, np.float32) if row is None else row)
+        rows[name], valid[name] = kept, row is not None and bool(fine)
     return Snippet(
         whole.start,
         whole.end,
-        {name: row.astype(np.float16) for name, row in rows.items()},
+        rows,
         valid,
         whole.received,
     )
