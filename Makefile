@@ -1,7 +1,14 @@
 PYTHON ?= python3
 VENV := .venv
 
-.PHONY: demo test lint clean
+WHEELS := gpu-wheels
+# what a machine with PyTorch 2.11, transformers and the like has not, for CPython 3.12 on Linux
+GPU_PACKAGES := av cffi dask dask-jobqueue distributed locket partd plotly pycparser soundfile tblib \
+    tornado zict
+PLATFORMS := $(patsubst %,--platform %_x86_64,manylinux_2_28 manylinux_2_27 manylinux_2_17 \
+    manylinux2014 manylinux1)
+
+.PHONY: demo test lint gpu-wheels clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/avarnet demo
@@ -13,6 +20,14 @@ lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# what benchmarks/gpu.py needs on a machine without a network: benchmarks/README.md
+gpu-wheels: $(VENV)/installed
+	rm -rf $(WHEELS)
+	$(VENV)/bin/pip download --no-deps --only-binary=:all: --python-version 3.12 \
+	    --implementation cp $(PLATFORMS) -d $(WHEELS) $(GPU_PACKAGES)
+	$(VENV)/bin/pip wheel --no-deps -w $(WHEELS) .
+	du -sh $(WHEELS)
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'

@@ -48,7 +48,7 @@ def demo(
     make_videos(videos)
     unseen = make_clip(folder / "unseen.mp4", "Police siren", seed=10_000)
     manifest, store, run = folder / "manifest.jsonl", folder / "store", folder / "run"
-    clips = manifests.from_folders(videos, folder)
+    clips = manifests.from_folders(videos, folder).clips
     clips = manifests.assign_split(clips, test=0.3, val=0.15)
     manifests.write(manifest, clips)
     note("videos", f"{len(clips)} clips of {len({clip.label for clip in clips})} classes")

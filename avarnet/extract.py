@@ -112,9 +112,7 @@ def extract(
     ] = "local",
     workers: Annotated[
         int,
-        typer.Option(
-            min=0, help="Processes, or jobs in the queue; 0: one a core, or a single one on a GPU."
-        ),
+        typer.Option(min=0, help="Processes, or jobs in the queue; 0: one a core, or one a GPU."),
     ] = 0,
     adapt: Annotated[
         str | None, typer.Option(metavar="MIN:MAX", help="Jobs in the queue, as there is work.")

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.console import Console
 
 import features
 import manifests
-from avarnet.terminal import err, fail, plain
+from avarnet.terminal import counted, err, fail, plain, shown
 
 if TYPE_CHECKING:
     from features import Recipe
 
 
+SUFFIXES = 12  # that are named of what is left out; --json names all
 VIDEO_MODEL, AUDIO_MODEL = "mobilevit_s", "facebook/wav2vec2-base"
 EXTRACT_EXTRA = "this needs stage 1, which is not installed: pip install 'avarnet[extract]'"
 
@@ -52,6 +55,36 @@ def root_of(manifest: Path, root: Path | None) -> Path:
     return root if root is not None else manifests.default_root(manifest)
 
 
+def say_left_out(found: manifests.Found, console: Console) -> None:
+    """Tell what is in a folder of videos and was not taken."""
+    if found.left_out:
+        kinds = [f"{suffix or 'no suffix'} {n}" for suffix, n in found.left_out.most_common()]
+        more = f", and {counted(len(kinds) - SUFFIXES, 'suffix', 'suffixes')} more"
+        listed = ", ".join(kinds[:SUFFIXES]) + (more if len(kinds) > SUFFIXES else "")
+        what = counted(found.left_out.total(), "file")
+        console.print(f"left out, no videos by suffix: {what} ({shown(listed)})", soft_wrap=True)
+    if found.hidden:
+        what = counted(found.hidden, "name")
+        console.print(f"left out, hidden: {what} with a dot in front", soft_wrap=True)
+    for what, colour, folders in (
+        ("not followed", "yellow", found.not_followed),
+        ("cannot be read", "red", found.unreadable),
+    ):
+        for folder, why in folders.items():
+            line = f"[{colour}]{what}:[/] {shown(folder)} ({shown(why)})"
+            console.print(line, soft_wrap=True, highlight=False)
+
+
+def found_json(found: manifests.Found) -> dict[str, Any]:
+    """Return the same for --json."""
+    return {
+        "left_out": dict(found.left_out.most_common()),
+        "hidden": found.hidden,
+        "not_followed": {str(folder): why for folder, why in found.not_followed.items()},
+        "unreadable": {str(folder): why for folder, why in found.unreadable.items()},
+    }
+
+
 def open_stores(stores: list[Path]) -> features.Store | features.Joined:
     """Open a store, or several as one whose clips have the streams of all."""
     opened = [features.Store(path) for path in stores]
@@ -59,14 +92,28 @@ def open_stores(stores: list[Path]) -> features.Store | features.Joined:
 
 
 def need_device(name: str) -> None:
-    """Refuse a device that this machine has not."""
+    """Refuse a device that this machine has not, and say where `auto` passes over a GPU.
+
+    Nothing is begun on a GPU here: where each admits one process, that is not this one.
+    """
     import torch
 
-    try:
-        torch.empty(0, device="cpu" if name == "auto" else name)
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0].rstrip(".")
-        fail(f"--device {name}: torch cannot use it here ({why}); see 'avarnet doctor'")
+    with warnings.catch_warnings(record=True) as said:  # an old driver, say
+        warnings.simplefilter("always")
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    why = str(said[0].message).split(" (Triggered")[0].rstrip(".") if said else ""
+    if name == "auto":
+        if why and not gpus:
+            err.print(f"[yellow]the GPU is not used[/]: {plain(why)}", soft_wrap=True)
+        return
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        why = why or f"torch {torch.__version__} sees {counted(gpus, 'GPU')}"
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        why = "there is none of Apple's GPUs"
+    else:
+        return
+    fail(f"--device {name}: torch cannot use it here ({why}); see 'avarnet doctor'")
 
 
 def has_extract() -> bool:
@@ -74,7 +121,6 @@ def has_extract() -> bool:
         "av",
         "dask",
         "dask_jobqueue",
-        "decord",
         "distributed",
         "soundfile",
         "timm",
@@ -102,3 +148,16 @@ def say_assumed(recipe: Recipe) -> None:
         if "assumed" in source:
             text = plain(f"({name}): {source['assumed']}")
             err.print(f"[yellow bold]ASSUMED[/] {text}", soft_wrap=True)
+
+
+def say_reading(recipe: Recipe, run: Path) -> None:
+    """Warn where a run was trained on features that other code read; needs stage 1."""
+    import extract as stage1
+
+    if why := stage1.read_otherwise(recipe):
+        err.print(
+            f"[yellow bold]READ OTHERWISE[/]: of the features that {plain(str(run))} was trained "
+            f"on, {plain(why)}. For files that this concerns the scores may be worse. The way "
+            "out: extract into a new store, and train on that.",
+            soft_wrap=True,
+        )

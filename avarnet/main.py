@@ -38,7 +38,7 @@ def main() -> None:
         if debugging:
             raise
         # those of train and extract are imported only by the commands that need them
-        parts_errors = ("TrainError", "ClipError", "ClusterError", "WeightsError")
+        parts_errors = ("TrainError", "ClipError", "ClusterError", "DeviceError", "WeightsError")
         expected = (manifests.ManifestError, features.FeatureError, OSError)
         if isinstance(error, OSError) and isinstance(error.filename, str | Path):
             fail(f"{error.filename}: {manifests.reason(error)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -11,9 +11,21 @@ import typer
 from rich.table import Table
 
 import manifests
-from avarnet.inputs import EXTRACT_EXTRA, has_extract, root_of
+from avarnet.inputs import EXTRACT_EXTRA, found_json, has_extract, root_of, say_left_out
 from avarnet.options import Json, Manifest, Output, Root
-from avarnet.terminal import DONE, FAILED, counted, first_of, out, plain, print_json
+from avarnet.terminal import (
+    DONE,
+    FAILED,
+    SOME_FAILED,
+    counted,
+    first_of,
+    out,
+    plain,
+    print_json,
+    shown,
+)
+
+NAMED = 5  # clips of one equal problem, in what is printed
 
 app = typer.Typer(no_args_is_help=True, help="Say what there is to process.")
 
@@ -33,10 +45,12 @@ def manifest_folders(
     as_json: Json = False,
 ) -> None:
     """One class per sub-folder (VAAR's layout)."""
-    grouped = manifests.Grouped(manifests.from_folders(directory, root_of(output, root)), [], [])
+    listing = manifests.from_folders(directory, root_of(output, root))
+    grouped = manifests.Grouped(listing.clips, [], [])
     if groups is not None:
-        grouped = manifests.with_groups(grouped.clips, groups)
-    _write_manifest(output, grouped.clips, [], as_json, grouped.ungrouped, grouped.unknown)
+        grouped = manifests.with_groups(listing.clips, groups)
+    listing = listing._replace(clips=grouped.clips)
+    _write_manifest(output, listing, as_json, grouped.ungrouped, grouped.unknown)
 
 
 @app.command("csv", epilog="Example: `avarnet manifest csv clips.csv -o clips.jsonl`")
@@ -54,7 +68,8 @@ def manifest_csv(
     as_json: Json = False,
 ) -> None:
     """From a table; paths are relative to the table's folder."""
-    _write_manifest(output, manifests.from_csv(file, root_of(output, root)), [], as_json)
+    clips = manifests.from_csv(file, root_of(output, root))
+    _write_manifest(output, manifests.Listing(clips, [], {}, None), as_json)
 
 
 @app.command(
@@ -69,7 +84,7 @@ def manifest_xd_violence(
 ) -> None:
     """XD-Violence: official names, splits, classes and frame annotations."""
     listing = manifests.from_xd_violence(lists, root_of(output, root), videos)
-    _write_manifest(output, listing.clips, listing.missing, as_json)
+    _write_manifest(output, listing, as_json)
 
 
 @app.command("ucf-crime", epilog="Example: `avarnet manifest ucf-crime --lists lists -o ucf.jsonl`")
@@ -87,7 +102,7 @@ def manifest_ucf_crime(
 ) -> None:
     """UCF-Crime: official names, splits, classes and frame annotations."""
     listing = manifests.from_ucf_crime(lists, root_of(output, root), videos)
-    _write_manifest(output, listing.clips, listing.missing, as_json)
+    _write_manifest(output, listing, as_json)
 
 
 @app.command("split", epilog="Example: `avarnet manifest split videos.jsonl --test 0.2 --val 0.1`")
@@ -129,16 +144,16 @@ def manifest_split(
 
 @app.command("check", epilog="Example: `avarnet manifest check videos.jsonl`")
 def manifest_check(manifest: Manifest, root: Root = None, as_json: Json = False) -> None:
-    """Find duplicates, missing files, leaks between splits, wrong intervals, missing sound."""
+    """Find duplicates, missing and cut-short files, leaks, wrong intervals, missing sound."""
     probe = None
     if has_extract():
         from extract.decode import probe as read_clock
         from extract.decode import sound_beside
 
-        def probe(video: Path, audio: Path | None) -> tuple[float, bool]:
+        def probe(video: Path, audio: Path | None) -> manifests.Probed:
             media = read_clock(video)
-            sound = audio or sound_beside(video) or media.sound_start is not None
-            return media.duration, bool(sound)
+            sound = audio or sound_beside(video) or media.has_sound
+            return manifests.Probed(media.duration, bool(sound), media.cut_short)
 
     findings = manifests.check(manifest, root_of(manifest, root), probe)
     errors = sum(finding.severity == "error" for finding in findings)
@@ -147,38 +162,65 @@ def manifest_check(manifest: Manifest, root: Root = None, as_json: Json = False)
             {"findings": [finding._asdict() for finding in findings], "opened": probe is not None}
         )
     else:
-        if findings:
-            table = Table("line", "clip", "", "problem", "way out")
-            for f in findings:
-                colour = "red" if f.severity == "error" else "yellow"
-                cells = (str(f.line), plain(f.clip), f"[{colour}]{f.kind}[/]")
-                table.add_row(*cells, plain(f.problem), plain(f.way_out))
-            out.print(table)
+        _print_findings(findings)
         out.print(f"{counted(errors, 'error')}, {counted(len(findings) - errors, 'warning')}")
         if probe is None:
             out.print(f"The videos were not opened: {plain(EXTRACT_EXTRA)}")
     raise typer.Exit(FAILED if errors else DONE)
 
 
+def _print_findings(findings: Sequence[manifests.Finding]) -> None:
+    """Print what is wrong: each kind with its way out, and equal problems once."""
+    kinds: dict[tuple[str, str, str], list[manifests.Finding]] = defaultdict(list)
+    for found in findings:
+        kinds[found.severity, found.kind, found.way_out].append(found)
+    for (severity, kind, way_out), alike in kinds.items():
+        colour = "red" if severity == "error" else "yellow"
+        times = f" ({len(alike)} times)" if len(alike) > 1 else ""
+        out.print(f"[{colour}]{severity}[/] {kind}{times}: {plain(way_out)}", soft_wrap=True)
+        equal: dict[str, list[manifests.Finding]] = defaultdict(list)
+        for found in alike:
+            equal[found.problem].append(found)
+        for problem, same in equal.items():
+            if len(same) == 1:
+                (found,) = same
+                place = ", ".join(part for part in (_line(found), found.clip) if part)
+                text = f"{place}: {problem}" if place else problem
+            else:
+                places = [f"{found.clip} ({_line(found)})" for found in same[:NAMED]]
+                if len(same) > NAMED:
+                    places.append(f"... ({len(same)} in all; --json names each)")
+                text = f"{problem}: {', '.join(places)}"
+            out.print(f"  {shown(text)}", soft_wrap=True, highlight=False)
+
+
+def _line(found: manifests.Finding) -> str:
+    return f"line {found.line}" if found.line else ""
+
+
 def _write_manifest(
     output: Path,
-    clips: Sequence[manifests.Clip],
-    missing: list[str],
+    listing: manifests.Listing,
     as_json: bool,
     ungrouped: Sequence[str] = (),
     unknown: Sequence[str] = (),
 ) -> None:
+    clips, missing, refused, found = listing
     manifests.write(output, clips)
     counts = Counter(clip.label for clip in clips)
+    failed = bool(refused or (found and found.unreadable))
     if as_json:
-        left = {"missing": missing, "ungrouped": ungrouped, "unknown": unknown}
-        print_json({"manifest": str(output), "clips": len(clips), **left, "classes": counts})
-        return
+        left = {"missing": missing, "ungrouped": ungrouped, "unknown": unknown, "refused": refused}
+        there = {} if found is None else found_json(found)
+        print_json(
+            {"manifest": str(output), "clips": len(clips), **left, **there, "classes": counts}
+        )
+        raise typer.Exit(SOME_FAILED if failed else DONE)
     table = Table("class", "clips")
     for name, count in sorted(counts.items()):
         table.add_row(plain(name), str(count))
     out.print(table)
-    out.print(f"{counted(len(clips), 'clip')} in {plain(str(output))}")
+    out.print(f"{counted(len(clips), 'clip')} in {plain(str(output))}", soft_wrap=True)
     if missing:
         what = counted(len(missing), "listed video")
         out.print(f"[yellow]not found: {what}[/] ({first_of(missing)})")
@@ -188,3 +230,11 @@ def _write_manifest(
     if unknown:
         what = counted(len(unknown), "name")
         out.print(f"[yellow]in the file of groups, but no clip: {what}[/] ({first_of(unknown)})")
+    if found is not None:
+        say_left_out(found, out)
+    if refused:
+        what = counted(len(refused), "video")
+        out.print(f"[red]left out, as its name can be no clip's id: {what}[/] (rename the file)")
+        for name, why in refused.items():
+            out.print(f"  {shown(name)}: {plain(why)}", soft_wrap=True, highlight=False)
+    raise typer.Exit(SOME_FAILED if failed else DONE)

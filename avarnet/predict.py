@@ -12,7 +12,15 @@ import typer
 from rich.table import Table
 
 import manifests
-from avarnet.inputs import lines_of, moved_models, need_device, need_extract, say_random
+from avarnet.inputs import (
+    lines_of,
+    moved_models,
+    need_device,
+    need_extract,
+    say_left_out,
+    say_random,
+    say_reading,
+)
 from avarnet.options import AudioModel, Device, Json, RunPath, VideoModel, VideoWeights
 from avarnet.terminal import (
     ANOMALY,
@@ -25,6 +33,7 @@ from avarnet.terminal import (
     out,
     plain,
     print_json,
+    shown,
 )
 
 if TYPE_CHECKING:
@@ -68,20 +77,26 @@ def predict(
     import extract as stage1
 
     recipe = moved_models(loaded.recipe, video_model, video_weights, audio_model)
-    files = _listed(videos)
+    files, unreadable = _listed(videos)
     pages = _pages(files, html)
     quiet = as_json or as_csv
     if not quiet:
         say_random(recipe)
-    extractor, predictor = stage1.Extractor(recipe, device), stage2.Predictor(loaded)
-    answers: list[dict[str, Any]] = []
+        if loaded.normal is None:
+            out.print("the run knows no normal class (train --normal LABEL): no intervals")
+    say_reading(recipe, run)
+    extractor = stage1.Extractor(recipe, device, other_reading=True)
+    predictor = stage2.Predictor(loaded)
+    answers: list[dict[str, Any]] = [
+        {"video": str(folder), "error": why} for folder, why in unreadable.items()
+    ]
     with footage_bar("scoring") as bar:
         total = sum(stage1.footage(file) for file in files) if err.is_terminal else 0.0
         clips = (stage1.Files(file, None) for file in files)
         for (video, _), clip in extractor.stream(clips, lambda seconds: bar(seconds, total)):
             if isinstance(clip, stage1.ClipError):
                 answers.append({"video": str(video), "error": str(clip)})
-                err.print(f"[red]failed:[/] {plain(f'{video}: {clip}')}", soft_wrap=True)
+                err.print(f"[red]failed:[/] {shown(f'{video}: {clip}')}", soft_wrap=True)
                 continue
             answer = predictor(clip)
             answers.append(_answer(video, clip, answer))
@@ -97,18 +112,24 @@ def predict(
     if fail_on_anomaly and any(answer.get("intervals") for answer in answers):
         raise typer.Exit(ANOMALY)
     if failed:
-        raise typer.Exit(FAILED if failed == len(files) else SOME_FAILED)
+        raise typer.Exit(FAILED if failed == len(answers) else SOME_FAILED)
 
 
-def _listed(videos: list[Path]) -> list[Path]:
-    """Return the videos that are given: themselves, by their folder, or in a list of paths."""
+def _listed(videos: list[Path]) -> tuple[list[Path], dict[Path, str]]:
+    """Return the videos that are given: themselves, by their folder, or in a list of paths.
+
+    And the folders that cannot be read, with the reason.
+    """
     found: list[Path] = []
+    unreadable: dict[Path, str] = {}
     for path in videos:
         if path.is_dir():
             below = manifests.videos_below(path)
-            if not below:
+            say_left_out(below, err)
+            if not below.videos:
                 fail(f"{path}: no videos in this folder")
-            found += below
+            found += below.videos
+            unreadable |= below.unreadable
         elif path.suffix == ".txt":
             listed = lines_of(path, "of videos")
             if not listed:
@@ -116,7 +137,7 @@ def _listed(videos: list[Path]) -> list[Path]:
             found += [path.parent / line for line in listed]
         else:
             found.append(path)
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found)), unreadable
 
 
 def _pages(files: list[Path], html: Path | None) -> dict[Path, Path]:
@@ -147,7 +168,7 @@ def write_page(
     page.parent.mkdir(parents=True, exist_ok=True)
     write_prediction_page(page, video, clip, run, answer, without)
     if not quiet:
-        out.print(f"page: {plain(str(page))}", soft_wrap=True)
+        out.print(f"page: {shown(page)}", soft_wrap=True)
 
 
 def _answer(video: Path, clip: Features, answer: Prediction) -> dict[str, Any]:
@@ -168,13 +189,13 @@ def _answer(video: Path, clip: Features, answer: Prediction) -> dict[str, Any]:
 
 
 def print_prediction(video: Path, clip: Features, answer: Prediction) -> None:
-    out.print(f"{plain(str(video))}: [bold]{plain(answer.label)}[/] ({answer.confidence:.2f})")
+    out.print(f"{shown(video)}: [bold]{plain(answer.label)}[/] ({answer.confidence:.2f})")
     for name, valid in clip.valid.items():
         if not valid.any():
             out.print(f"  no {name} in this clip: answered without it")
     if answer.anomaly is None:
-        out.print("  the run knows no normal class (train --normal LABEL): no intervals")
-    elif not answer.intervals:
+        return
+    if not answer.intervals:
         out.print(f"  no anomaly; the highest score is {answer.anomaly.max():.2f}")
     else:
         table = Table("from", "to", "class", "anomaly, at most")

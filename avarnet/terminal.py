@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -18,10 +20,42 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Table
 
 DONE, FAILED, SOME_FAILED, ANOMALY = 0, 1, 3, 4  # exit codes; 2, wrong usage, is Typer's own
-out = Console()
-err = Console(stderr=True)
+PIPE_WIDTH = 100_000  # characters; of a pipe or a file, which have no edge to cut anything at
+# what would steer a terminal, or cannot be written in UTF-8; lines may be broken
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# a bracket, and whether Rich would take it for the beginning of a tag
+BRACKET = re.compile(r"(\\*)\[(?=([a-z#/@][^\[\]]*\])?)")
+
+
+class _Console(Console):
+    """A console that cuts nothing: what is too wide for a terminal is folded, a pipe has no width.
+
+    Not COLUMNS either: readline sets it for all that an interactive Python starts.
+    """
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        size = super().size
+        return size if self.is_terminal else ConsoleDimensions(PIPE_WIDTH, size.height)
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        self._width, self._height = new_size
+
+    def print(self, *objects: Any, **settings: Any) -> None:
+        for table in objects:
+            if isinstance(table, Table):
+                for column in table.columns:
+                    column.overflow = "fold"
+        super().print(*objects, **settings)
+
+
+# no emoji: in a name such as 1:car:2.mp4 it would be an invention
+out = _Console(emoji=False)
+err = _Console(stderr=True, emoji=False)
 
 
 def fail(message: str) -> NoReturn:
@@ -90,9 +124,9 @@ def clips_bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str, several: str = "") -> str:
     """Return "1 clip" or "2 clips"."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+    return f"{number} {noun if number == 1 else several or f'{noun}s'}"
 
 
 def first_of(names: Sequence[str]) -> str:
@@ -102,12 +136,34 @@ def first_of(names: Sequence[str]) -> str:
 
 def print_json(document: Any) -> None:
     """Print what --json asks for, to standard output."""
-    print(json.dumps(document, indent=2, ensure_ascii=False))
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    # the bytes of a file's name that are no text: as JSON's escapes, which readers turn back
+    print(re.sub(r"[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def plain(text: str) -> str:
-    """Keep a name that looks like Rich's markup from being taken for it."""
-    return text.replace("[", r"\[")
+    r"""Return foreign text as Rich prints it, character by character: no markup, no escape codes.
+
+    What a terminal would obey, and bytes of a file's name that are no text, are shown as ``\x1b``.
+
+    >>> from rich.text import Text
+    >>> Text.from_markup(plain("[red]a\x1b[1m")).plain
+    '[red]a\\x1b[1m'
+    """
+    text = UNPRINTABLE.sub(_escaped, text)
+    text = BRACKET.sub(lambda found: found[1] * (1 + bool(found[2])) + r"\[", text)
+    last = len(text) - len(text.rstrip("\\"))  # they would make a tag that follows plain text
+    return text + "\\" * last + "[none][/none]" if last else text
+
+
+def shown(name: str | os.PathLike[str]) -> str:
+    """Return a file's name like `plain`, in one line whatever is in it."""
+    return plain(os.fspath(name).replace("\n", "\\n").replace("\t", "\\t"))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    byte = ord(found[0]) - 0xDC00  # of the name, if that is no text in UTF-8
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else repr(found[0])[1:-1]
 
 
 def clock(seconds: float, digits: int = 0) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avarnet.inputs import moved_models, need_device, need_extract, say_random
+from avarnet.inputs import moved_models, need_device, need_extract, say_random, say_reading
 from avarnet.options import AudioModel, Device, RunPath, VideoModel, VideoWeights
 from avarnet.terminal import err, plain
 
@@ -50,6 +50,7 @@ def watch(
     recipe = moved_models(loaded.recipe, video_model, video_weights, audio_model)
     recipe = recipe.only(loaded.config.streams)
     say_random(recipe)
+    say_reading(recipe, run)
     if recipe.foresighted_streams:
         err.print(
             f"[yellow bold]HEARS OTHERWISE[/] ({', '.join(recipe.foresighted_streams)}): "

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from extract.backbones import WeightsError
     from extract.cluster import Cluster, ClusterError
     from extract.decode import ClipError, footage
-    from extract.extractor import Extractor, Files, make_recipe, read_text
+    from extract.extractor import Extractor, Files, make_recipe, read_otherwise, read_text
     from extract.job import Outcome, Summary, extract
     from extract.live import Snippet, live_snippets
     from extract.look import Glimpse, glimpse
@@ -40,6 +40,7 @@ __all__ = [
     "glimpse",
     "live_snippets",
     "make_recipe",
+    "read_otherwise",
     "read_text",
     "status",
 ]
@@ -49,7 +50,8 @@ _MODULES = {
     "Reader": "reader",
     "WeightsError": "backbones",
 }
-_MODULES |= dict.fromkeys(("Extractor", "Files", "make_recipe", "read_text"), "extractor")
+_MODULES |= dict.fromkeys(("Extractor", "Files", "make_recipe"), "extractor")
+_MODULES |= dict.fromkeys(("read_otherwise", "read_text"), "extractor")
 _MODULES |= dict.fromkeys(("Glimpse", "glimpse"), "look")
 _MODULES |= dict.fromkeys(("Outcome", "Summary", "extract"), "job")
 _MODULES |= {"Gap": "receiver", "Snippet": "live", "live_snippets": "live"}

@@ -17,7 +17,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -33,7 +33,9 @@ from torch import nn
 from extract.listening import OVERLAP_SECONDS, WINDOW_SECONDS
 from extract.reader import Prepare
 from extract.trailing import TRAILING
+from features.recipe import READING, READING_CHANGES
 
+READING_VERSION = max(READING_CHANGES)  # of the code that reads files; see there
 GROUP = "avarnet.backbones"  # of entry points
 RANDOM_SEED = 0  # of `--weights random`
 HUB_TIMEOUT = 5  # seconds
@@ -58,6 +60,7 @@ class FrameBackbone(Protocol):
     Attributes:
         features: values in a row.
         recipe: all that decides a value of its rows, as plain data; ``features`` is part of it.
+            `load_backbone` adds the version of the code that reads files.
         prepare: turns the frames of a snippet into what `__call__` takes; it is called in the
             reading process, so it is pickled and its module imports no torch.
     """
@@ -141,6 +144,7 @@ def load_backbone(
         if TRAILING in source:
             cut = {TRAILING: source[TRAILING]}
         made.recipe = {**made.recipe, **cut}
+    made.recipe = {**made.recipe, READING: READING_VERSION}
     return made
 
 
@@ -327,6 +331,11 @@ def seeded() -> Iterator[None]:
         yield
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the context in which a network runs."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+@contextmanager
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
+    """Give a network the arithmetic of its recipe."""
+    # by itself, cuDNN rounds the factors of a convolution of float32 to 10 bits (TF32)
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    bf16 = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    with bf16, exact if device.type == "cuda" else nullcontext():
+        yield

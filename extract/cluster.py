@@ -8,18 +8,21 @@ import signal
 import socket
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask
+import torch
 from dask.distributed import Client, LocalCluster, WorkerPlugin
 from distributed.core import Status
 
 from extract import slurm
-from extract.extractor import pick_device
+from extract.device import pick_device
+from features.recipe import READING_CHANGES
 from manifests import reason
 
 QUEUES = {
@@ -59,8 +62,67 @@ PROLOGUE = [
 ]
 
 
+# what `versions` returns, and the machine, said so that a worker of any version can tell it
+VERSIONS = (
+    "(next((d.version for d in __import__('importlib.metadata').metadata.distributions("
+    "name='avarnet')), 'unknown'), "
+    "max(getattr(__import__('features.recipe').recipe, 'READING_CHANGES', {1: ''})), "
+    "__import__('extract').__name__, __import__('platform').node())"
+)
+
+
 class ClusterError(Exception):
     """A cluster that cannot be had; the message gives the way out."""
+
+
+class Versions(NamedTuple):
+    """Of this program: of the package, and of the code that reads files."""
+
+    package: str
+    reading: int
+
+    def __str__(self) -> str:
+        return f"avarnet {self.package} (version {self.reading} of the reading code)"
+
+
+def versions() -> Versions:
+    """Return the versions that are at work in this process."""
+    package = next((d.version for d in distributions(name="avarnet")), "unknown")
+    return Versions(package, max(READING_CHANGES))
+
+
+def other_versions(theirs: Versions, ours: Versions) -> str:
+    """Return what a worker has that is not ours, and the way out; "" if that is the same."""
+    if theirs == ours:
+        return ""
+    return (
+        f"{theirs}, and this machine has {ours}: features of two versions are not mixed. Install "
+        "the same one on both, start the workers anew and run the same command again"
+    )
+
+
+def need_same_versions(client: Client, workers: Collection[str]) -> None:
+    """Refuse workers of another version of this program.
+
+    Args:
+        client: of their cluster.
+        workers: their addresses.
+
+    Raises:
+        ClusterError: one of them has another version, or none.
+    """
+    found = client.run(eval, VERSIONS, workers=list(workers), on_error="return")
+    for worker, theirs in found.items():
+        if isinstance(theirs, OSError):
+            continue  # it is gone already
+        if isinstance(theirs, Exception):
+            raise ClusterError(
+                f"worker {worker} cannot import avarnet's packages ({theirs}); install "
+                "avarnet[extract] there"
+            )
+        package, reading, _, machine = theirs
+        if differing := other_versions(Versions(package, reading), versions()):
+            raise ClusterError(f"worker {worker} on {machine} has {differing}")
 
 
 @dataclass(frozen=True)
@@ -70,8 +132,8 @@ class Cluster:
     Attributes:
         scheduler: ``local``, the address of a running Dask scheduler (``tcp://host:8786``), or a
             batch system: one of `QUEUES`.
-        workers: processes here, or jobs in the queue; 0 takes one for each processor core, or a
-            single one on a GPU.
+        workers: processes here, or jobs in the queue; 0 takes one for each processor core, or for
+            each GPU.
         adapt: (fewest, most) jobs in the queue, as there is work; instead of `workers`.
         queue, walltime, cores, memory: of a job; None leaves it to the site's configuration of
             dask-jobqueue. A job has one process for each core, or for each GPU.
@@ -113,41 +175,65 @@ class Cluster:
             return jobs * (self.gpus or self.cores or 1)
         if self.workers:
             return self.workers
-        return (os.cpu_count() or 1) if pick_device(self.device).type == "cpu" else 1
+        device = pick_device(self.device)
+        if device.type == "cpu":
+            return os.cpu_count() or 1
+        return torch.cuda.device_count() if device == torch.device("cuda") else 1
+
+    @property
+    def on_gpus(self) -> bool:
+        """Whether the networks run on GPUs, as far as that can be told before."""
+        if self.scheduler == "local":
+            return pick_device(self.device).type != "cpu"
+        return self.gpus > 0 or self.device.startswith("cuda")
+
+    @property
+    def worker_device(self) -> str:
+        """What a worker is told to take: where GPUs were asked for, it does without none."""
+        return "cuda" if self.gpus and self.device == "auto" else self.device
+
+    def beginning(self, tasks: int) -> str:
+        """Return in words what `client` does first."""
+        if self.scheduler == "local":
+            number = min(self.processes, tasks)
+            return f"starting {number} {'process' if number == 1 else 'processes'}"
+        if self.queued:
+            return f"asking {self.scheduler} for workers, and waiting for the first one"
+        return f"asking {self.scheduler} for its workers"
 
     @contextmanager
-    def client(self, tasks: int) -> Iterator[Client]:
+    def client(self, tasks: int, stopped: Callable[[], bool] = lambda: False) -> Iterator[Client]:
         """Yield a client of the cluster, which ends with the block unless it ran before.
 
         Args:
             tasks: that there are; no more processes are started here.
+            stopped: whether to wait for workers no longer; then there may be none.
 
         Raises:
             ClusterError: it cannot be had.
         """
         with dask.config.set(SETTINGS):
             if self.scheduler == "local":
-                with (
-                    LocalCluster(
+                with _deaf_children():
+                    local = LocalCluster(
                         n_workers=min(self.processes, tasks),
                         threads_per_worker=1,
                         dashboard_address=":0",
                         silence_logs=logging.CRITICAL,
                         memory_limit=0,
-                    ) as cluster,
-                    Client(cluster) as client,
-                ):
+                    )
+                with local as cluster, Client(cluster) as client:
                     client.register_plugin(_Deaf())
                     yield client
             elif self.queued:
                 with self._queue() as cluster, Client(cluster) as client:
                     self._submit(cluster)
-                    self._wait(cluster, client)
+                    self._wait(cluster, client, stopped)
                     if self.adapt:
                         cluster.adapt(minimum_jobs=self.adapt[0], maximum_jobs=self.adapt[1])
                     yield client
             else:
-                with self._running() as client:
+                with self._running(stopped) as client:
                     yield client
 
     def jobs(self) -> dict[str, str] | None:
@@ -184,14 +270,14 @@ class Cluster:
                 "change --queue, --walltime, --cores, --memory, --gpus or the --cluster-config"
             )
 
-    def _wait(self, cluster: Any, client: Client) -> None:
+    def _wait(self, cluster: Any, client: Client, stopped: Callable[[], bool]) -> None:
         """Wait for the first worker, as long as a job may bring one.
 
         A job whose worker does not reach this machine ends after a while, and nobody is told.
         """
         jobs = [str(job.job_id) for job in cluster.workers.values() if job.job_id]
         began: float | None = None
-        while True:
+        while not stopped():
             with suppress(TimeoutError):
                 client.wait_for_workers(1, timeout=LOOK)
                 return
@@ -204,23 +290,28 @@ class Cluster:
             if not running or time.monotonic() - began > SILENCE:
                 raise ClusterError(_silence(jobs, bool(running), cluster.scheduler_address))
 
-    def _running(self) -> Client:
+    def _running(self, stopped: Callable[[], bool]) -> Client:
         try:
             client = Client(self.scheduler, timeout=FIRST_WORKER)
-            client.wait_for_workers(1, timeout=FIRST_WORKER)
+            until = time.monotonic() + FIRST_WORKER
+            while not stopped():
+                try:
+                    client.wait_for_workers(1, timeout=min(LOOK, FIRST_WORKER))
+                    break
+                except TimeoutError:
+                    if time.monotonic() > until:
+                        client.close()
+                        raise
         except (OSError, TimeoutError, ValueError) as error:
             raise ClusterError(
                 f"no worker of a Dask cluster answers at {self.scheduler} ({error}); start "
                 f"'dask scheduler' and 'dask worker {self.scheduler} --nthreads 1' on its machines"
             ) from error
         try:
-            client.run(_has_avarnet)
-        except Exception as error:
+            need_same_versions(client, client.scheduler_info(n_workers=-1)["workers"])
+        except ClusterError:
             client.close()
-            raise ClusterError(
-                f"the workers of {self.scheduler} cannot import avarnet's packages ({error}); "
-                "install avarnet[extract] there"
-            ) from error
+            raise
         return client
 
     def _queue(self) -> Any:
@@ -271,16 +362,27 @@ def _silence(jobs: list[str], running: bool, address: str) -> str:
     )
 
 
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Let processes that are started within not hear Ctrl-C, which a terminal sends to all.
+
+    They would print tracebacks while they start. This process hears it afterwards.
+    """
+    before = signal.pthread_sigmask(
+        signal.SIG_BLOCK, {signal.SIGINT}
+    )  # threads and children inherit
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Deaf(WorkerPlugin):  # type: ignore[misc]
-    """A terminal's Ctrl-C reaches the workers too; what is to be done then, the job says."""
+    """What a terminal or a batch system tells this process, it tells the workers too.
+
+    What is to be done then, the job says.
+    """
 
     def setup(self, worker: object) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _has_avarnet() -> None:
-    import extract
-    import features
-
-    assert extract
-    assert features
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)

@@ -1,45 +1,41 @@
 """From a media file to frames and sound on one clock, which starts at the first frame shown.
 
-PyAV decodes the frames and reads the container's clock; decord decodes the sound. decord does not
-decode the frames because its seeks give wrong ones without a word (HEVC with open groups of
-pictures, MPEG-TS and -PS, WMV) and it drops the whole of a damaged file; PyAV is as fast. Where
-decord is not installed, PyAV decodes the sound too, to the same samples.
+PyAV decodes the frames and reads the container's clock, and decodes the sound
+(`extract.sound_track`). decord does neither: its seeks give wrong frames without a word (HEVC with
+open groups of pictures, MPEG-TS and -PS, WMV), it drops the whole of a damaged file, and its sound
+has no time stamps, ends at a broken packet and crashes where the sample rate changes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-import sys
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
-from itertools import chain
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
 import soundfile
+from av.format import Flags
 from av.stream import Disposition
 from numpy.typing import NDArray
 
-# decord loads all of CUDA that pip has installed, 0.6 GB, for a decoder that is not used here
-sys.modules.setdefault("nvidia", None)  # type: ignore[arg-type]
-try:
-    import decord
-except ImportError:  # there are no wheels of it for every machine
-    decord = None
-if sys.modules["nvidia"] is None:
-    del sys.modules["nvidia"]
+from extract import sound_track
+from extract.clock import PacketClock
+from extract.ending import cut_short, lost_index
+from extract.sound_track import SAMPLE_RATE as SAMPLE_RATE
 
-SAMPLE_RATE = 16_000  # Hz; what Wav2Vec2 was trained on
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg")
 SOUND_BLOCK = 10 * SAMPLE_RATE  # samples that are handed on at once
-LONG_SOUND = 1200.0  # seconds; decord, twice as fast as PyAV, takes 280 KB for each
+LONG_SOUND = 1200.0  # seconds; longer sound files are never in memory as a whole
+HOLE_SLACK = 0.05  # seconds that can be lost with a broken packet, besides its own
 LONG_PAUSE = 3600.0  # seconds; longer clips have at least a frame a minute, or a damaged clock
 CLOCK_SLACK = 5e-4  # seconds; containers round their frames' times to a millisecond
+HEAD = 64  # packets that show whether frames are put in order, and how late
 
-if decord is not None:
-    decord.logging.set_level(decord.logging.QUIET)
 av.logging.set_level(None)
 
 
@@ -55,14 +51,43 @@ class Media:
         first_frame: the container's time of the first frame, in seconds: zero of the clip's clock.
         frame_times: (frames,) seconds at which each frame is shown, from the first frame on.
         duration: seconds from the first frame to the end of the last.
-        sound_start: seconds from the first frame to the first sample of the sound track, negative
-            if the sound begins earlier; None if there is no sound track.
+        has_sound: whether the sound track that is read has any packets.
+        lateness: None if the packets have the times at which their frames are shown. If they have
+            not (H.264 with B-frames in AVI): the seconds from the decoding time of the packet that
+            completes a frame to when the frame is shown.
+        cut_short: how it shows that the file was cut short; "" if it seems to be whole.
+        flags: names of the `features.Flag` that all this amounts to.
     """
 
     first_frame: float
     frame_times: NDArray[np.float64]
     duration: float
-    sound_start: float | None
+    has_sound: bool
+    lateness: float | None = None
+    cut_short: str = ""
+    flags: frozenset[str] = frozenset()
+
+
+def ffmpeg_name(path: str | Path) -> str:
+    """Return a local file's name in the form that FFmpeg takes for a file's, whatever is in it.
+
+    Without ``file:`` FFmpeg takes what is before a colon for a protocol, in relative paths such as
+    ``12:30:00.mp4``. PyAV and decord are to get no name of a local file but from here.
+
+    Raises:
+        ClipError: the name is not Unicode text; decord cannot open such a file.
+
+    >>> ffmpeg_name("12:30:00.mp4")
+    'file:12:30:00.mp4'
+    """
+    name = os.fspath(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(name).decode(errors="backslashreplace")
+        raise ClipError(f"its name is not Unicode text; rename the file: {shown}") from error
+    # two slashes at the start would look like a URL's, file://host
+    return "file:" + (f"/{name.lstrip('/')}" if name.startswith("//") else name)
 
 
 def probe(path: Path) -> Media:
@@ -77,62 +102,234 @@ def probe(path: Path) -> Media:
     if path.stat().st_size == 0:
         raise ClipError(f"the file is empty: {path}")
     try:
-        with av.open(str(path)) as container:
+        with av.open(ffmpeg_name(path)) as container:
             video = _picture(container)
             if video is None or Disposition.attached_pic in video.disposition:
                 raise ClipError("there is no picture in it; a clip needs a video stream")
-            shown, last = _frame_clock(container, video)
-            sound = container.streams.best("audio")
-            sound_start = None
-            if sound is not None:
-                sound_start = float((sound.start_time or 0) * (sound.time_base or 0) - shown[0])
+            sound = sound_track.choose(container)
+            found = _frame_clock(container, video, sound)
+            _refuse_without_times(path, container, video, len(found.times))
+            shown, lateness = found.times, None
+            if found.untimed:
+                shown, lateness = _times_in_order(path, shown)
+            has_sound = sound is not None and sound.index in found.ends
+            why = cut_short(path, container, found.ends)
     except MemoryError:
         raise  # one of FFmpeg's errors too
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise ClipError(f"not a readable media file ({reason(error)})") from error
-    duration = float(last - shown[0])
+        why = f"not a readable media file ({reason(error)})"
+        raise ClipError(lost_index(path) or why) from error
+    duration = float(shown[-1] - shown[0] + found.last)
     if duration > max(LONG_PAUSE, len(shown) * LONG_PAUSE / 60):
         raise ClipError(
             f"its clock runs for {duration / 3600:.1f} hours, but there are only {len(shown)} "
             "frames: the file is damaged"
         )
-    return Media(float(shown[0]), shown - shown[0], duration, sound_start)
+    flags = {"CUT_SHORT": bool(why), "CLOCK_JUMP": found.jumps > 0}
+    return Media(
+        float(shown[0]),
+        shown - shown[0],
+        duration,
+        has_sound,
+        lateness,
+        why,
+        frozenset(name for name, is_so in flags.items() if is_so),
+    )
 
 
 def footage(path: Path) -> float:
     """Return the length that the container claims, in seconds; 0 if it cannot be read."""
     try:
         if path.is_file():
-            with av.open(str(path)) as container:
+            with av.open(ffmpeg_name(path)) as container:
                 return (container.duration or 0) / av.time_base
-    except (av.FFmpegError, OSError, ValueError):
+    except (ClipError, av.FFmpegError, OSError, ValueError):
         pass
     return 0.0
 
 
+def _refuse_without_times(
+    path: Path, container: av.container.InputContainer, video: av.VideoStream, count: int
+) -> None:
+    """Refuse a stream that was never put into a container, and so has no clock.
+
+    FFmpeg makes one up, of 25 frames a second where the stream names no rate. Most cameras' names
+    none or a wrong one, and where the clock is wrong all intervals and the sound are, unseen.
+    MPEG-2 must name its rate, so that one is read.
+    """
+    name = container.format.name
+    without: Any = Flags.no_timestamps.value  # an int, whatever PyAV's stubs say
+    pictures = name.endswith("_pipe") and count > 1  # one behind the other
+    if not (container.format.flags & without or pictures) or name == "mpegvideo":
+        return
+    claimed = video.codec_context.framerate
+    rate = f"{float(claimed):g}" if claimed else "RATE"
+    raise ClipError(
+        f"it is a raw {video.codec_context.codec.canonical_name} stream: {count} frames without "
+        "times, so that nothing says when each is shown. Put it into a container, with the rate "
+        f"that its camera is set to{f' (the stream claims {rate})' if claimed else ''}: ffmpeg "
+        f"-framerate {rate} -i {path.name} -c:v libx264 -crf 12 {path.stem}.mp4"
+    )
+
+
+class _Packets(NamedTuple):
+    """What a file's packets say, all in seconds on one clock that does not jump."""
+
+    times: NDArray[np.float64]  # when each frame is shown, ascending
+    untimed: bool  # `times` are when each is decoded: when it is shown is not said
+    last: float  # how long the last frame is shown
+    ends: dict[int, float]  # stream number -> when it ends
+    jumps: int  # of the file's own clock
+
+
 def _frame_clock(
-    container: av.container.InputContainer, video: av.VideoStream
-) -> tuple[NDArray[np.float64], float]:
-    """Return when each frame is shown, in display order, and when the last one ends (seconds)."""
-    base = video.time_base or Fraction(1)
-    times: list[float] = []
-    end = -math.inf
+    container: av.container.InputContainer, video: av.VideoStream, sound: av.AudioStream | None
+) -> _Packets:
+    """Read all packets of a file.
+
+    Raises:
+        ClipError: there are no frames.
+    """
+    base = float(video.time_base or 1)
+    stamps: list[tuple[int | None, int]] = []
+    ends: dict[int, float] = {}
+    clock = PacketClock(container, [video] if sound is None else [video, sound])
+    decoding, length = _Decoding(container, video), 0.0
     try:
-        for packet in container.demux(video):
-            stamp = packet.pts if packet.pts is not None else packet.dts
-            if stamp is None or packet.is_discard or packet.size == 0:
+        for packet in container.demux():
+            number = packet.stream_index
+            if packet.size == 0:
                 continue
-            times.append(float(stamp * base))
-            end = max(end, float((stamp + (packet.duration or 0)) * base))
+            if number == video.index or (sound is not None and number == sound.index):
+                clock.place(packet)
+            decoded = decoding.time(packet) if number == video.index else 0
+            stamp = packet.pts if packet.pts is not None else packet.dts
+            # what is decoded before an edit, and not shown, may lie behind the end
+            if stamp is not None and packet.time_base and not packet.is_discard:
+                end = float((stamp + (packet.duration or 0)) * packet.time_base)
+                ends[number] = max(end, ends.get(number, end))
+            if number == video.index and not packet.is_discard:
+                stamps.append((packet.pts, decoded))
+                length = (packet.duration or 0) * base
     except av.FFmpegError:
         pass  # cut short: what was read before is the valid part
-    if not times:
+    if not stamps:
         raise ClipError("its video stream has no frames")
-    shown = np.sort(np.array(times))
-    if end <= shown[-1]:  # containers that give no duration to a packet
-        rate = float(video.average_rate or video.guessed_rate or 25)
-        end = shown[-1] + 1 / rate
-    return shown, end
+    # where all are shown as they are decoded though the decoder is to put them in order, the times
+    # were copied from those of decoding (a raw stream that was copied into an MP4)
+    copied = len({pts - dts for pts, dts in stamps if pts is not None}) == 1
+    untimed = any(pts is None for pts, _ in stamps)
+    untimed |= copied and bool(video.codec_context.has_b_frames)
+    taken = [dts if untimed or pts is None else pts for pts, dts in stamps]
+    times = np.sort(np.array(taken) * base)
+    last = length if untimed else ends.get(video.index, -math.inf) - times[-1]
+    if last <= 0:  # containers that give no duration to a packet
+        last = 1 / float(video.average_rate or video.guessed_rate or 25)
+    return _Packets(times, untimed, float(last), ends, clock.jumps)
+
+
+class _Decoding:
+    """Sees to it that a stream's packets have a decoding time, and no false time of display.
+
+    Args:
+        container: of the stream.
+        video: the stream.
+    """
+
+    def __init__(self, container: av.container.InputContainer, video: av.VideoStream) -> None:
+        rate, base = video.average_rate or video.guessed_rate or 25, video.time_base or 1
+        self._usual = round(1 / (rate * base))
+        self._next: int | None = None
+        # AVI numbers frames as they are stored. For other codecs FFmpeg knows B-frames when it sees
+        # them; for these it makes times of display up (or none: versions differ)
+        made_up = ("h264", "hevc", "vvc")
+        name = video.codec_context.codec.canonical_name
+        self._made_up = container.format.name == "avi" and name in made_up
+
+    def time(self, packet: av.Packet[Any]) -> int:
+        """Return a packet's decoding time, which it is given if it had none."""
+        if self._made_up:
+            packet.pts = None
+        if packet.dts is None:
+            packet.dts = self._next if self._next is not None else packet.pts or 0
+        self._next = packet.dts + (packet.duration or self._usual)
+        return packet.dts
+
+
+class Showing:
+    """Tells of a stream's frames, as they come, when they are shown: as ffmpeg guesses it.
+
+    That is their own time, unless there is none, or more of these times than of the decoding times
+    do not ascend; then it is that of the packet which completed the frame. For live streams, of
+    which only what has come is known: `probe` and `frames` know the whole of a file.
+
+    Args:
+        container: of the stream.
+        video: the stream.
+    """
+
+    def __init__(self, container: av.container.InputContainer, video: av.VideoStream) -> None:
+        self._decoding = _Decoding(container, video)
+        self._begun = False
+        self._base = float(video.time_base or 1)
+        self._pace = 1 / float(video.average_rate or video.guessed_rate or 25)
+        self._last: float | None = None  # when the last frame was shown
+        self._last_own = self._last_decoded = -math.inf  # ticks
+        self._false_own = self._false_decoded = 0  # times that did not ascend
+
+    def coming(self, packet: av.Packet[Any]) -> None:
+        """See to the times of a packet of the stream before it is decoded."""
+        self._begun |= packet.pts is not None or packet.dts is not None
+        if packet.size and self._begun:
+            self._decoding.time(packet)
+
+    def time(self, frame: av.VideoFrame) -> float | None:
+        """Return when a decoded frame is shown, in seconds; None if nothing tells."""
+        own, decoded = frame.pts, frame.dts
+        if own is not None:
+            self._false_own += own <= self._last_own
+            self._last_own = own
+        if decoded is not None:
+            self._false_decoded += decoded <= self._last_decoded
+            self._last_decoded = decoded
+        trusted = self._false_own <= self._false_decoded or decoded is None
+        best = own if own is not None and trusted else decoded
+        if best is not None:
+            self._last = best * self._base
+        elif self._last is not None:
+            self._last += self._pace
+        return self._last
+
+
+def _times_in_order(path: Path, decoded: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+    """Return when frames are shown whose packets do not say it, and their `Media.lateness`.
+
+    A decoder puts frames in order, so that the n-th to be shown comes with the n-th packet after
+    the first one that completes a frame. As ffmpeg does, each is shown when the packet that
+    completes it is decoded, unless the first ones have times that are in order.
+
+    Args:
+        path: of the file.
+        decoded: (frames,) ascending seconds at which packets are decoded.
+    """
+    with av.open(ffmpeg_name(path)) as container:
+        video = _picture(container)
+        assert video is not None  # probe saw it
+        base = float(video.time_base or 1)
+        head: list[av.VideoFrame] = []
+        for number, packet in enumerate(_placed(container, video, True, True)):
+            with contextlib.suppress(av.FFmpegError):
+                head += packet.decode()
+            if number >= HEAD and head:
+                break
+    if not head or head[0].dts is None:  # only what is left in the decoder at the end
+        return decoded, 0.0
+    timed = [(f.pts, f.dts) for f in head if f.pts is not None and f.dts is not None]
+    own = [pts for pts, _ in timed]
+    in_order = own == sorted(own) and len(timed) > 0
+    lateness = (timed[0][0] - timed[0][1]) * base if in_order else 0.0
+    first = head[0].dts * base + lateness
+    return decoded - decoded[0] + first, lateness
 
 
 def frames(path: Path, media: Media, wanted: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
@@ -142,9 +339,8 @@ def frames(path: Path, media: Media, wanted: NDArray[np.int64]) -> Iterator[NDAr
     """
     missing: NDArray[np.uint8] = np.empty((0, 0, 3), np.uint8)
     position = 0
-    with av.open(str(path)) as container:
-        for frame in _decodable(container, media, set(wanted.tolist())):
-            number = _number(frame.time or 0.0, media)
+    with av.open(ffmpeg_name(path)) as container:
+        for number, frame in _decodable(container, media, set(wanted.tolist())):
             while position < len(wanted) and wanted[position] < number:
                 yield missing
                 position += 1
@@ -176,77 +372,139 @@ def _picture(container: av.container.InputContainer) -> av.VideoStream | None:
     return stream if isinstance(stream, av.VideoStream) else None
 
 
+def _placed(
+    container: av.container.InputContainer, video: av.VideoStream, jumps: bool, untimed: bool
+) -> Iterator[av.Packet[Any]]:
+    """Yield the picture's packets, up to where the file cannot be read on, then the flushing one.
+
+    Args:
+        container: open, at its beginning.
+        video: the picture in it.
+        jumps: put their times right; that takes the sound's packets too, see `PacketClock`.
+        untimed: see to their decoding times, as `_Decoding` does.
+    """
+    sound = sound_track.choose(container) if jumps else None
+    clock = PacketClock(container, [video] if sound is None else [video, sound])
+    packets = clock.packets() if jumps else container.demux(video)
+    decoding = _Decoding(container, video)
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, av.FFmpegError):
+            return
+        if packet.stream.index == video.index:  # the flushing ones' own `stream_index` is 0
+            if untimed and packet.size:
+                decoding.time(packet)
+            yield packet
+
+
 def _decodable(
     container: av.container.InputContainer, media: Media, wanted: set[int]
-) -> Iterator[av.VideoFrame]:
-    """Decode packet by packet, passing over those that are damaged.
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Decode packet by packet, passing over those that are damaged; yield frames' numbers too.
 
     Frames that are not wanted and that no other frame refers to need not be decoded at all.
     """
     video = _picture(container)
     assert video is not None  # probe saw it
     video.codec_context.thread_count = 1  # the workers are the parallelism
-    base = video.time_base or Fraction(1)
-    exact_skips = video.codec_context.codec.name in ("h264", "hevc")
-    packets = container.demux(video)
-    while True:
-        try:
-            packet = next(packets)
-        except (StopIteration, av.FFmpegError):
-            return
-        shown = None if packet.pts is None else _number(float(packet.pts * base), media)
+    base = float(video.time_base or 1)
+    timed = media.lateness is None
+    exact_skips = timed and video.codec_context.codec.name in ("h264", "hevc")
+    number = -1
+    for packet in _placed(container, video, "CLOCK_JUMP" in media.flags, not timed):
         if exact_skips:
-            needed = shown is None or shown in wanted
+            needed = packet.pts is None or _number(packet.pts * base, media) in wanted
             video.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
         try:
             for frame in packet.decode():
-                if isinstance(frame, av.VideoFrame) and not frame.is_corrupt:
-                    yield frame
+                if not isinstance(frame, av.VideoFrame):
+                    continue
+                number = _shown_as(frame, base, media, number)
+                if not frame.is_corrupt:
+                    yield number, frame
         except MemoryError:
             raise
         except av.FFmpegError:
             continue
 
 
+@dataclass
+class SoundFault:
+    """What is wrong with a clip's sound.
+
+    Attributes:
+        damaged: some of it could not be decoded.
+        gap: some is missing in the middle of the track, besides what could not be decoded.
+    """
+
+    damaged: bool = False
+    gap: bool = False
+
+
+def _shown_as(frame: av.VideoFrame, base: float, media: Media, before: int) -> int:
+    """Return the number of a decoded frame; `before` is that of the frame decoded before it."""
+    if media.lateness is None:
+        return _number((frame.pts or 0) * base, media)
+    if frame.dts is None:  # it was left in the decoder at the end
+        return before + 1
+    return _number(frame.dts * base + media.lateness, media)
+
+
 def sound_beside(video: Path) -> Path | None:
-    """Return the sound file of the same name next to a video, if there is one."""
-    return next((s for s in map(video.with_suffix, SOUND_SUFFIXES) if s.is_file()), None)
+    """Return the sound file of the same name next to a video, if there is one: 001.wav, 001.WAV."""
+    suffixes = [
+        write(suffix) for write in (str.lower, str.upper, str.title) for suffix in SOUND_SUFFIXES
+    ]
+    return next((s for s in map(video.with_suffix, suffixes) if s.is_file()), None)
 
 
 def sound_blocks(
-    video: Path, beside: Path | None, duration: float
-) -> Iterator[NDArray[np.float32]]:
-    """Yield a clip's sound as mono at 16 kHz, in blocks of some seconds.
+    video: Path, beside: Path | None, media: Media, fault: SoundFault
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yield a clip's sound as mono at 16 kHz, in blocks of some seconds: first sample, samples.
+
+    First samples are counted from the clip's first frame on; negative ones come before it. Where
+    one is not the next after the last block, there is a hole.
 
     Args:
         video: the clip; its own track is read if `beside` is None.
-        beside: the file of its sound.
-        duration: seconds; the sound of a long clip is never in memory as a whole.
-
-    Raises:
-        ClipError: it cannot be decoded.
+        beside: the file of its sound, which begins with the first frame.
+        media: of the clip; the sound of a long one is never in memory as a whole.
+        fault: is told what is wrong with it.
     """
-    if duration > LONG_SOUND or (decord is None and beside is None):
-        yield from _track_in_blocks(beside or video)
+    if beside is not None and media.duration <= LONG_SOUND:
+        try:
+            whole = read_sound_file(beside)
+        except ClipError:
+            fault.damaged = True
+            return
+        for first in range(0, len(whole), SOUND_BLOCK):
+            yield first, whole[first : first + SOUND_BLOCK]
         return
-    whole = read_sound_track(video) if beside is None else read_sound_file(beside)
-    for first in range(0, len(whole), SOUND_BLOCK):
-        yield whole[first : first + SOUND_BLOCK]
-
-
-def _track_in_blocks(path: Path) -> Iterator[NDArray[np.float32]]:
-    """Yield what `read_sound_track` returns, to the sample, block by block."""
-    resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+    jumps = beside is None and "CLOCK_JUMP" in media.flags
+    track = sound_track.SoundTrack(ffmpeg_name(beside or video), jumps)
+    origin = media.first_frame if beside is None else None
     block: list[NDArray[np.float32]] = []
-    try:
-        with av.open(str(path)) as container:
-            for frame in chain(container.decode(audio=0), [None]):
-                block += [part.to_ndarray()[0] for part in resampler.resample(frame)]
-                if block and (frame is None or sum(map(len, block)) >= SOUND_BLOCK):
-                    yield np.concatenate(block)
-                    block = []
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise ClipError(f"its sound track cannot be decoded ({reason(error)})") from error
+    first = end = 0
+    missing = 0.0  # seconds
+    for piece in track:
+        if origin is None:
+            origin = piece.begins
+        at = piece.first(origin)
+        if 0 < end < at < media.duration * SAMPLE_RATE:  # within the picture
+            missing += (at - end) / SAMPLE_RATE
+        if block and (at != end or end - first >= SOUND_BLOCK):
+            yield first, np.concatenate(block)
+            block = []
+        if not block:
+            first = at
+        block.append(piece.samples)
+        end = at + len(piece.samples)
+    if block:
+        yield first, np.concatenate(block)
+    fault.damaged = track.damaged
+    fault.gap = missing > track.lost + track.broken * HOLE_SLACK
 
 
 def read_sound_file(path: Path) -> NDArray[np.float32]:
@@ -258,7 +516,8 @@ def read_sound_file(path: Path) -> NDArray[np.float32]:
     if not path.is_file():
         raise ClipError(f"the sound file is not there: {path}")
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        # absolute: libsndfile takes a file called - for standard input
+        samples, rate = soundfile.read(os.path.abspath(path), dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
         raise ClipError(f"the sound file beside it cannot be read ({error})") from error
     mono = samples.mean(axis=1)
@@ -268,20 +527,6 @@ def read_sound_file(path: Path) -> NDArray[np.float32]:
         common = math.gcd(rate, SAMPLE_RATE)
         mono = resample_poly(mono, SAMPLE_RATE // common, rate // common)
     return np.asarray(mono, np.float32)
-
-
-def read_sound_track(path: Path) -> NDArray[np.float32]:
-    """Return the sound track of a media file as mono at 16 kHz.
-
-    Raises:
-        ClipError: it cannot be decoded.
-    """
-    try:
-        reader = decord.AudioReader(str(path), sample_rate=SAMPLE_RATE, mono=True)
-        # the reader has decoded the track into _array; its own indexing copies sample by sample
-        return np.asarray(reader._array[0], np.float32)
-    except (decord.DECORDError, RuntimeError) as error:
-        raise ClipError(f"its sound track cannot be decoded ({reason(error)})") from error
 
 
 def reason(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from extract.backbones import (
+    READING_VERSION,
     FrameBackbone,
     SoundBackbone,
     WeightsError,
@@ -19,6 +21,7 @@ from extract.backbones import (
     refuse_random,
 )
 from extract.decode import SAMPLE_RATE, ClipError
+from extract.device import pick_device, reading_processes, running_on
 from extract.finite import Extracted, as_stored, clean_sound
 from extract.listening import Listening
 from extract.reader import (
@@ -29,11 +32,12 @@ from extract.reader import (
     Failed,
     Frame,
     Readable,
-    Reader,
     Sound,
 )
+from extract.readers import Readers
 from extract.trailing import TRAILING, Trailing, trailing_seconds
-from features import Features, Flag, Recipe
+from features import FeatureError, Features, Flag, Recipe
+from features.recipe import READING
 
 T = TypeVar("T", bound=Readable)
 Networks = dict[str, FrameBackbone | SoundBackbone]  # stream name -> its network
@@ -138,10 +142,15 @@ class Extractor:
         recipe: from `make_recipe`, or of a store or a run.
         device: ``auto`` (CUDA, then Apple's MPS, then the CPU) or a torch device.
         memory_bytes: that reading a clip may take; see `Reader`.
-        patience: seconds without a sign of the reading process, after which a clip hangs.
+        patience: seconds without a sign of a reading process, after which a clip hangs.
+        readers: how many processes read; 0 takes what `reading_processes` says.
+        other_reading: take also a recipe of another version of the code that reads files; what it
+            changed is in `Recipe.read_otherwise`, and such rows do not belong into its store.
 
     Raises:
         WeightsError: the networks cannot be had, or are not those of the recipe.
+        FeatureError: the recipe is of another version of the code that reads files.
+        DeviceError: the device cannot run them.
     """
 
     def __init__(
@@ -150,11 +159,20 @@ class Extractor:
         device: str = "auto",
         memory_bytes: int = MEMORY_BYTES,
         patience: float = PATIENCE,
+        readers: int = 0,
+        other_reading: bool = False,
     ) -> None:
         self.recipe = recipe
-        self.reader = Reader(memory_bytes, patience)
         self.device = pick_device(device)
-        self._networks = networks_of(recipe, self.device)
+        self.readers = Readers(readers or reading_processes(self.device), memory_bytes, patience)
+        with running_on(self.device):
+            self._networks = networks_of(recipe, self.device)
+        if not other_reading and (why := read_otherwise(recipe)):
+            raise FeatureError(
+                f"a recipe of another version of avarnet: {why}. Extract into a new store, by a "
+                "recipe that is made here; from Python, Extractor(..., other_reading=True) reads "
+                "single files by this one"
+            )
         self._eyes = {n: eye for n, eye in self._networks.items() if eye.reads == "frames"}
         self._batch = FRAMES_PER_BATCH if self.device.type == "cpu" else FRAMES_PER_GPU_BATCH
 
@@ -180,67 +198,85 @@ class Extractor:
     ) -> Iterator[tuple[T, Features | ClipError]]:
         """Yield each clip with its features, or with the reason why there are none, in order.
 
-        Clips are read ahead, in a process of their own, and frames of several clips share a batch.
-        Memory does not grow with their number, and with their length only by what is returned.
+        Clips are read ahead, in processes of their own. A clip's rows do not depend on what it is
+        read together with: on a CPU its frames share no batch with those of others, and on a GPU,
+        where short batches are slow, every batch is filled up to one size. Memory does not grow
+        with the number of clips, and with their length only by what is returned.
 
         Args:
             clips: have the attributes ``video`` and ``audio``, as in `__call__`.
             progress: called with the seconds of video that were read so far.
-        """
-        open_clips: deque[_Clip[T]] = deque()
-        waiting: dict[str, list[tuple[_Clip[T], Frame]]] = {name: [] for name in self._eyes}
 
-        def see(stream: str) -> None:
-            given, waiting[stream] = waiting[stream], []
-            rows = self._eyes[stream]([frame.pixels for _, frame in given])
-            for (clip, frame), row in zip(given, rows, strict=True):
+        Raises:
+            DeviceError: the device is full, or failed.
+        """
+        step = self.recipe.snippet_seconds
+        open_clips: deque[_Clip[T]] = deque()
+        shared = self.device.type != "cpu"
+        # (stream, whose frames: 0 if clips share batches) -> what waits for the network
+        waiting: dict[tuple[str, int], list[tuple[_Clip[T], Frame]]] = {}
+
+        def opened() -> Iterator[_Clip[T]]:
+            for item in clips:
+                open_clips.append(_Clip(item, step, self._networks))
+                yield open_clips[-1]
+
+        def see(stream: str, whose: int) -> None:
+            given = waiting.pop((stream, whose))
+            pixels = [frame.pixels for _, frame in given]
+            if shared:  # a network's arithmetic depends on how many frames it has, not on which
+                pixels += [np.zeros_like(pixels[0])] * (self._batch - len(pixels))
+            with running_on(self.device):
+                rows = self._eyes[stream](pixels)
+            for (clip, frame), row in zip(given, rows, strict=False):
                 clip.add_picture(frame, row)
 
         def forget(clip: _Clip[T]) -> None:
-            for stream, given in waiting.items():
-                waiting[stream] = [(owner, frame) for owner, frame in given if owner is not clip]
+            for batch, given in list(waiting.items()):
+                kept = [(owner, frame) for owner, frame in given if owner is not clip]
+                waiting[batch] = kept
+                if not kept:
+                    del waiting[batch]
             clip.unseen = 0
 
-        step = self.recipe.snippet_seconds
         seconds = 0.0
         prepare = {name: eye.prepare for name, eye in self._eyes.items()}
-        for item, message in self.reader.read(clips, step, prepare):
-            if not open_clips or open_clips[-1].item is not item or open_clips[-1].ended:
-                open_clips.append(self._open(item))
-            clip = open_clips[-1]
+        for clip, message in self.readers.read(opened(), step, prepare):
+            whose = 0 if shared else id(clip)
             if isinstance(message, Begin):
                 if clip.begun:  # a second try
                     forget(clip)
-                    open_clips[-1] = clip = self._open(item)
                 clip.begin(message)
             elif isinstance(message, Frame):
-                waiting[message.stream].append((clip, message))
+                batch = waiting.setdefault((message.stream, whose), [])
+                batch.append((clip, message))
                 clip.unseen += 1
                 seconds += step / len(self._eyes)
                 progress(seconds)
-                if len(waiting[message.stream]) == self._batch:
-                    see(message.stream)
+                if len(batch) == self._batch:
+                    see(message.stream, whose)
             elif isinstance(message, Sound):
-                clip.add_sound(message)
+                with running_on(self.device):
+                    clip.add_sound(message)
             elif isinstance(message, Failed):
                 forget(clip)
                 clip.fail(message)
             else:
-                clip.end(message)
+                with running_on(self.device):
+                    clip.end(message)
+                for stream, owner in list(waiting):
+                    if owner == id(clip):
+                        see(stream, owner)
             while open_clips and open_clips[0].ended and not open_clips[0].unseen:
                 yield open_clips[0].item, open_clips.popleft().outcome()
-        for stream, given in waiting.items():
-            if given:
-                see(stream)
+        for stream, owner in list(waiting):
+            see(stream, owner)
         for clip in open_clips:
             yield clip.item, clip.outcome()
 
-    def _open(self, item: T) -> _Clip[T]:
-        return _Clip(item, self.recipe.snippet_seconds, self._networks)
-
     def close(self) -> None:
-        """End the reading process; it is started again when needed."""
-        self.reader.close()
+        """End the reading processes; they are started again when needed."""
+        self.readers.close()
 
 
 class Files(NamedTuple):
@@ -270,8 +306,17 @@ class _Clip(Generic[T]):
     def ended(self) -> bool:
         return self._end is not None
 
+    @property
+    def video(self) -> Path:
+        return self.item.video
+
+    @property
+    def audio(self) -> Path | None:
+        return self.item.audio
+
     def begin(self, message: Begin) -> None:
         self._begin = message
+        self._listening = {}
         self._rows = {
             name: np.zeros((message.snippets, network.features), np.float16)
             for name, network in self._networks.items()
@@ -292,9 +337,7 @@ class _Clip(Generic[T]):
         if not self._listening:
             snippets, step = self._begin.snippets, self._step
             self._listening = {
-                name: (Trailing if TRAILING in ear.recipe else Listening)(
-                    ear, message.first, snippets, step
-                )
+                name: (Trailing if TRAILING in ear.recipe else Listening)(ear, snippets, step)
                 for name, ear in self._networks.items()
                 if ear.reads == "sound"
             }
@@ -303,17 +346,16 @@ class _Clip(Generic[T]):
             at = (message.first + np.flatnonzero(broken)) / (self._step * SAMPLE_RATE)
             self._broken[np.minimum(at.astype(np.int64), len(self._broken) - 1)] = True
         for listening in self._listening.values():
-            listening.add(samples)
+            listening.add(message.first, samples)
 
     def end(self, message: End) -> None:
-        if not message.sound_damaged:
-            for name, listening in self._listening.items():
-                rows, valid = listening.finish()
-                kept, fine = as_stored(rows)
-                whole = fine & ~self._broken
-                self._rows[name] = np.where(whole[:, None], kept, np.float16(0))
-                self._valid[name] = valid & whole
-                self._lost[name] = valid & ~whole
+        for name, listening in self._listening.items():
+            rows, valid = listening.finish()
+            kept, fine = as_stored(rows)
+            whole = fine & ~self._broken
+            self._rows[name] = np.where(whole[:, None], kept, np.float16(0))
+            self._valid[name] = valid & whole
+            self._lost[name] = valid & ~whole
         self._listening.clear()
         self._end = message
 
@@ -338,6 +380,8 @@ class _Clip(Generic[T]):
                 flags |= Flag.NOT_FINITE
         if self._end.sound_damaged:
             flags |= Flag.SOUND_DAMAGED
+        for name in self._end.flags:
+            flags |= Flag[name]
         return Extracted(
             self._rows,
             self._valid,
@@ -385,29 +429,34 @@ def read_text(text: str, stream: str, recipe: Recipe, device: str = "auto") -> N
     return row
 
 
+def read_otherwise(recipe: Recipe) -> str:
+    """Return how the code that reads files here differs from the recipe's; "" if not at all."""
+    return _read_here(recipe).read_otherwise(recipe)
+
+
+def _read_here(recipe: Recipe) -> Recipe:
+    """Return the same recipe by today's version of the code that reads files."""
+    streams = {
+        name: {**settings, READING: READING_VERSION} for name, settings in recipe.streams.items()
+    }
+    return replace(recipe, streams=streams)
+
+
 def networks_of(recipe: Recipe, device: torch.device) -> Networks:
     """Return stream name -> its network, which is the one that the recipe was made with.
+
+    The version of the code that reads files may differ: see `read_otherwise`.
 
     Raises:
         WeightsError: the networks cannot be had, or are not those of the recipe.
     """
     networks = load_networks(recipe.source, device, recipe.precision)
     found = {name: network.recipe for name, network in networks.items()}
-    differing = recipe.differences(Recipe(recipe.snippet_seconds, recipe.precision, found))
+    same = Recipe(recipe.snippet_seconds, recipe.precision, found)
+    differing = _read_here(recipe).differences(same)
     if differing:
         raise WeightsError(
             "the networks found here are not those of the recipe; give the checkpoints it was "
             "made with. Wanted: " + "; ".join(differing)
         )
     return networks
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device called `name`; ``auto`` takes CUDA, then Apple's MPS, then the CPU."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
@@ -18,12 +15,15 @@ from typing import Any, NamedTuple
 import torch
 from dask.distributed import CancelledError, Client, Future, KilledWorker, get_worker
 
-from extract.cluster import Cluster
+from extract.cluster import SILENCE, Cluster, ClusterError, Versions, other_versions, versions
 from extract.decode import ClipError, footage
 from extract.extractor import Extractor
 from extract.finite import MOST, Extracted, NotFiniteError, Tally
+from extract.interrupt import Stopping, first_interrupt
 from extract.lookout import Lookout
 from extract.plan import (
+    MOST_FOOTAGE,
+    MOST_FOOTAGE_GPU,
     Failure,
     Task,
     add_failure,
@@ -33,6 +33,7 @@ from extract.plan import (
     write_failures,
 )
 from extract.reader import MEMORY_BYTES
+from extract.witness import Mark, Witness, machine, unseen
 from features import (
     RECIPE_FILE,
     FeatureError,
@@ -54,11 +55,36 @@ AHEAD = 3  # batches with the scheduler for each process; the rest waits here
 PROBED = 200  # files that one task looks into for their length
 TRIES = 3  # of a clip whose worker dies
 SLOWEST = 5  # clips that the summary names
+NAMED = 3  # workers that a message names
 GONE = 300.0  # seconds that a store's folder may be away, as network folders are at times
 AGAIN = 2.0  # seconds between two looks for it
 
+FOUND = 60.0  # seconds until this machine must find in the store what a worker has put there
+SHARE = (
+    "The store and the videos must be on disks that this machine and all workers see at the same "
+    "paths: mount them there (or give --root, or another folder for the store), and run the same "
+    "command again"
+)
+
 Make = Callable[[Recipe, str, int], Any]  # makes what has `Extractor.stream`
-Payload = tuple[str, Path, str, int, int, Make]  # what `_tools` takes; equal in each batch
+
+
+class Payload(NamedTuple):
+    """What a worker must know beside the clips; equal in each batch.
+
+    Attributes:
+        recipe: as JSON.
+        mark: of the job, in the store.
+        made_by: the versions of this program that the job has.
+    """
+
+    recipe: str
+    store: Path
+    mark: Mark
+    device: str
+    memory_bytes: int
+    make: Make
+    made_by: Versions
 
 
 class Counts(NamedTuple):
@@ -69,6 +95,9 @@ class Counts(NamedTuple):
     broken: dict[str, int]
 
 
+NOTHING = Counts({}, {}, {})
+
+
 class Outcome(NamedTuple):
     """What became of one clip; failure is a value, so that one clip never stops the others."""
 
@@ -76,7 +105,9 @@ class Outcome(NamedTuple):
     footage: float  # seconds of video
     seconds: float  # since the clip before was finished
     error: str | None  # one line, or None
-    counts: Counts
+    counts: Counts = NOTHING
+    file: str = ""  # in the store, where it is until it is sealed
+    unseen: str = ""  # a file that only the client sees, and why; then nothing was tried
 
 
 class Report(NamedTuple):
@@ -84,6 +115,9 @@ class Report(NamedTuple):
 
     worker: str
     outcomes: list[Outcome]  # of the clips that it came to
+    address: str = ""
+    machine: str = ""
+    blind: str = ""  # what it has in the store's place; then it has done no more of the batch
 
 
 @dataclass
@@ -96,6 +130,7 @@ class Summary:
     failed: dict[str, str] = field(default_factory=dict)  # clip id -> reason
     not_tried: list[str] = field(default_factory=list)  # of those, that failed in an earlier run
     left: list[str] = field(default_factory=list)  # not come to: it was interrupted
+    blind: list[str] = field(default_factory=list)  # workers that did not see a file, or the store
     footage: float = 0.0  # seconds of video extracted
     seconds: float = 0.0  # wall time
     slowest: list[tuple[str, float]] = field(default_factory=list)  # (clip id, seconds)
@@ -114,13 +149,16 @@ def extract(
     memory_bytes: int = MEMORY_BYTES,
     progress: Callable[[float, float], None] | None = None,
     make: Make = Extractor,
+    say: Callable[[str], None] = lambda text: None,
+    on_failure: Callable[[str, str], None] = lambda clip_id, reason: None,
 ) -> Summary:
     """Extract every clip that the store does not hold yet, or holds damaged.
 
     What the store holds is verified first, every byte of it. Interrupted or killed at any moment,
     the same call goes on where it stopped: a finished clip is never done twice, and nothing
-    half-written is ever read. At the first Ctrl-C the clips in work are finished, at the second
-    they are not.
+    half-written is ever read. At the first Ctrl-C, and at SIGTERM, the clips in work are finished,
+    at the second they are not. A clip counts when this machine finds it in the store. What a worker
+    does not see and this machine does is tried on another one, and is no failure of the clip.
 
     Args:
         tasks: the clips.
@@ -131,18 +169,23 @@ def extract(
         memory_bytes: that reading a clip may take before it fails.
         progress: called with (seconds of footage done, seconds of footage in all).
         make: makes the extractor of a worker.
+        say: told in a sentence what is done now, and what goes wrong on the way; from any thread.
+        on_failure: called with (clip id, reason) for each clip that fails now.
 
     Raises:
         FeatureError: the store has another recipe, or cannot be used.
         WriteError: it cannot be written; what is finished stays.
         NotFiniteError: more than 1 % of the rows are no finite numbers, by the networks' fault;
             what is finished stays.
-        ClusterError: the cluster cannot be had.
+        ClusterError: the cluster cannot be had, its workers do not see the store or some of the
+            videos, or have another version of this program; what is finished stays.
     """
     started = time.monotonic()
     create(store, recipe)
     _refused_before(store, recipe)
     recover(store)
+    if any(store.glob("[!.]*.h5")):
+        say(f"verifying what is in {store}")
     _, damages = verify(store)
     repair(store, damages)
     held = set(Store(store))
@@ -163,13 +206,26 @@ def extract(
     write_failures(store, failures.values())
     if todo:
         where = cluster or Cluster()
+        trouble: ClusterError | None = None
         try:
-            with where.client(len(todo)) as client:
-                job = _Job(client, where, store, recipe, summary, memory_bytes, progress, make)
-                job.run(todo)
-                write_failures(store, (failures | job.failures).values())
+            with first_interrupt(say) as stopping, Witness(store) as witness:
+                say(where.beginning(len(todo)))
+                with where.client(len(todo), stopping.is_set) as client:
+                    job = _Job(client, where, store, recipe, summary, memory_bytes, progress, make)
+                    job.witness, job.say, job.on_failure = witness, say, on_failure
+                    trouble = job.run(todo, stopping)
+                    write_failures(store, (failures | job.failures).values())
         finally:
             recover(store)  # what workers that died, or were stopped, had finished
+        if lost := _not_found(store, dict.fromkeys(summary.extracted, "")):
+            raise WriteError(
+                f"{store}: {len(lost)} clips that workers had finished ({min(lost)} is one) are "
+                "not in it, or not sealed yet by workers that do not answer. Run the same command "
+                "again: what is missing is done again"
+            )
+        if trouble:
+            _log(store, _last_words(summary))
+            raise trouble
     summary.seconds = time.monotonic() - started
     _log(store, _last_words(summary))
     return summary
@@ -194,56 +250,111 @@ class _Job:
         self.store = store.resolve()
         self.summary = summary
         self.progress = progress
-        threads = max(1, (os.cpu_count() or 1) // cluster.processes)
-        if cluster.scheduler != "local":
-            threads = 1
-        self.recipe = recipe
+        self.recipe, self.memory_bytes, self.make = recipe.to_json(), memory_bytes, make
+        self.witness: Witness
+        self.say: Callable[[str], None] = lambda text: None
+        self.on_failure: Callable[[str, str], None] = lambda clip_id, reason: None
+        self.fingerprint = recipe.fingerprint
+        self.rows_per_second = len(recipe.streams) / recipe.snippet_seconds
         self.tally = Tally(0)
-        self.payload: Payload = (
-            recipe.to_json(),
-            self.store,
-            cluster.device,
-            threads,
-            memory_bytes,
-            make,
-        )
         self.failures: dict[str, Failure] = {}
         self.attempts: dict[str, int] = {}
         self.times: list[tuple[str, float]] = []
         self.done = self.total = 0.0
+        self.waiting: list[list[Task]] = []
+        self.running: dict[Future, list[Task]] = {}
+        self.only_on: dict[Future, set[str]] = {}  # workers' addresses, where not all may do it
+        self.ended: SimpleQueue[Future] = SimpleQueue()
+        self.aside: list[list[Task]] = []  # what no worker that is there sees the files of
+        self.hidden_from: dict[str, set[str]] = {}  # clip -> addresses of workers
+        self.blind: dict[str, str] = {}  # address of a worker -> the first thing it does not see
+        self.last_hidden = 0.0
         self.lookout = Lookout(cluster, client)
         self.looked = time.monotonic()
 
-    def run(self, tasks: Sequence[Task]) -> None:
+    def run(self, tasks: Sequence[Task], stopping: Stopping) -> ClusterError | None:
+        """Do all that can be done; return the error of workers that could not do the rest."""
+        self.stopping = stopping
+        self.payload = Payload(
+            self.recipe,
+            self.store,
+            self.witness.mark,
+            self.cluster.worker_device,
+            self.memory_bytes,
+            self.make,
+            versions(),
+        )
         durations = self._durations(tasks)
         self.lengths = {t.clip_id: d for t, d in zip(tasks, durations, strict=True)}
         self.total = sum(durations)
-        step, streams = self.recipe.snippet_seconds, len(self.recipe.streams)
-        self.tally = Tally(self.total / step * streams)
+        self.tally = Tally(self.total * self.rows_per_second)
         self._show()
-        self.waiting = batches(tasks, durations, self.cluster.processes)[::-1]
-        self.running: dict[Future, list[Task]] = {}
-        ended: SimpleQueue[Future] = SimpleQueue()
-        with _first_interrupt(lambda: self.client.run(_stop)) as stopping:
-            while self.waiting or self.running:
-                while not stopping.is_set() and self.waiting and len(self.running) < self._room():
-                    batch = self.waiting.pop()
-                    future = self.client.submit(_extract_batch, batch, self.payload, pure=False)
-                    self.running[future] = batch
-                    future.add_done_callback(ended.put)
-                if not self.running:
-                    break
-                with suppress(Empty):
-                    future = ended.get(timeout=LOOK)
-                    self._take(future, self.running.pop(future))
-                if stopping.is_set() and not self.lookout.workers():
-                    break  # nobody will finish what is in work
-                self._look()
+        most = MOST_FOOTAGE_GPU if self.cluster.on_gpus else MOST_FOOTAGE
+        self.waiting = batches(tasks, durations, self.cluster.processes, most)[::-1]
+        stopping.act = lambda: self.client.run(_stop)
+        try:
+            self._work()
+        finally:
+            stopping.act = None
         self.client.run(_seal)
         self.summary.slowest = sorted(self.times, key=lambda row: -row[1])[:SLOWEST]
         known = {*self.summary.extracted, *self.summary.failed}
         self.summary.left = [task.clip_id for task in tasks if task.clip_id not in known]
         self._judge(over=not self.summary.left)
+        self.summary.blind = list(self.blind.values())
+        undone = sum(map(len, self.aside))
+        if not undone:
+            return None
+        return ClusterError(
+            f"{'; '.join(self.summary.blind[:NAMED])}"
+            + (f" (and {len(self.blind) - NAMED} more)" if len(self.blind) > NAMED else "")
+            + f". So {undone} of {len(tasks)} clips are not extracted, and "
+            f"{len(self.summary.extracted)} are. {SHARE}"
+        )
+
+    def _work(self) -> None:
+        while self.waiting or self.running or self.aside:
+            while not self.stopping.is_set() and self.waiting and len(self.running) < self._room():
+                self._submit(self.waiting.pop())
+            if not self.running and (self.stopping.is_set() or not self._may_come()):
+                break
+            with suppress(Empty):
+                future = self.ended.get(timeout=LOOK)
+                batch = self.running.pop(future, None)  # none if it was taken back
+                if batch is not None:
+                    self._take(future, batch)
+            if self.stopping.is_set() and not self.lookout.workers():
+                break  # nobody will finish what is in work
+            self._look()
+
+    def _submit(self, batch: list[Task]) -> None:
+        """Give a batch to a worker: not to one that has said that it does not see its files."""
+        avoided = self._avoided(batch)
+        allowed = None
+        if avoided:
+            allowed = [worker for worker in self.lookout.addresses() if worker not in avoided]
+            if not allowed:
+                self.aside.append(batch)
+                return
+        paths = {path for task in batch for path in (task.video, task.audio) if path}
+        seen = {path for path in paths if not unseen(path)}
+        future = self.client.submit(
+            _extract_batch, batch, seen, self.payload, pure=False, workers=allowed
+        )
+        self.running[future] = batch
+        if allowed:
+            self.only_on[future] = set(allowed)
+        future.add_done_callback(self.ended.put)
+
+    def _avoided(self, batch: list[Task]) -> set[str]:
+        return set().union(*(self.hidden_from.get(task.clip_id, ()) for task in batch))
+
+    def _may_come(self) -> bool:
+        """Return whether a batch that no worker could do so far has yet hope of one."""
+        if not self.aside:
+            return bool(self.waiting)
+        few = len(self.lookout.workers()) < self.cluster.processes
+        return self.cluster.queued and few and time.monotonic() - self.last_hidden < SILENCE
 
     def _durations(self, tasks: Sequence[Task]) -> list[float]:
         """Return each clip's length: the manifest's, or what the workers find in the file."""
@@ -261,6 +372,8 @@ class _Job:
             except KilledWorker:  # by one of them; which one, their extraction will show
                 return [0.0] * len(videos)
             except TimeoutError:
+                if self.stopping.is_set():
+                    return [0.0] * len(videos)  # nothing is begun any more
                 self._look()
 
     def _look(self) -> None:
@@ -268,7 +381,25 @@ class _Job:
         if time.monotonic() - self.looked > LOOK:
             for job in self.lookout.look():
                 _log(self.store, f"job {job} has ended; another one is asked for")
+            self._look_after_aside()
+            self.witness.keep_alive()
             self.looked = time.monotonic()
+
+    def _look_after_aside(self) -> None:
+        """Let new workers have what the others could not do, and take back what nobody has."""
+        if not (self.aside or self.only_on):
+            return
+        there = set(self.lookout.addresses())
+        aside, self.aside = self.aside, []
+        for batch in aside:
+            (self.waiting if there - self._avoided(batch) else self.aside).append(batch)
+        for future, workers in list(self.only_on.items()):
+            if future not in self.running:
+                del self.only_on[future]
+            elif not workers & there:  # all are gone that could do it
+                del self.only_on[future]
+                self.waiting.append(self.running.pop(future))
+                future.cancel()
 
     def _room(self) -> int:
         """Return how many batches may be with the scheduler: more as more workers come."""
@@ -293,13 +424,18 @@ class _Job:
     def _count(self, batch: list[Task], report: Report) -> None:
         self.lookout.worked(report.worker)
         tasks = {task.clip_id: task for task in batch}
-        for outcome in report.outcomes:
+        tried = [outcome for outcome in report.outcomes if not outcome.unseen]
+        lost = _not_found(self.store, {o.clip_id: o.file for o in tried if o.error is None})
+        for outcome in tried:
+            if outcome.clip_id in lost:
+                continue
             if outcome.error is None:
                 self._extracted(outcome.clip_id, outcome.footage)
                 self.times.append((outcome.clip_id, outcome.seconds))
                 self._weigh(outcome)
             else:
                 self._failed(tasks[outcome.clip_id], outcome.error, "read")
+        self._hidden(report, tasks, lost)
         video = sum(outcome.footage for outcome in report.outcomes)
         seconds = sum(outcome.seconds for outcome in report.outcomes)
         failed = sum(outcome.error is not None for outcome in report.outcomes)
@@ -327,8 +463,57 @@ class _Job:
     def _judge(self, over: bool) -> None:
         """Refuse a recipe under which too many rows are no finite numbers."""
         if why := self.tally.verdict(over):
-            _log(self.store, f"{REFUSED} {self.recipe.fingerprint}: {why}")
+            _log(self.store, f"{REFUSED} {self.fingerprint}: {why}")
             raise _refusal(self.store, why)
+
+    def _hidden(self, report: Report, tasks: dict[str, Task], lost: Collection[str]) -> None:
+        """Give back to other workers what one could not do, as it sees other disks than we do."""
+        back = {o.clip_id: f"it does not see {o.unseen}" for o in report.outcomes if o.unseen}
+        for clip_id in list(back):
+            task = tasks[clip_id]
+            if any(unseen(path) for path in (task.video, task.audio) if path):
+                del back[clip_id]  # it has been taken away meanwhile, from this machine too
+                self.waiting.append([task])
+        if lost:
+            back |= dict.fromkeys(
+                lost, f"it has put clips into {self.store} that are not found there: {min(lost)}"
+            )
+        if report.blind:
+            self._wait_for_mark()
+            done = {outcome.clip_id for outcome in report.outcomes}
+            why = f"it does not see the store {self.store} ({report.blind})"
+            back |= {clip_id: why for clip_id in tasks if clip_id not in done}
+        if not back:
+            return
+        self.last_hidden = time.monotonic()
+        if report.address not in self.blind:
+            first = next(iter(back.values()))
+            where = f" on {report.machine}" if report.machine else ""
+            said = f"worker {report.worker}{where}: {first}; this machine does"
+            self.blind[report.address] = said
+            _log(self.store, said)
+            self.say(f"{said}. Its clips are tried on other workers")
+        by_avoided: dict[frozenset[str], list[Task]] = {}
+        for clip_id in back:
+            avoided = self.hidden_from.setdefault(clip_id, set())
+            avoided.add(report.address)
+            by_avoided.setdefault(frozenset(avoided), []).append(tasks[clip_id])
+        self.waiting += by_avoided.values()
+
+    def _wait_for_mark(self) -> None:
+        """Wait until this machine sees its own mark, which a worker does not see.
+
+        Raises:
+            WriteError: it does not.
+        """
+        until = time.monotonic() + GONE
+        while why := self.witness.mark.unseen():
+            if (self.store / RECIPE_FILE).exists() or time.monotonic() > until:
+                raise WriteError(
+                    f"{self.store}: this job's own files there are gone ({why}); was the folder or "
+                    "its disk taken away, or were hidden files deleted? What was sealed is safe: "
+                    "run the same command again"
+                )
 
     def _after_death(self, batch: list[Task]) -> None:
         """Keep what the dead worker had finished; try the rest again, in the end clip by clip."""
@@ -358,6 +543,7 @@ class _Job:
 
     def _failed(self, task: Task, reason: str, stage: str) -> None:
         self.summary.failed[task.clip_id] = reason
+        self.on_failure(task.clip_id, reason)
         attempts = self.attempts.get(task.clip_id, 1)
         failure = Failure(task.clip_id, reason, stage, attempts, stamp(task.video))
         self.failures[task.clip_id] = failure
@@ -370,37 +556,26 @@ class _Job:
             self.progress(self.done, self.total)
 
 
-@contextmanager
-def _first_interrupt(act: Callable[[], object]) -> Iterator[threading.Event]:
-    """Yield an event that is set, and call `act`, at the first Ctrl-C; later ones are as usual.
+def _not_found(store: Path, clips: dict[str, str]) -> set[str]:
+    """Return which clips this machine does not find in a store, though they were put there.
 
-    An exception at any point could lose the report of a batch that has just come back.
+    A network file system shows what another machine has written after some seconds, and a folder
+    may be away for a while.
+
+    Args:
+        clips: id -> the file in the store that is the clip's until it is sealed.
     """
-    stopping, over = threading.Event(), threading.Event()
-
-    def note(*_: object) -> None:
-        signal.signal(signal.SIGINT, before)
-        stopping.set()
-
-    def wait() -> None:
-        stopping.wait()
-        if not over.is_set():
-            act()  # takes time, which a signal's handler must not
-
-    if threading.current_thread() is not threading.main_thread():  # gets no signals
-        yield stopping
-        return
-    before = signal.signal(signal.SIGINT, note)
-    waiting = threading.Thread(target=wait, daemon=True)
-    waiting.start()
-    try:
-        yield stopping
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if not stopping.is_set():
-            over.set()
-            stopping.set()
-        waiting.join(10)
+    lost = {clip_id for clip_id, file in clips.items() if not (file and (store / file).exists())}
+    began = time.monotonic()
+    while lost:
+        there = (store / RECIPE_FILE).exists()
+        if there:
+            lost -= set(Store(store))  # sealed since
+        if not lost or time.monotonic() - began > (FOUND if there else GONE):
+            break
+        time.sleep(AGAIN)
+        lost = {clip_id for clip_id in lost if not (store / (clips[clip_id] or ".")).is_file()}
+    return lost
 
 
 def _refusal(store: Path, why: str) -> NotFiniteError:
@@ -448,17 +623,16 @@ class _Tools(NamedTuple):
 
 
 _in_use: list[_Tools] = []
+_seeing: set[Payload] = set()  # the job whose store this worker has seen
 _stopping = [False]
 
 
 @cache  # one pair of networks and one writer for each worker process and job
-def _tools(
-    recipe_json: str, store: Path, device: str, threads: int, memory_bytes: int, make: Make
-) -> _Tools:
-    torch.set_num_threads(threads)
-    recipe = Recipe.from_json(recipe_json)
-    _wait_for(store)  # or the writer would make a new one
-    tools = _Tools(make(recipe, _own_device(device), memory_bytes), Writer(store, recipe))
+def _tools(payload: Payload) -> _Tools:
+    torch.set_num_threads(1)  # of several, each takes a part of a sum, and values would differ
+    recipe = Recipe.from_json(payload.recipe)
+    extractor = payload.make(recipe, _own_device(payload.device), payload.memory_bytes)
+    tools = _Tools(extractor, Writer(payload.store, recipe))
     _in_use.append(tools)
     return tools
 
@@ -471,24 +645,71 @@ def _own_device(device: str) -> str:
     return device
 
 
-def _extract_batch(batch: list[Task], payload: Payload) -> Report:
-    tools = _tools(*payload)
+def _extract_batch(batch: list[Task], seen: set[Path], payload: Payload) -> Report:
+    """Extract clips.
+
+    Args:
+        batch: the clips.
+        seen: those of their files that the client sees.
+        payload: the job.
+    """
+    me = get_worker()
+    name, outcomes, blind = str(me.name), list[Outcome](), ""
+    if differing := other_versions(versions(), payload.made_by):
+        raise ClusterError(f"worker {name} on {machine()} has {differing}")
+    try:
+        # who sees another disk there would make a store of its own
+        if (payload not in _seeing) and not (blind := payload.mark.unseen()):
+            _seeing.add(payload)
+        if not blind:
+            outcomes += _outcomes(batch, seen, payload)
+    except _Lost as error:
+        outcomes += error.outcomes
+        blind = payload.mark.unseen()
+        if not blind:
+            raise WriteError(f"worker {name} on {machine()}: {error}") from error
+        _seeing.discard(payload)
+    return Report(name, outcomes, me.address, machine(), blind)
+
+
+class _Lost(Exception):
+    """The store cannot be written any more, after some clips."""
+
+    def __init__(self, error: WriteError, outcomes: list[Outcome]) -> None:
+        super().__init__(str(error))
+        self.outcomes = outcomes
+
+
+def _outcomes(batch: list[Task], seen: set[Path], payload: Payload) -> list[Outcome]:
     outcomes: list[Outcome] = []
-    before = time.monotonic()
-    for task, result in tools.extractor.stream(_until_stopped(batch)):
-        error = str(result) if isinstance(result, ClipError) else None
-        length = 0.0
-        counts = Counts({}, {}, {})
-        if error is None:
-            counts = _counts(result)
-            length = result.duration
-            error = _keep(tools.writer, task.clip_id, result, payload[1])
-        now = time.monotonic()
-        outcomes.append(
-            Outcome(task.clip_id, length if error is None else 0.0, now - before, error, counts)
-        )
-        before = now
-    return Report(str(get_worker().name), outcomes)
+    tasks = []
+    for task in batch:
+        hidden = [
+            f"{path} ({why})"
+            for path in (task.video, task.audio)
+            if path and path in seen and (why := unseen(path))
+        ]
+        if hidden:
+            outcomes.append(Outcome(task.clip_id, 0.0, 0.0, None, unseen=hidden[0]))
+        else:
+            tasks.append(task)
+    try:
+        tools = _tools(payload)
+        before = time.monotonic()
+        for task, result in tools.extractor.stream(_until_stopped(tasks)):
+            error, file, length, counts = None, "", 0.0, NOTHING
+            if isinstance(result, ClipError):
+                error = str(result)
+            else:
+                length, counts = result.duration, _counts(result)
+                file, error = _keep(tools.writer, task.clip_id, result, payload)
+            now = time.monotonic()
+            took, before = now - before, now
+            length = length if error is None else 0.0
+            outcomes.append(Outcome(task.clip_id, length, took, error, counts, file))
+    except WriteError as error:
+        raise _Lost(error, outcomes) from error
+    return outcomes
 
 
 def _counts(result: Features) -> Counts:
@@ -504,17 +725,23 @@ def _until_stopped(batch: list[Task]) -> Any:
         yield task
 
 
-def _keep(writer: Writer, clip_id: str, result: Features, store: Path) -> str | None:
-    """Add a clip to the store; wait for a folder that is away. Return what is wrong with it."""
+def _keep(
+    writer: Writer, clip_id: str, result: Features, payload: Payload
+) -> tuple[str, str | None]:
+    """Add a clip to the store; wait for a folder that is away.
+
+    Returns:
+        (the file in the store where it is until it is sealed, what is wrong with it).
+    """
     while True:
         try:
-            writer.add(clip_id, result)
-            return None
+            file = writer.add(clip_id, result)
+            return str(file.relative_to(payload.store)), None
         except WriteError:
-            if store.is_dir() or not _wait_for(store):
+            if payload.store.is_dir() or not _wait_for(payload.store):
                 raise  # no other clip could be written either
         except FeatureError as error:
-            return str(error)
+            return "", str(error)
 
 
 def _wait_for(store: Path) -> bool:
@@ -541,4 +768,5 @@ def _seal() -> None:
         tools.writer.__exit__(None, None, None)
         tools.extractor.close()
     _in_use.clear()
+    _seeing.clear()
     _tools.cache_clear()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.decode import SAMPLE_RATE
+from extract.sound_track import SAMPLE_RATE
 
 if TYPE_CHECKING:  # which imports this module
     from extract.backbones import SoundBackbone
@@ -21,31 +21,62 @@ class Listening:
     """A clip's sound on its way through a network, block by block, in bounded memory.
 
     The network reads windows that overlap, and whose rows fade into each other. A row is the mean
-    of the output frames whose centre is in its snippet.
+    of the output frames whose centre is in its snippet. No window reaches over a hole in the sound:
+    each run without one is heard as if it were alone.
 
     Args:
         network: that listens.
-        first: where the sound begins on the clip's clock, in samples; not negative.
         snippets: T, how many the clip has.
         snippet_seconds: their length.
     """
 
-    def __init__(
-        self, network: SoundBackbone, first: int, snippets: int, snippet_seconds: float
-    ) -> None:
+    def __init__(self, network: SoundBackbone, snippets: int, snippet_seconds: float) -> None:
         self._network = network
         self._snippets = snippets
         self._step = snippet_seconds * SAMPLE_RATE  # samples per snippet
         self._length = round(WINDOW_SECONDS / snippet_seconds)
         self._overlap = round(OVERLAP_SECONDS / snippet_seconds)
-        self._first = self._low = self._last = first  # of the sound, of what is kept; its end
-        self._begin = self._start = int(first / self._step)  # of the sound, of the next window
-        self._kept: NDArray[np.float32] = np.empty(0, np.float32)
         self._rows = np.zeros((snippets, network.features), np.float32)
         self._weight = np.zeros(snippets, np.float32)
+        self._count = np.zeros(snippets, np.int64)  # of the frames whose mean a row is
+        self._open(0)
 
-    def add(self, samples: NDArray[np.float32]) -> None:
-        """Take the next samples."""
+    def _open(self, first: int) -> None:
+        """Begin a run that begins at sample `first`."""
+        self._first = self._low = self._last = first  # of the run, of what is kept; its end
+        self._begin = self._start = int(first / self._step)  # of the run, of the next window
+        self._kept: NDArray[np.float32] = np.empty(0, np.float32)
+        # the snippet in which one run ends and another begins has rows of both
+        shared = slice(self._begin, self._begin + 1)
+        self._before = self._rows[shared].copy(), self._count[shared].copy()
+        self._rows[shared] = self._weight[shared] = self._count[shared] = 0
+
+    def _close(self) -> None:
+        """End a run."""
+        end = self._end()
+        if self._begin < end:
+            self._hear(max(self._begin, end - self._length), end, more=False)
+        run = slice(self._begin, end)
+        heard = self._weight[run] > 0
+        self._rows[run][heard] /= self._weight[run][heard, None]
+        rows, count = self._before
+        if count.any():
+            shared = slice(self._begin, self._begin + 1)
+            total = self._count[shared] + count
+            self._rows[shared] *= (self._count[shared] / total)[:, None]
+            self._rows[shared] += rows * (count / total)[:, None]
+            self._count[shared], self._weight[shared] = total, 1
+
+    def add(self, first: int, samples: NDArray[np.float32]) -> None:
+        """Take the next samples, from sample `first` on: a hole if they are not the next.
+
+        Args:
+            first: on the clip's clock; not negative.
+            samples: (n,), mono at 16 kHz.
+        """
+        if first != self._last:
+            self._close()
+            self._open(first)
         self._kept = np.concatenate([self._kept, samples])
         self._last += len(samples)
         while self._start + self._length < self._end():
@@ -58,12 +89,8 @@ class Listening:
 
     def finish(self) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Return (T, features) rows, and (T,) validity: False where there was no sound."""
-        end = self._end()
-        if self._begin < end:
-            self._hear(max(self._begin, end - self._length), end, more=False)
-        valid = self._weight > 0
-        self._rows[valid] /= self._weight[valid, None]
-        return self._rows, valid
+        self._close()
+        return self._rows, self._weight > 0
 
     def _end(self) -> int:
         return min(self._snippets, math.ceil(self._last / self._step))
@@ -85,6 +112,7 @@ class Listening:
         fade = self._fade(start, stop, more) * heard
         self._rows[start:stop][heard] += fade[heard, None] * total[heard] / count[heard, None]
         self._weight[start:stop] += fade
+        self._count[start:stop] = np.maximum(self._count[start:stop], count)
 
     def _fade(self, start: int, stop: int, more: bool) -> NDArray[np.float32]:
         """Return the weight of a window in each of its snippets: ramps where others overlap."""

@@ -9,7 +9,7 @@ from typing import Any
 from dask.distributed import Client
 
 from extract import slurm
-from extract.cluster import SILENCE, Cluster, ClusterError
+from extract.cluster import SILENCE, Cluster, ClusterError, need_same_versions
 
 LOST = 60.0  # seconds without its workers after which a job is over, if its queue cannot be asked
 RENEWALS = 3  # of a job whose workers finish nothing
@@ -25,6 +25,7 @@ class Lookout:
     def __init__(self, cluster: Cluster, client: Client) -> None:
         self.cluster = cluster
         self.client = client
+        self._same: set[str] = set()  # addresses of workers that have our version
         self._seen = time.monotonic()  # when there was a worker
         self._seen_of: dict[str, float] = {}  # job -> the same, of its own
         self._renewed: dict[str, int] = {}  # job -> how often, since it finished something
@@ -34,14 +35,26 @@ class Lookout:
         """Return the names of the workers that there are.
 
         Raises:
-            ClusterError: the scheduler is gone for good.
+            ClusterError: as `addresses`.
+        """
+        return list(self.addresses().values())
+
+    def addresses(self) -> dict[str, str]:
+        """Return address -> name of the workers that there are.
+
+        Raises:
+            ClusterError: the scheduler is gone for good, or a worker has another version of this
+                program.
         """
         found: dict[str, Any] = {}
         with suppress(OSError):  # it does not answer
             found = self.client.scheduler_info(n_workers=-1).get("workers", {})
         if self.client.status in ("closing", "closed"):
             raise self.gone("the scheduler")
-        return [str(worker["name"]) for worker in found.values()]
+        if new := found.keys() - self._same if self.cluster.scheduler != "local" else ():
+            need_same_versions(self.client, new)
+            self._same |= new
+        return {address: str(worker["name"]) for address, worker in found.items()}
 
     def gone(self, who: str) -> ClusterError:
         """Return the error that says so, and the way out."""

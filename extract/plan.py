@@ -12,6 +12,7 @@ from typing import NamedTuple
 FAILURES = "failures.jsonl"
 PIECES = 8  # for each process, so that none waits long for the last one
 MOST_FOOTAGE = 600.0  # seconds in a batch: what is at stake when a worker dies
+MOST_FOOTAGE_GPU = 7200.0  # so that many processes read side by side for one GPU
 LEAST_FOOTAGE = 5.0  # counted for a clip, however short: opening it takes time too
 MOST_CLIPS = 500
 
@@ -25,14 +26,19 @@ class Task(NamedTuple):
     duration: float | None = None  # seconds, if known
 
 
-def batches(tasks: Sequence[Task], durations: Sequence[float], processes: int) -> list[list[Task]]:
+def batches(
+    tasks: Sequence[Task],
+    durations: Sequence[float],
+    processes: int,
+    most_footage: float = MOST_FOOTAGE,
+) -> list[list[Task]]:
     """Divide clips into batches of about the same footage, the longest clips first.
 
     >>> [len(batch) for batch in batches([Task("a", Path("a"))] * 5, [10, 10, 10, 30, 10], 1)]
     [1, 1, 1, 1, 1]
     """
     weights = [max(LEAST_FOOTAGE, seconds) for seconds in durations]
-    target = min(MOST_FOOTAGE, sum(weights) / (PIECES * processes))
+    target = min(most_footage, sum(weights) / (PIECES * processes))
     order = sorted(range(len(tasks)), key=lambda number: -weights[number])
     done: list[list[Task]] = []
     batch: list[Task] = []

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from extract.backbones import FrameBackbone, SoundBackbone
 from extract.cluster import Cluster, ClusterError
 from extract.decode import SAMPLE_RATE
-from extract.extractor import FRAMES_PER_BATCH, load_networks, pick_device
+from extract.device import pick_device
+from extract.extractor import FRAMES_PER_BATCH, load_networks
 
 SAME = 0.999  # cosine of each row of bfloat16 with that of float32, at the least
 FASTER = 1.1  # times, to be worth features that others cannot mix with theirs

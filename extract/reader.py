@@ -35,6 +35,7 @@ from extract.decode import (
     SAMPLE_RATE,
     ClipError,
     Media,
+    SoundFault,
     frames,
     probe,
     sound_beside,
@@ -133,9 +134,12 @@ class Frame(NamedTuple):
 
 
 class Sound(NamedTuple):
-    """The next samples of the sound, mono at 16 kHz; the first ones are at `first`."""
+    """The next samples of the sound, mono at 16 kHz.
 
-    first: int  # samples after the clip's first frame
+    Where `first` is not behind the last ones, there is a hole.
+    """
+
+    first: int  # samples after the clip's first frame, at which these begin
     samples: NDArray[np.float32]
 
 
@@ -144,6 +148,7 @@ class End(NamedTuple):
 
     sound_damaged: bool
     source: str  # SHA-256 of the video file
+    flags: frozenset[str] = frozenset()  # names of `features.Flag`, which is not imported here
 
 
 class Failed(NamedTuple):
@@ -173,21 +178,18 @@ def read(request: Request) -> Iterator[Message]:
     if request.prepare and not seen:
         raise ClipError("none of its frames can be decoded")
     beside = request.audio or sound_beside(path)
-    damaged = False
-    if beside is not None or media.sound_start is not None:
-        first = round((media.sound_start or 0) * SAMPLE_RATE) if beside is None else 0
+    fault = SoundFault()
+    if beside is not None or media.has_sound:
         end = round(snippets * step * SAMPLE_RATE)
-        try:
-            for samples in sound_blocks(path, beside, media.duration):
-                begin = max(0, -first)  # the clock starts at the first frame
-                within = samples[begin : max(begin, end - first)]
-                if len(within):
-                    yield Sound(first + begin, within)
-                first += len(samples)
-        except ClipError:
-            damaged = True
+        for first, samples in sound_blocks(path, beside, media, fault):
+            begin = max(0, -first)  # the clock starts at the first frame
+            within = samples[begin : max(begin, end - first)]
+            if len(within):
+                yield Sound(first + begin, within)
     with open(path, "rb") as file:
-        yield End(damaged, hashlib.file_digest(file, "sha256").hexdigest())
+        source = hashlib.file_digest(file, "sha256").hexdigest()
+    flags = media.flags | ({"SOUND_GAP"} if fault.gap else set())
+    yield End(fault.damaged, source, flags)
 
 
 def _frames(request: Request, media: Media, snippets: int) -> Iterator[Frame]:
@@ -210,11 +212,18 @@ class Reader:
     Args:
         memory_bytes: that reading may take (on Linux); a file that needs more fails.
         patience: seconds without a message, after which it counts as hung and is killed.
+        clips_ahead: how many clips it has been asked for at once.
     """
 
-    def __init__(self, memory_bytes: int = MEMORY_BYTES, patience: float = PATIENCE) -> None:
+    def __init__(
+        self,
+        memory_bytes: int = MEMORY_BYTES,
+        patience: float = PATIENCE,
+        clips_ahead: int = CLIPS_AHEAD,
+    ) -> None:
         self.memory_bytes = memory_bytes
         self.patience = patience
+        self.clips_ahead = clips_ahead
         self.process: subprocess.Popen[bytes] | None = None
         self._messages: queue.Queue[Message | None] = queue.Queue()
 
@@ -229,7 +238,7 @@ class Reader:
         rest, asked, tries = iter(clips), deque[T](), 0
         try:
             while True:
-                while len(asked) < CLIPS_AHEAD and (clip := next(rest, None)) is not None:
+                while len(asked) < self.clips_ahead and (clip := next(rest, None)) is not None:
                     asked.append(clip)
                     self._ask(clip, snippet_seconds, prepare)
                 if not asked:
@@ -334,7 +343,7 @@ def shelter(pipe: int, memory_bytes: int, parent: int) -> tuple[BinaryIO, Binary
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(pipe, "wb")
     with contextlib.suppress(OSError):  # no such limit but on Linux
-        # decord alone maps 800 MB that it never touches: those are not counted
+        # libraries map hundreds of MB that they never touch: those are not counted
         pages = int(Path("/proc/self/statm").read_text().split()[5])
         limit = pages * resource.getpagesize() + memory_bytes
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

@@ -16,7 +16,7 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -25,9 +25,10 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.decode import CLOCK_SLACK, SAMPLE_RATE, ClipError, reason, upright
+from extract.decode import CLOCK_SLACK, ClipError, Showing, ffmpeg_name, reason, upright
 from extract.reader import MEMORY_BYTES, Prepare, ending, shelter, start
-from extract.trailing import Tail, span, tail
+from extract.sound_track import SAMPLE_RATE, Piece, Placing, choose
+from extract.trailing import Runs, Tail, span
 
 OPEN_SECONDS = 10.0  # to wait for a server's answer
 SILENT_SECONDS = 10.0  # without data from a server, after which the stream counts as cut
@@ -37,9 +38,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds before connecting again
 MOST_LATE = 10.0  # seconds for which snippets wait for the networks, or that they last together
 APART = 1.0  # seconds by which a stream's picture and sound may come apart
 FROZEN = 2.0  # seconds for which a frame without a successor is what is to be seen
+RAW = ("h264", "hevc", "vvc")  # FFmpeg's names of streams that are in no container
 CLOCK_JUMP = 10.0  # seconds from one frame to the next; more is another clock
-HOLE = 0.1  # seconds of lost sound, over which no window reaches
-DRIFT = 0.02  # seconds by which counted samples and the stream's clock may come apart
 SOUND_KEPT = 30.0  # seconds, at most, of sound that waits for its picture
 # RTSP over TCP: by UDP, what is lost is lost without a word. To guess the rate of frames, which
 # nobody asks for, FFmpeg would keep back the first second
@@ -53,14 +53,14 @@ class Whole(NamedTuple):
         start, end: seconds on the stream's clock, which is zero at the first frame, and in gaps
             runs on by the clock on the wall.
         pixels: stream -> what its `Prepare` made of the frames, where all could be seen.
-        sound: None if it has none.
+        sound: its windows: several if there is a hole in it, none if it has no sound.
         received: `time.monotonic` when the last of it had come.
     """
 
     start: float
     end: float
     pixels: dict[str, NDArray[np.uint8]]
-    sound: Tail | None
+    sound: tuple[Tail, ...]
     received: float
 
 
@@ -106,7 +106,7 @@ class Part(NamedTuple):
     number: int
     ahead: float
     pixels: dict[str, NDArray[np.uint8]]
-    sound: Tail | None
+    sound: tuple[Tail, ...]
     received: float
 
 
@@ -217,7 +217,7 @@ class Receiver:
 
     def _messages(self) -> Iterator[Message]:
         """Yield what the process says of one connection, up to its `End`."""
-        url = self.source if self._remote else f"file:{self.source}"
+        url = self.source if self._remote else ffmpeg_name(self.source)
         if self._process is None:
             pipe = [os.dup(0)] if self.source == "-" else []  # its own 0 is for requests
             self._process = start("extract.receiver", MEMORY_BYTES, pipe)
@@ -246,7 +246,7 @@ class Receiver:
             yield End(why)
 
     def _hand_on(self, start: float, part: Part) -> None:
-        if not part.pixels and part.sound is None:
+        if not part.pixels and not part.sound:
             self._break("there was neither picture nor sound")
             return
         if self._remote:
@@ -326,16 +326,23 @@ def _open(request: Request) -> av.container.InputContainer:
 
 
 def _decode(container: av.container.InputContainer, request: Request, send: Send) -> None:
-    video, sound = container.streams.best("video"), container.streams.best("audio")
+    video, sound = container.streams.best("video"), choose(container)
     if not isinstance(video, av.VideoStream):
         raise ClipError("there is no picture in it")
+    if container.format.name in RAW:
+        raise ClipError(
+            f"it is a raw {container.format.name} stream, without times that say when a frame is "
+            "shown; put it into a container at its camera's rate: ffmpeg -framerate RATE -i SOURCE "
+            "-c:v libx264 -tune zerolatency -f mpegts - | avarnet watch -"
+        )
     video.codec_context.thread_count = 1  # the networks want the cores
     streams: list[av.VideoStream | av.AudioStream] = [video]
-    if isinstance(sound, av.AudioStream) and request.window:
+    if sound is not None and request.window:
         streams.append(sound)
     window = request.window if len(streams) > 1 else 0.0
     began = time.monotonic()
     grid = _Grid(request.step, window, request.prepare)
+    showing = Showing(container, video)
     ahead = 0.0
 
     def send_whole(last: bool = False) -> None:
@@ -343,11 +350,13 @@ def _decode(container: av.container.InputContainer, request: Request, send: Send
             send(Part(number, ahead, pixels, heard, received))
 
     try:
-        for received, frames in _decoded(container, streams):
+        for received, frames in _decoded(container, streams, showing):
             for frame in frames:
-                at = frame.time or 0.0
                 if isinstance(frame, av.AudioFrame):
-                    grid.hear(frame, at)
+                    grid.hear(frame)
+                    continue
+                at = showing.time(frame)
+                if at is None:
                     continue
                 if grid.jumps(at):
                     send_whole(last=True)
@@ -387,11 +396,9 @@ class _Grid:
         self._looked = 0  # instants
         self._views: list[NDArray[np.uint8] | None] = []  # of the next snippet's instants
         self._pictures: deque[dict[str, NDArray[np.uint8]]] = deque()  # of the next snippets
-        # sound without a hole: since when, the frames' samples, the last of it, what is gone before
-        self._sounds, self._counted = 0.0, 0
-        self._sound: NDArray[np.float32] = np.empty(0, np.float32)
-        self._dropped = 0
-        self._kind: tuple[str, str, int] | None = None  # of its frames
+        self._placing = Placing()
+        self._early: list[Piece] = []  # sound that came before the first frame
+        self._sound = Runs()
 
     def jumps(self, at: float) -> bool:
         """Whether a frame's time is of another clock than the last one's."""
@@ -401,6 +408,8 @@ class _Grid:
         """Take the next frame, which is shown from `at` on."""
         if self.origin is None:
             self.origin = self._seen = at
+            early, self._early = self._early, []
+            self._keep(early)
         self._look(at)
         self._pace, self._shown, self._seen = at - self._seen, frame, max(self._seen, at)
 
@@ -426,60 +435,53 @@ class _Grid:
         snippet, instant = divmod(self._looked, len(self._instants))
         return self.origin + (snippet + 0.5) * self._step + self._instants[instant]
 
-    def hear(self, frame: av.AudioFrame, at: float) -> None:
-        """Take the next frame of sound, which begins at `at`."""
-        kind = (frame.format.name, frame.layout.name, frame.sample_rate)
-        drift = at - self._sounds - self._counted / frame.sample_rate
-        if kind != self._kind or not abs(drift) < HOLE:
-            self._kind = kind
-            self._resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
-            self._sounds, self._counted = at, 0
-            self._sound, self._dropped = self._sound[:0], 0
-        elif abs(drift) > DRIFT:
-            self._sounds += drift
-        self._counted += frame.samples
-        self._keep(frame)
-        self._drop(len(self._sound) - round(SOUND_KEPT * SAMPLE_RATE))
+    def hear(self, frame: av.AudioFrame) -> None:
+        """Take the next frame of sound."""
+        self._keep(self._placing.take(frame, frame.time))
 
-    def _keep(self, frame: av.AudioFrame | None) -> None:
-        parts = [part.to_ndarray()[0] for part in self._resampler.resample(frame)]
-        self._sound = np.concatenate([self._sound, *parts])
-
-    def _drop(self, samples: int) -> None:
-        gone = min(max(0, samples), len(self._sound))
-        self._sound, self._dropped = self._sound[gone:], self._dropped + gone
+    def _keep(self, pieces: Iterable[Piece]) -> None:
+        if self.origin is None:
+            self._early += pieces
+            while self._early and self._early[-1].begins_at - self._early[0].begins_at > SOUND_KEPT:
+                del self._early[0]
+            return
+        for piece in pieces:
+            self._sound.add(piece.first(self.origin), piece.samples)
+        if self._sound.end is not None:
+            self._sound.drop(self._sound.end - round(SOUND_KEPT * SAMPLE_RATE))
 
     def whole(
         self, last: bool = False
-    ) -> Iterator[tuple[int, dict[str, NDArray[np.uint8]], Tail | None]]:
+    ) -> Iterator[tuple[int, dict[str, NDArray[np.uint8]], tuple[Tail, ...]]]:
         """Yield (number, pixels, sound) of the snippets of which all has come; see `Whole`.
 
         Args:
             last: nothing more comes, so that what lacks is not waited for.
         """
-        if last and self._kind is not None:
-            self._keep(None)  # what the resampler still holds
+        if last:
+            self._keep(self._placing.finish())
         while self.origin is not None:
             stop = (self._number + 1) * self._step
             begin, end = span(self._number, self._step, self._window)
             # the last frame is taken to be shown as long as the one before it
             seen = self._seen - self.origin + (self._pace if last else 0.0)
-            first = round((self._sounds - self.origin) * SAMPLE_RATE) + self._dropped
-            heard = first + len(self._sound) if self._kind else -math.inf
+            heard = -math.inf if self._sound.end is None else self._sound.end
             newest = max(seen, heard / SAMPLE_RATE) + CLOCK_SLACK
             come = self._pictures and (not self._window or heard >= end)
             if newest < stop or not (come or last or newest >= stop + APART):
                 return
             if not self._pictures:
                 self._look(self.origin + stop + 2 * CLOCK_SLACK)
-            sound = tail(self._sound, first, self._number, self._step, self._window)
+            sound = self._sound.tails(self._number, self._step, self._window)
             yield self._number, self._pictures.popleft(), sound
-            self._drop(begin - first)
+            self._sound.drop(begin)
             self._number += 1
 
 
 def _decoded(
-    container: av.container.InputContainer, streams: Sequence[av.VideoStream | av.AudioStream]
+    container: av.container.InputContainer,
+    streams: Sequence[av.VideoStream | av.AudioStream],
+    showing: Showing,
 ) -> Iterator[tuple[float, list[av.VideoFrame | av.AudioFrame]]]:
     """Yield when a packet came, and its frames; damaged ones are left out.
 
@@ -487,6 +489,8 @@ def _decoded(
     """
     try:
         for packet in container.demux(streams):
+            if isinstance(packet.stream, av.VideoStream):
+                showing.coming(packet)
             yield time.monotonic(), _frames(packet.decode)
     except av.FFmpegError:
         for stream in streams:
@@ -498,6 +502,6 @@ def _decoded(
 
 def _frames(decode: Callable[[], list[Any]]) -> list[av.VideoFrame | av.AudioFrame]:
     try:
-        return [frame for frame in decode() if frame.time is not None and not frame.is_corrupt]
+        return [frame for frame in decode() if not frame.is_corrupt]
     except av.FFmpegError:
         return []

@@ -14,6 +14,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from extract.decode import ffmpeg_name
+
 WIDTH, HEIGHT, FPS = 160, 120, 12
 SOUND_RATE = 44_100  # Hz
 SECONDS = 2.0
@@ -86,7 +88,7 @@ def write_video(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")
-    with av.open(str(temporary), "w", format="mp4") as container:
+    with av.open(ffmpeg_name(temporary), "w", format="mp4") as container:
         video: Any = container.add_stream(codec, rate=fps)
         video.height, video.width = pictures.shape[1:3]
         video.pix_fmt = "yuv420p"

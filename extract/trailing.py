@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.decode import SAMPLE_RATE
+from extract.sound_track import SAMPLE_RATE
 
 if TYPE_CHECKING:  # the receiving process must stay without torch
     from extract.backbones import SoundBackbone
@@ -26,10 +26,10 @@ def trailing_seconds(snippet_seconds: float) -> float:
 
 
 class Tail(NamedTuple):
-    """The sound of one snippet.
+    """The sound of one snippet, or of one run of sound in it if there is a hole.
 
     Attributes:
-        window: (samples,) mono at 16 kHz, which end with the snippet.
+        window: (samples,) mono at 16 kHz, which end with the snippet or the run.
         since: the sample at which the snippet starts.
     """
 
@@ -43,35 +43,68 @@ def span(snippet: int, snippet_seconds: float, seconds: float) -> tuple[int, int
     return max(0, stop - round(seconds * SAMPLE_RATE)), stop
 
 
-def tail(
-    sound: NDArray[np.float32], first: int, snippet: int, snippet_seconds: float, seconds: float
-) -> Tail | None:
-    """Cut out a snippet's window, as far as there is sound; None if the snippet itself has none.
+class Runs:
+    """Sound as far as it is kept: runs without a hole, in the order of time.
 
-    Args:
-        sound: (samples,), whose first one is sample `first` after the first frame (negative: it
-            comes before, and is not heard).
+    Attributes:
+        end: where the last one ends, in samples after the first frame; None before the first.
     """
-    begin, stop = span(snippet, snippet_seconds, seconds)
-    window = sound[max(0, begin - first) : max(0, stop - first)]
-    since = max(0, round(snippet * snippet_seconds * SAMPLE_RATE) - max(begin, first))
-    return Tail(window, since) if len(window) > since else None
+
+    def __init__(self) -> None:
+        self.end: int | None = None
+        self._runs: list[tuple[int, NDArray[np.float32]]] = []  # first sample, samples
+
+    def add(self, first: int, samples: NDArray[np.float32]) -> None:
+        """Take the next samples, the first of which is sample `first`: a hole if not the next.
+
+        Negative ones come before the first frame, and are not heard.
+        """
+        if self._runs and first == self.end:
+            begin, before = self._runs[-1]
+            self._runs[-1] = begin, np.concatenate([before, samples])
+        else:
+            self._runs.append((first, samples))
+        self.end = first + len(samples)
+
+    def tails(self, snippet: int, snippet_seconds: float, seconds: float) -> tuple[Tail, ...]:
+        """Cut out a snippet's window: of each run that has sound in the snippet, what is in it."""
+        begin, stop = span(snippet, snippet_seconds, seconds)
+        start = round(snippet * snippet_seconds * SAMPLE_RATE)
+        found = []
+        for first, samples in self._runs:
+            window = samples[max(0, begin - first) : max(0, stop - first)]
+            since = max(0, start - max(begin, first))
+            if len(window) > since:
+                found.append(Tail(window, since))
+        return tuple(found)
+
+    def drop(self, before: int) -> None:
+        """Forget what is before a sample."""
+        kept = []
+        for first, samples in self._runs:
+            gone = max(0, before - first)
+            if gone < len(samples):
+                kept.append((first + gone, samples[gone:]))
+        self._runs = kept
 
 
-def rows_of(network: SoundBackbone, tails: Sequence[Tail]) -> list[NDArray[np.float32] | None]:
-    """Return the row of each snippet, None where the network cannot hear so little.
-
-    A row is the mean of the output frames whose centre is in the snippet.
+def frames_of(network: SoundBackbone, tails: Sequence[Tail]) -> list[NDArray[np.float32]]:
+    """Return the output frames whose centre is in the snippet of each window, (n, features).
 
     Args:
         tails: whose windows have one length.
     """
     if len(tails[0].window) < network.field:
-        return [None] * len(tails)
+        return [np.empty((0, network.features), np.float32)] * len(tails)
     outputs = network(np.stack([tail.window for tail in tails]))
     centres = network.stride * np.arange(outputs.shape[1]) + network.field / 2
-    within = [frames[centres >= tail.since] for frames, tail in zip(outputs, tails, strict=True)]
-    return [frames.mean(0) if len(frames) else None for frames in within]
+    return [frames[centres >= tail.since] for frames, tail in zip(outputs, tails, strict=True)]
+
+
+def row_of(frames: Sequence[NDArray[np.float32]]) -> NDArray[np.float32] | None:
+    """Return a snippet's row: the mean of its output frames, (features,); None if it has none."""
+    heard = np.concatenate(frames) if frames else ()
+    return heard.mean(0) if len(heard) else None  # type: ignore[union-attr]
 
 
 class Trailing:
@@ -80,29 +113,26 @@ class Trailing:
     Args: as `extract.listening.Listening`'s.
     """
 
-    def __init__(
-        self, network: SoundBackbone, first: int, snippets: int, snippet_seconds: float
-    ) -> None:
+    def __init__(self, network: SoundBackbone, snippets: int, snippet_seconds: float) -> None:
         self._network = network
         self._seconds = float(network.recipe[TRAILING])
         self._step = snippet_seconds
-        self._first = first  # of what is kept
-        self._kept: NDArray[np.float32] = np.empty(0, np.float32)
+        self._kept = Runs()
         self._next = 0  # snippet
         # which windows share a batch depends on the clip alone
         self._batch = max(1, int(BATCH_SECONDS / self._seconds))
         self._waiting: list[tuple[int, Tail]] = []  # of one length
+        self._frames: list[NDArray[np.float32]] = []  # of the snippet that was heard last
+        self._heard = 0  # its number
         self._rows = np.zeros((snippets, network.features), np.float32)
         self._valid = np.zeros(snippets, bool)
 
-    def add(self, samples: NDArray[np.float32]) -> None:
-        """Take the next samples."""
-        self._kept = np.concatenate([self._kept, samples])
-        end = self._first + len(self._kept)
-        while self._next < len(self._rows) and self._span()[1] <= end:
+    def add(self, first: int, samples: NDArray[np.float32]) -> None:
+        """Take the next samples; see `Runs.add`."""
+        self._kept.add(first, samples)
+        while self._next < len(self._rows) and self._span()[1] <= first + len(samples):
             self._take()
-        drop = max(0, self._span()[0] - self._first)
-        self._kept, self._first = self._kept[drop:], self._first + drop
+        self._kept.drop(self._span()[0])
 
     def finish(self) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Return (T, features) rows, and (T,) validity: False where there was no sound."""
@@ -116,19 +146,22 @@ class Trailing:
 
     def _take(self) -> None:
         snippet, self._next = self._next, self._next + 1
-        found = tail(self._kept, self._first, snippet, self._step, self._seconds)
-        if found is None:
-            return
-        if self._waiting and len(found.window) != len(self._waiting[0][1].window):
-            self._hear()
-        self._waiting.append((snippet, found))
-        if len(self._waiting) == self._batch:
-            self._hear()
+        for found in self._kept.tails(snippet, self._step, self._seconds):
+            if self._waiting and len(found.window) != len(self._waiting[0][1].window):
+                self._hear()
+            self._waiting.append((snippet, found))
+            if len(self._waiting) == self._batch:
+                self._hear()
 
     def _hear(self) -> None:
         waiting, self._waiting = self._waiting, []
-        if waiting:
-            rows = rows_of(self._network, [found for _, found in waiting])
-            for (snippet, _), row in zip(waiting, rows, strict=True):
-                if row is not None:
-                    self._rows[snippet], self._valid[snippet] = row, True
+        if not waiting:
+            return
+        heard = frames_of(self._network, [found for _, found in waiting])
+        for (snippet, _), frames in zip(waiting, heard, strict=True):
+            # a snippet with a hole in it has several windows, one after the other
+            self._frames = [*self._frames, frames] if snippet == self._heard else [frames]
+            self._heard = snippet
+            row = row_of(self._frames)
+            if row is not None:
+                self._rows[snippet], self._valid[snippet] = row, True

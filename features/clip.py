@@ -20,7 +20,7 @@ class Flag(IntFlag):
     SOUND_DAMAGED = 2  # there is a sound track, but some or all of it could not be decoded
     SOUND_GAP = 4  # sound is missing in the middle of its track; the rows there are flagged invalid
     CLOCK_JUMP = 8  # the file's clock restarted or jumped; what follows was moved to its place
-    CUT_SHORT = 16  # the file ends before the duration that its container states
+    CUT_SHORT = 16  # the file ends before the duration that its container states, or in a packet
     NOT_FINITE = 32  # rows with values that are no finite float16; they are flagged invalid
 
 

@@ -14,6 +14,15 @@ from typing import Any
 MOST_BYTES = 60_000  # of a recipe; it is an attribute of every shard
 # what reading a stranger's JSON may raise
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError)
+READING = "reading"  # key of a stream's settings: version of the code that read its files
+# version of that code -> what it reads otherwise than the one before; the last is today's. Streams
+# that were made before versions were counted have none, and imported ones neither
+READING_CHANGES = {
+    2: "sound is placed by its time stamps, and what comes after a broken packet is kept; frames "
+    "are placed right in AVI files with B-frames and in files whose clock jumps; rows of values "
+    "that are not finite are not valid; a clip's rows do not depend on the batch that it shared "
+    "or on the number of workers (one unit of float16 in a few values)",
+}
 STREAM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # part of paths, also of exports
 
 
@@ -71,6 +80,39 @@ class Recipe:
     def crops(self) -> dict[str, int]:
         """Stream name -> crops of each frame that lie side by side in a row, where it has some."""
         return {name: s["crops"] for name, s in self.streams.items() if "crops" in s}
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """Stream name -> version of the code that read its files; None if it was not counted."""
+        return {name: settings.get(READING) for name, settings in self.streams.items()}
+
+    def streams_read_otherwise(self, other: Recipe) -> list[str]:
+        """Return the streams of both whose files were read by code of different versions."""
+        mine, theirs = self.reading, other.reading
+        return [name for name in mine if name in theirs and mine[name] != theirs[name]]
+
+    def read_otherwise(self, other: Recipe) -> str:
+        """Return a sentence that says how the code that read `other` differs; "" if not at all.
+
+        What code of several versions read is not to be mixed, though most files give nearly the
+        same rows.
+        """
+        mine, theirs = self.reading, other.reading
+        names = self.streams_read_otherwise(other)
+        if not names:
+            return ""
+        pairs = {f"{_version(theirs[n])}, not {_version(mine[n])}" for n in names}
+        # None stands for the first version
+        versions = {v if type(v) is int else 1 for n in names for v in (mine[n], theirs[n])}
+        known = [READING_CHANGES[v] for v in READING_CHANGES if min(versions) < v <= max(versions)]
+        changes = "; ".join(known)
+        if max(versions) not in READING_CHANGES:
+            changes = "what only a newer avarnet knows"
+        what = "stream" if len(names) == 1 else "streams"
+        return (
+            f"the files of the {what} {', '.join(names)} were read by another version of the "
+            f"reading code ({'; '.join(sorted(pairs))}); what changed: {changes}"
+        )
 
     def only(self, streams: Iterable[str]) -> Recipe:
         """Return the recipe of some of the streams."""
@@ -154,6 +196,10 @@ class Recipe:
             "precision": self.precision,
             "streams": self.streams,
         }
+
+
+def _version(reading: Any) -> str:
+    return f"version {reading}" if type(reading) is int else "one before versions were counted"
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

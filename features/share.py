@@ -187,7 +187,7 @@ class Remote:
 
     def begin(self, recipe: Recipe) -> None:
         """Make the place a store of `recipe`, or see that it is one."""
-        if self.url.startswith("http"):
+        if self.url.startswith(("http://", "https://")):
             raise FeatureError(f"{self.url}: http can only be pulled from; push to another place")
         if self.read_small(RECIPE_FILE) is None:
             self.write(RECIPE_FILE, (recipe.to_json() + "\n").encode())
@@ -448,7 +448,11 @@ class Remote:
 
     def _connect(self) -> None:
         """Make this thread's own connection: not all of fsspec's can be shared by threads."""
-        scheme = self.url.partition("://")[0]
+        scheme, found, _ = self.url.partition("://")
+        if not found:  # in a folder's name, fsspec would look for file:, data: and ::
+            self._local.fs = fsspec.filesystem("file", skip_instance_cache=True)
+            self._local.root = os.path.abspath(os.path.expanduser(self.url))
+            return
         self._local.fs, self._local.root = fsspec.url_to_fs(
             self.url,
             skip_instance_cache=True,

@@ -79,8 +79,11 @@ class Spool:
             return not adopted or time.time() - self.path.stat().st_mtime > IDLE_SECONDS
         return True
 
-    def add(self, clip_id: str, features: Features, fingerprint: str) -> None:
+    def add(self, clip_id: str, features: Features, fingerprint: str) -> Path:
         """Put a clip into a file of its own, named after its recipe, its turn and its content.
+
+        Returns:
+            The file.
 
         Raises:
             WriteError: the disk is full, or the folder is gone.
@@ -109,6 +112,7 @@ class Spool:
                 half.unlink()
             raise write_error(self.path.parent, error) from error
         self._added += 1
+        return file
 
     def clips(self, fingerprint: str) -> Iterator[tuple[str, Features]]:
         """Yield its clips of a recipe in the order in which they were added.

@@ -139,7 +139,13 @@ def create(path: Path, recipe: Recipe) -> None:
     """
     if (path / RECIPE_FILE).exists():
         held = read_recipe(path)
-        differing = recipe.differences(held)
+        differing, read = recipe.differences(held), recipe.read_otherwise(held)
+        if read and len(differing) == len(recipe.streams_read_otherwise(held)):
+            raise FeatureError(
+                f"{path} cannot be extended: {read}. Nothing of it is lost: it is read, verified, "
+                "searched, joined and trained on as before. To go on, give the folder of a new "
+                "store and extract all clips there, or stay with the clips that it has"
+            )
         if differing:
             further = (
                 " A further stream goes into a folder of its own ('avarnet extract --only'), to be "
@@ -149,6 +155,7 @@ def create(path: Path, recipe: Recipe) -> None:
                 f"{path} holds features of another recipe; give another folder, or the settings "
                 f"it was made with. Asked for: {'; '.join(differing)}."
                 + (further if recipe.streams.keys() - held.streams.keys() else "")
+                + (f" And {read}: only a new store can have what is read today." if read else "")
             )
         return
     if path.exists() and not path.is_dir():

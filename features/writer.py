@@ -44,10 +44,13 @@ class Writer:
         self._waiting: set[str] = set()  # ids; the clips themselves are in the spool
         self._bytes = 0
 
-    def add(self, clip_id: str, features: Features) -> None:
+    def add(self, clip_id: str, features: Features) -> Path:
         """Add one clip; when this returns, a kill of the process cannot lose it.
 
         A power cut can, until the clip is sealed: then it is simply not there.
+
+        Returns:
+            The file in the store where the clip is until it is sealed, perhaps already.
 
         Raises:
             FeatureError: the clip does not fit the recipe, or a valid row of it is not finite.
@@ -60,11 +63,12 @@ class Writer:
                     f"clip {clip_id}: {lost.sum()} rows of the stream {name} are said to be valid "
                     "and have values that are not finite; expected numbers up to 65,504"
                 )
-        self._spool.add(clip_id, features, self.recipe.fingerprint)
+        file = self._spool.add(clip_id, features, self.recipe.fingerprint)
         self._waiting.add(clip_id)
         self._bytes += _nbytes(features)
         if self._bytes >= self.shard_bytes:
             self.seal()
+        return file
 
     def seal(self) -> None:
         """Seal what has been added so far."""

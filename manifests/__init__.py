@@ -1,11 +1,11 @@
 """What there is to process: clips, labels, intervals and splits. No torch, no h5py."""
 
-from manifests.check import Finding, check
+from manifests.check import Finding, Probed, check
 from manifests.clip import Clip, Interval, ManifestError
-from manifests.folders import from_folders, videos_below
+from manifests.folders import from_folders
 from manifests.groups import Grouped, with_groups
 from manifests.io import default_root, parse, read, reason, relative_path, write
-from manifests.official import Listing
+from manifests.listing import VIDEO_SUFFIXES, Found, Listing, videos_below
 from manifests.split import assign_folds, assign_split, split_table
 from manifests.table import from_csv
 from manifests.ucf_crime import from_ucf_crime
@@ -13,12 +13,15 @@ from manifests.xd_violence import CODES, from_xd_violence
 
 __all__ = [
     "CODES",
+    "VIDEO_SUFFIXES",
     "Clip",
     "Finding",
+    "Found",
     "Grouped",
     "Interval",
     "Listing",
     "ManifestError",
+    "Probed",
     "assign_folds",
     "assign_split",
     "check",

@@ -15,6 +15,7 @@ from manifests.io import MAKE_ONE, parse
 
 SIDE = re.compile(r"train|val|test")
 FOLD = re.compile(r"fold-\d+")
+LEAST_MISSING = 1.0  # seconds; lists of durations are often rounded
 
 
 class Finding(NamedTuple):
@@ -35,17 +36,25 @@ class Numbered(NamedTuple):
     clip: Clip
 
 
-Probe = Callable[[Path, Path | None], tuple[float, bool]]
+class Probed(NamedTuple):
+    """What a file itself says."""
+
+    duration: float  # seconds
+    sound: bool  # whether it has any
+    cut_short: str = ""  # how it shows that the file was cut short
+
+
+Probe = Callable[[Path, Path | None], Probed]
 
 
 def check(manifest: Path, root: Path, probe: Probe | None = None) -> list[Finding]:
-    """Return all findings, in the order of the lines.
+    """Return all findings: errors first, both in the order of the lines.
 
     Args:
         manifest: the manifest.
         root: what its paths are relative to.
-        probe: given a video and its sound file, returns its duration in seconds and whether it has
-            sound, or raises what is wrong with it; without it, files are not opened.
+        probe: given a video and its sound file, returns what they say, or raises what is wrong
+            with them; without it, files are not opened.
 
     Raises:
         ManifestError: the file cannot be read at all.
@@ -68,7 +77,7 @@ def check(manifest: Path, root: Path, probe: Probe | None = None) -> list[Findin
     findings += _groups(clips)
     for numbered in clips:
         findings += _file(numbered, root, probe)
-    return sorted(findings, key=lambda finding: finding.line)
+    return sorted(findings, key=lambda finding: (finding.severity != "error", finding.line))
 
 
 def _duplicates(clips: list[Numbered], root: Path) -> Iterator[Finding]:
@@ -198,13 +207,15 @@ def _file(numbered: Numbered, root: Path, probe: Probe | None) -> Iterator[Findi
         )
     elif not missing and probe is not None:
         try:
-            duration, sound = probe(path, audio)
+            probed = probe(path, audio)
         except Exception as error:  # whatever a decoder says of a file from anywhere
             yield Finding(
                 "error", line, clip.id, "unreadable", str(error), "replace the file or the line"
             )
         else:
-            if not sound:
+            yield from _length(numbered, probed)
+            duration = probed.duration
+            if not probed.sound:
                 yield Finding(
                     "warning",
                     line,
@@ -223,3 +234,27 @@ def _file(numbered: Numbered, root: Path, probe: Probe | None) -> Iterator[Findi
                 f"anomaly from {start:g} to {end:g} s in a clip of {duration:g} s",
                 "correct the interval, or the file is another one than was annotated",
             )
+
+
+def _length(numbered: Numbered, probed: Probed) -> Iterator[Finding]:
+    """Say where the file is shorter than its container states, or else than the manifest does."""
+    line, clip = numbered
+    stated = clip.duration
+    if probed.cut_short:
+        yield Finding(
+            "warning",
+            line,
+            clip.id,
+            "cut-short",
+            probed.cut_short,
+            "copy or download it again; as it is, what is there is read and flagged as cut short",
+        )
+    elif stated is not None and stated - probed.duration > LEAST_MISSING + stated / 100:
+        yield Finding(
+            "warning",
+            line,
+            clip.id,
+            "shorter-than-stated",
+            f"the manifest states {stated:g} s, but the file has {probed.duration:.1f} s",
+            "copy the file again if it was cut short, or correct the duration",
+        )

@@ -21,6 +21,29 @@ class ManifestError(ValueError):
     """A manifest or a list that cannot be used; the message names the place and the way out."""
 
 
+def id_fault(text: str) -> str:
+    """Return why a text cannot be a clip's id, in a few words; "" if it can.
+
+    >>> id_fault("crash/001 "), id_fault("crash/001")
+    ('has a space at its start or end', '')
+    """
+    if not text:
+        return "is empty"
+    if UNWRITABLE.search(text):
+        return "is not Unicode text"
+    if CONTROL.search(text):
+        return "has a control character or a line break"
+    if (size := len(text.encode())) > MAX_ID_BYTES:
+        return f"is too long: {size} bytes, of at most {MAX_ID_BYTES}"
+    if text != text.strip():
+        return "has a space at its start or end"
+    if "\\" in text:
+        return "has a backslash"
+    if text.startswith("/"):
+        return "begins with a slash"
+    return "has '..' for a folder" if ".." in text.split("/") else ""
+
+
 class Interval(NamedTuple):
     """A stretch of time with an anomaly, in seconds from the first frame; the end is excluded."""
 
@@ -58,20 +81,11 @@ class Clip:
     audio: str | None = None
 
     def __post_init__(self) -> None:
-        if (
-            not self.id
-            or CONTROL.search(self.id)
-            or UNWRITABLE.search(self.id)
-            or len(self.id.encode()) > MAX_ID_BYTES
-            or self.id != self.id.strip()
-            or self.id.startswith("/")
-            or "\\" in self.id
-            or ".." in self.id.split("/")
-        ):
+        if fault := id_fault(self.id):
             raise ManifestError(
-                f"clip id {self.id!r}: expected 1 to {MAX_ID_BYTES} bytes of Unicode text, no "
-                "control character, no space around it, no leading '/', no backslash, no '..'; "
-                "rename the file or give the clip an id"
+                f"clip id {self.id!r}: {fault}; expected 1 to {MAX_ID_BYTES} bytes of Unicode "
+                "text, no control character, no space around it, no leading '/', no backslash, no "
+                "'..'; rename the file or give the clip an id"
             )
         if not self.path:
             raise ManifestError(f"clip {self.id}: its path is empty")

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
-from manifests.clip import Clip, Interval, ManifestError
-from manifests.folders import videos_below
+from manifests.clip import Interval, ManifestError
 from manifests.io import reason
-
-
-class Listing(NamedTuple):
-    """The clips of an official list."""
-
-    clips: list[Clip]
-    missing: list[str]  # listed, but not found in the folder of videos
+from manifests.listing import Found, videos_below
 
 
 def read_lines(file: Path) -> list[str]:
@@ -75,8 +67,8 @@ def check_annotated(file: Path, annotated: set[str], expected: set[str]) -> None
             )
 
 
-def find_videos(videos: Path, listed: Mapping[str, str]) -> dict[str, Path]:
-    """Return name -> file for the listed videos that are in a folder.
+def find_videos(videos: Path, listed: Mapping[str, str]) -> tuple[dict[str, Path], Found]:
+    """Return name -> file for the listed videos that are in a folder, and all that is there.
 
     Args:
         videos: the folder.
@@ -85,16 +77,17 @@ def find_videos(videos: Path, listed: Mapping[str, str]) -> dict[str, Path]:
     Raises:
         ManifestError: none is there.
     """
-    below = {path.stem: path for path in reversed(videos_below(videos))}
-    found = {}
+    there = videos_below(videos)
+    below = {path.stem: path for path in reversed(there.videos)}
+    files = {}
     for name, path in listed.items():
         if (videos / path).is_file():
-            found[name] = videos / path
+            files[name] = videos / path
         elif name in below:
-            found[name] = below[name]
-    if not found:
+            files[name] = below[name]
+    if not files:
         raise ManifestError(
             f"{videos}: none of the {len(listed)} listed videos is in it; give the folder that "
             "holds them"
         )
-    return found
+    return files, there

@@ -20,7 +20,7 @@ def from_csv(file: Path, root: Path) -> list[Clip]:
     anomalies has several rows.
 
     Raises:
-        ManifestError: the file or its columns cannot be used, or a line is wrong (it is named).
+        ManifestError: the file or its columns cannot be used, or lines are wrong (all are named).
 
     Example::
 
@@ -42,6 +42,7 @@ def from_csv(file: Path, root: Path) -> list[Clip]:
         )
     annotated = {"start", "end"} <= set(found)
     clips: dict[str, Clip] = {}
+    faults: dict[int, str] = {}  # of lines
     for number, row in rows:
         try:
             clip = _clip(row, file.parent, root, annotated)
@@ -49,8 +50,16 @@ def from_csv(file: Path, root: Path) -> list[Clip]:
             if before is not None:
                 clip = _merged(before, clip)
         except ManifestError as error:
-            raise ManifestError(f"{file}, line {number}: {error}") from error
+            faults[number] = str(error)
+            continue
         clips[clip.id] = clip
+    if faults:
+        (number, fault), *others = faults.items()
+        more = ", ".join(str(other) for other, _ in others)
+        raise ManifestError(
+            f"{file}, line {number}: {fault}"
+            + (f"; mistakes are also on lines {more}" * bool(more))
+        )
     if not clips:
         raise ManifestError(f"{file}: no clips in it; expected a row for each")
     return list(clips.values())

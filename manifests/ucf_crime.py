@@ -6,8 +6,8 @@ from pathlib import Path, PurePosixPath
 
 from manifests.clip import Clip, Interval
 from manifests.io import relative_path
+from manifests.listing import Listing
 from manifests.official import (
-    Listing,
     bare_name,
     check_annotated,
     find_videos,
@@ -34,7 +34,7 @@ def from_ucf_crime(lists: Path, root: Path, videos: Path | None = None) -> Listi
 
     Example::
 
-        clips, missing = from_ucf_crime(Path("lists"), root=Path("."), videos=Path("videos"))
+        clips, missing, *_ = from_ucf_crime(Path("lists"), root=Path("."), videos=Path("videos"))
     """
     annotations = lists / "Temporal_Anomaly_Annotation.txt"
     rows = [line.split() for line in read_lines(annotations)]
@@ -49,7 +49,7 @@ def from_ucf_crime(lists: Path, root: Path, videos: Path | None = None) -> Listi
     }
     check_annotated(annotations, set(marked), {n for n, (_, s) in listed.items() if s == "test"})
     paths = {name: path.as_posix() for name, (path, _) in listed.items()}
-    files = find_videos(videos, paths) if videos else None
+    files, found = find_videos(videos, paths) if videos else (None, None)
     clips = []
     for name, (path, split) in listed.items():
         if files is not None and name not in files:
@@ -66,4 +66,5 @@ def from_ucf_crime(lists: Path, root: Path, videos: Path | None = None) -> Listi
                 fps=FPS,
             )
         )
-    return Listing(clips, [name for name in listed if files is not None and name not in files])
+    missing = [name for name in listed if files is not None and name not in files]
+    return Listing(clips, missing, {}, found)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from manifests.clip import Clip, Interval, ManifestError
 from manifests.io import relative_path
+from manifests.listing import Listing
 from manifests.official import (
-    Listing,
     bare_name,
     check_annotated,
     find_videos,
@@ -45,7 +45,7 @@ def from_xd_violence(lists: Path, root: Path, videos: Path | None = None) -> Lis
 
     Example::
 
-        clips, missing = from_xd_violence(Path("lists"), root=Path("."), videos=Path("videos"))
+        clips, missing, *_ = from_xd_violence(Path("lists"), root=Path("."), videos=Path("videos"))
     """
     annotations = lists / "annotations.txt"
     rows = [line.split() for line in read_lines(annotations)]
@@ -60,7 +60,8 @@ def from_xd_violence(lists: Path, root: Path, videos: Path | None = None) -> Lis
     labels = {name: _codes(name) for name in splits}
     violent = {n for n, split in splits.items() if split == "test" and labels[n] != (NORMAL,)}
     check_annotated(annotations, set(marked), violent)
-    files = find_videos(videos, {name: f"{name}.mp4" for name in splits}) if videos else None
+    paths = {name: f"{name}.mp4" for name in splits}
+    files, found = find_videos(videos, paths) if videos else (None, None)
     clips = []
     for name, split in splits.items():
         if files is not None and name not in files:
@@ -77,7 +78,8 @@ def from_xd_violence(lists: Path, root: Path, videos: Path | None = None) -> Lis
                 fps=FPS,
             )
         )
-    return Listing(clips, [name for name in splits if files is not None and name not in files])
+    missing = [name for name in splits if files is not None and name not in files]
+    return Listing(clips, missing, {}, found)
 
 
 def _codes(name: str) -> tuple[str, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import subprocess
 import sys
 from contextlib import chdir, redirect_stderr, redirect_stdout
@@ -12,6 +14,12 @@ from typing import Any
 from unittest.mock import patch
 
 from avarnet import main
+
+PLAIN = {
+    key: value
+    for key, value in os.environ.items()
+    if key not in ("NO_COLOR", "FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS")
+}
 
 
 def avarnet(*words: object, cwd: Path | None = None, code: int = 0) -> str:
@@ -40,6 +48,23 @@ def in_a_process(*words: object, code: int = 0) -> str:
     command = [sys.executable, "-m", "avarnet", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     return _checked(done.returncode, done.stdout, done.stderr, code)
+
+
+def at_a_terminal(*words: object, **environment: str) -> str:
+    """Run a command under a pseudo-terminal, and return all that it wrote there."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "avarnet", *map(str, words)]
+    environment = PLAIN | {"TERM": "xterm-256color", "COLUMNS": "100"} | environment
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment):
+        os.close(theirs)
+        said = b""
+        try:
+            while some := os.read(ours, 65536):
+                said += some
+        except OSError:  # what the end of a terminal is on Linux
+            pass
+    os.close(ours)
+    return said.decode()
 
 
 def as_json(*words: object, code: int = 0) -> Any:

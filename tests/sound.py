@@ -24,7 +24,7 @@ def heard(
     block: int = 160_000,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Return rows and validity of a waveform whose snippets are of 0.25 s."""
-    listening = kind(network, first, snippets, 0.25)
+    listening = kind(network, snippets, 0.25)
     for begin in range(0, len(waveform), block):
-        listening.add(waveform[begin : begin + block])
+        listening.add(first + begin, waveform[begin : begin + block])
     return listening.finish()

@@ -213,7 +213,7 @@ def replace_streams(features: Features) -> Features:
 def backbones(folder: Path, environment: dict[str, str], stack: ExitStack) -> None:
     some_videos(folder)
     make_clip(folder / "new.mp4", "Crash", 91, seconds=1.0)
-    clips = manifests.from_folders(folder / "videos", folder)
+    clips = manifests.from_folders(folder / "videos", folder).clips
     write(folder / "videos.jsonl", clips)
     held = {listed.id: clip(4, number) for number, listed in enumerate(clips)}
     pack(folder / "old-store", ((i, replace(c, source="")) for i, c in held.items()), RECIPE)

@@ -12,7 +12,7 @@ from train import Config, evaluate_run, train_run
 
 def test_some_real_clips(shared: Path, recipe: Recipe, tmp_path: Path) -> None:
     folder = shared / "surv-fight"
-    clips = with_groups(from_folders(folder, tmp_path), folder / "sources.csv").clips[::8]
+    clips = with_groups(from_folders(folder, tmp_path).clips, folder / "sources.csv").clips[::8]
     tasks = [Task(clip.id, clip.resolve(tmp_path)) for clip in clips]
     summary = extract(tasks, tmp_path / "store", recipe)
     assert summary.failed == {}

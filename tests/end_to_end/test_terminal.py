@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from command import in_a_process
+from command import PLAIN, at_a_terminal, in_a_process
 from small import clip, fill
 
 from manifests import Clip, write
@@ -18,29 +17,7 @@ from manifests import Clip, write
 # the escape sequences that set a colour, of letters or of what is behind them
 COLOUR = re.compile(r"\x1b\[(?:[0-9;]*;)?(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;[0-9;]*)?m")
 BAR = "━" * 10
-PLAIN = {
-    key: value
-    for key, value in os.environ.items()
-    if key not in ("NO_COLOR", "FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS")
-}
 HEAVY = {"torch", "sklearn", "scipy", "matplotlib", "timm", "transformers", "av", "dask", "s3fs"}
-
-
-def at_a_terminal(*words: object, **environment: str) -> str:
-    """Run a command under a pseudo-terminal, and return all that it wrote there."""
-    ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "avarnet", *map(str, words)]
-    environment = PLAIN | {"TERM": "xterm-256color", "COLUMNS": "100"} | environment
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment):
-        os.close(theirs)
-        said = b""
-        try:
-            while some := os.read(ours, 65536):
-                said += some
-        except OSError:  # what the end of a terminal is on Linux
-            pass
-    os.close(ours)
-    return said.decode()
 
 
 def in_a_pipe(*words: object) -> str:

@@ -163,7 +163,7 @@ def test_every_row_has_its_own_sound_in_any_blocks(snippets: int, late: int, blo
 
 
 def test_only_two_windows_of_sound_are_kept() -> None:
-    listening = Listening(Recorder(), 0, 40_000, 0.25)
-    for _ in range(200):
-        listening.add(np.zeros(160_000, np.float32))
+    listening = Listening(Recorder(), 40_000, 0.25)
+    for block in range(200):
+        listening.add(160_000 * block, np.zeros(160_000, np.float32))
         assert len(listening._kept) <= 2 * 20 * 16_000 + 160_000

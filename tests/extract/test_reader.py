@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -177,7 +178,9 @@ def test_a_crash_or_a_hang_takes_one_clip_only(
     recipe: Recipe, clips: Path, long_clip: Path, number: signal.Signals, reason: str
 ) -> None:
     extractor, over = Extractor(recipe, patience=5.0), threading.Event()
-    killer = threading.Thread(target=strike, args=(extractor.reader, number, long_clip, over))
+    killer = threading.Thread(
+        target=strike, args=(extractor.readers.each[0], number, long_clip, over)
+    )
     killer.start()
     good = sorted((clips / "Explosion").glob("*.mp4"))
     try:
@@ -198,6 +201,56 @@ def test_a_crash_or_a_hang_takes_one_clip_only(
     extractor.close()
 
 
+def test_several_reading_processes_give_what_one_gives(
+    recipe: Recipe, clips: Path, long_clip: Path
+) -> None:
+    """Also where one of them crashes twice, and the reading is given up in the middle."""
+    one, three = Extractor(recipe), Extractor(recipe, readers=3)
+    files = [Files(path) for path in sorted(clips.glob("*/*.mp4"))]
+    expected = dict(one.stream(files))
+    over = threading.Event()
+    killers = [
+        threading.Thread(target=strike, args=(reader, signal.SIGKILL, long_clip, over))
+        for reader in three.readers.each
+    ]
+    for killer in killers:
+        killer.start()
+    try:
+        results = dict(three.stream([*files[:2], Files(long_clip), *files[2:]]))
+    finally:
+        over.set()
+        for killer in killers:
+            killer.join()
+    assert list(results) == [*files[:2], Files(long_clip), *files[2:]]
+    assert str(results.pop(Files(long_clip))) == "reading it crashed (SIGKILL), 2 times"
+    for clip, features in expected.items():
+        same = results[clip]
+        assert isinstance(same, Features)
+        assert isinstance(features, Features)
+        for stream, rows in features.streams.items():
+            assert np.abs(rows.astype(float) - same.streams[stream].astype(float)).max() < 0.01
+            assert (features.valid[stream] == same.valid[stream]).all()
+    for stopped, _ in three.stream(files):
+        assert stopped == files[0]
+        break
+    assert list(dict(three.stream(files))) == files
+    one.close()
+    three.close()
+
+
+def test_a_mistake_where_the_clips_come_from_is_raised_and_does_not_hang(
+    recipe: Recipe, clips: Path
+) -> None:
+    def missing() -> Iterator[Files]:
+        yield Files(next(clips.glob("*/*.mp4")))
+        raise KeyError("the list of clips ends here")
+
+    extractor = Extractor(recipe, readers=2)
+    with pytest.raises(KeyError, match="ends here"):
+        list(extractor.stream(missing()))
+    extractor.close()
+
+
 def test_a_second_try_counts(recipe: Recipe, clips: Path, long_clip: Path) -> None:
     """Killed once in the middle: the clip is read again, and nothing of the first try stays."""
     extractor = Extractor(recipe)
@@ -205,7 +258,7 @@ def test_a_second_try_counts(recipe: Recipe, clips: Path, long_clip: Path) -> No
 
     def kill_once() -> None:
         time.sleep(0.5)
-        process = extractor.reader.process
+        process = extractor.readers.each[0].process
         assert process is not None
         process.kill()
 
@@ -220,6 +273,7 @@ def test_a_second_try_counts(recipe: Recipe, clips: Path, long_clip: Path) -> No
 
 PARENT = """
 import sys, time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 from PIL import Image

@@ -19,6 +19,7 @@ from small import clip, fill
 
 import features
 from features import Flag, Store
+from features.recipe import READING_CHANGES
 
 FORMAT = (Path(features.__file__).parent / "FORMAT.md").read_text(encoding="utf-8")
 CLIPS = {"a": clip(4), "класс/b": clip(9, 3, Flag.SOUND_DAMAGED), "c": clip(1, 2)}
@@ -116,6 +117,13 @@ def test_a_shard_is_exactly_what_the_tables_say(path: Path) -> None:
 def test_the_examples_and_the_flags() -> None:
     ((recipe, fingerprint),) = re.findall(r"`(\{.+\})`\s+has `([0-9a-f]{16})`", FORMAT)
     assert fingerprint_of(json.loads(recipe)) == fingerprint
+    ((settings, fingerprint),) = re.findall(
+        r"`(\{.+\})` as the stream's .+\s`([0-9a-f]{16})`", FORMAT
+    )
+    read = {**json.loads(recipe), "streams": {"video": json.loads(settings)}}
+    assert fingerprint_of(read) == fingerprint
+    readings = re.findall(r"^\| (\d+) \| (.+) \|$", FORMAT, re.MULTILINE)
+    assert {int(version): what for version, what in readings} == READING_CHANGES
     assert f", version {features.table.VERSION}\n" in FORMAT
     flags = re.findall(r"^\| `([A-Z_]+)` \| (\d+) \|", FORMAT, re.MULTILINE)
     assert {name: int(value) for name, value in flags} == {flag.name: flag.value for flag in Flag}

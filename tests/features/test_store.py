@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import RECIPE, clip, fill, same
+from small import RECIPE, SIZES, clip, fill, same
 
 from features import (
     FeatureError,
@@ -21,6 +21,8 @@ from features import (
     Store,
     Writer,
     create,
+    join,
+    merge,
     push,
     verify,
 )
@@ -238,3 +240,61 @@ def test_files_that_are_not_whole_yet_are_not_read(tmp_path: Path) -> None:
     (tmp_path / f".partial-{shard.name}").write_bytes(shard.read_bytes()[:100])
     assert Store(tmp_path).unreadable == {}
     assert verify(tmp_path) == (1, [])
+
+
+def read_by(version: int | None, sides: dict[str, int] = SIZES) -> Recipe:
+    """A recipe whose streams were read by a version of the reading code."""
+    key = {} if version is None else {"reading": version}
+    return Recipe(0.25, "fp32", {name: {"features": d, **key} for name, d in sides.items()})
+
+
+def test_a_store_of_an_older_reading_code_is_read_and_not_extended(tmp_path: Path) -> None:
+    """Made before versions were counted: its recipe has no such key."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    with Writer(old, read_by(None)) as writer:
+        writer.add("a", clip(4, 1))
+    assert "reading" not in (old / "recipe.json").read_text()
+    with pytest.raises(FeatureError) as caught:
+        Writer(old, read_by(2))
+    said = str(caught.value)
+    assert "cannot be extended" in said
+    assert "the streams video, audio were read by another version of the reading code" in said
+    assert "one before versions were counted, not version 2" in said
+    assert "sound is placed by its time stamps" in said  # which values changed
+    assert "give the folder of a new store" in said
+    assert verify(old) == (1, [])
+    assert same(Store(old)["a"], clip(4, 1))
+    with Writer(old, read_by(None)) as writer:  # what does not read anything may go on
+        writer.add("b", clip(4, 2))
+    assert set(Store(old)) == {"a", "b"}
+    # one of today, and one of a version that is not known here
+    with Writer(new, read_by(3)) as writer:
+        writer.add("a", clip(4, 1))
+    with pytest.raises(FeatureError, match=r"version 3, not version 2\); .*only a newer avarnet"):
+        Writer(new, read_by(2))
+    # where more than that differs, all of it is said
+    other = Recipe(0.5, "fp32", read_by(2).streams)
+    with pytest.raises(FeatureError, match=r"snippet_seconds: 0\.5, not 0\.25; .*And the files"):
+        Writer(old, other)
+
+
+def test_streams_of_two_reading_codes_are_joined_and_never_mixed(tmp_path: Path) -> None:
+    picture, sound = clip(4, 1), clip(4, 1)
+    for version, name, features in ((None, "video", picture), (2, "audio", sound)):
+        some = {name: SIZES[name]}
+        with Writer(tmp_path / name, read_by(version, some)) as writer:
+            writer.add(
+                "a",
+                replace(
+                    features,
+                    streams={name: features.streams[name]},
+                    valid={name: features.valid[name]},
+                ),
+            )
+    both = join(Store(tmp_path / "video"), Store(tmp_path / "audio"))["a"]
+    assert same(both, clip(4, 1))
+    for version in (None, 2):
+        with Writer(tmp_path / f"of {version}", read_by(version)) as writer:
+            writer.add(f"of {version}", clip(4, 1))
+    with pytest.raises(FeatureError, match=r"streams\.video\.reading: absent, not 2"):
+        merge([tmp_path / "of 2", tmp_path / "of None"], tmp_path / "merged")

@@ -29,7 +29,7 @@ def touch(folder: Path, *names: str) -> Path:
 
 def test_surv_fight_with_its_recordings(shared: Path, tmp_path: Path) -> None:
     folder = shared / "surv-fight"
-    clips = with_groups(from_folders(folder, tmp_path), folder / "sources.csv").clips
+    clips = with_groups(from_folders(folder, tmp_path).clips, folder / "sources.csv").clips
     assert len(clips) == 236
     assert {clip.label for clip in clips} == {"fight", "noFight"}
     named = {clip.id: clip for clip in clips}
@@ -39,7 +39,7 @@ def test_surv_fight_with_its_recordings(shared: Path, tmp_path: Path) -> None:
 
 def test_folders_ids_and_hidden_files(tmp_path: Path) -> None:
     touch(tmp_path, "a/x.mp4", "a/x.avi", "a/deep/y.MKV", "b/x.mp4", "b/.hidden.mp4", "b/n.txt")
-    clips = from_folders(tmp_path, tmp_path)
+    clips = from_folders(tmp_path, tmp_path).clips
     assert [clip.id for clip in clips] == ["a/deep/y", "a/x.avi", "a/x.mp4", "b/x"]
     assert [clip.label for clip in clips] == ["a", "a", "a", "b"]
     assert clips[0].path == "a/deep/y.MKV"
@@ -48,7 +48,7 @@ def test_folders_ids_and_hidden_files(tmp_path: Path) -> None:
 def test_folders_named_like_videos_and_names_within_names(tmp_path: Path) -> None:
     touch(tmp_path, "a/x.mp4", "a/x.avi", "a/x.mp4.avi", "a/dir.mp4/n.txt")
     (tmp_path / "a" / "gone.mp4").symlink_to(tmp_path / "nowhere")
-    ids = [clip.id for clip in from_folders(tmp_path, tmp_path)]
+    ids = [clip.id for clip in from_folders(tmp_path, tmp_path).clips]
     assert ids == ["a/gone", "a/x.avi", "a/x.mp4", "a/x.mp4.avi"]
 
 
@@ -58,7 +58,7 @@ def test_folders_refuse_a_file_name_that_is_no_text(tmp_path: Path) -> None:
         os.close(os.open(os.fsencode(tmp_path / "a") + b"/\xff.mp4", os.O_CREAT | os.O_WRONLY))
     except OSError:
         pytest.skip("this file system takes only names in UTF-8")
-    with pytest.raises(ManifestError, match="rename the file"):
+    with pytest.raises(ManifestError, match="Rename the file"):
         from_folders(tmp_path, tmp_path)
 
 
@@ -82,7 +82,7 @@ def test_groups_name_some_clips_in_any_way(tmp_path: Path) -> None:
     groups.write_text(
         "clip,source\nx,one\na/y.mp4,two\na/z,two\nb/w.avi,two\nz-9,one\n,three\nb/z,\n"
     )
-    clips, ungrouped, unknown = with_groups(from_folders(tmp_path, tmp_path), groups)
+    clips, ungrouped, unknown = with_groups(from_folders(tmp_path, tmp_path).clips, groups)
     assert {clip.id: clip.group for clip in clips} == {
         **{"a/x": "one", "a/y": "two", "a/z": "two"},
         **{"b/z": None, "b/w.avi": "two", "b/w.mp4": None},
@@ -108,7 +108,7 @@ def test_groups_that_cannot_be(tmp_path: Path, text: bytes, message: str) -> Non
     groups = tmp_path / "g.csv"
     groups.write_bytes(text)
     with pytest.raises(ManifestError, match=message):
-        with_groups(from_folders(tmp_path, tmp_path), groups)
+        with_groups(from_folders(tmp_path, tmp_path).clips, groups)
 
 
 def test_csv_with_everything(tmp_path: Path) -> None:
@@ -160,6 +160,7 @@ def test_csv_that_cannot_be_read(tmp_path: Path) -> None:
         ("path,label\na.mp4,x\na.mp4,y\n", "line 3: clip a is there already with another labels"),
         ("path,label\na.mp4,x\na.mp4,x\n", "line 3: clip a is there already"),
         ("path,label\na.mp4,x,more\n", "more cells than columns"),
+        ("path,label\n,x\nb.mp4,x\nc.mp4,\na .mp4,x\n", "line 2: .*; mistakes are .* lines 4, 5$"),
     ],
 )
 def test_csv_mistakes(tmp_path: Path, text: str, message: str) -> None:
@@ -171,7 +172,7 @@ def test_csv_mistakes(tmp_path: Path, text: str, message: str) -> None:
 
 def test_xd_violence(shared: Path, tmp_path: Path) -> None:
     lists = shared / "xd-violence"
-    clips, missing = from_xd_violence(lists, tmp_path)
+    clips, missing, *_ = from_xd_violence(lists, tmp_path)
     assert not missing
     assert sum(clip.split == "train" for clip in clips) == 3954
     test = {clip.id: clip for clip in clips if clip.split == "test"}
@@ -231,7 +232,7 @@ def test_xd_violence_refuses_damaged_lists(
 def test_xd_violence_with_some_of_its_videos(shared: Path, tmp_path: Path) -> None:
     name = "Bad.Boys.1995__#01-11-55_01-12-40_label_G-B2-B6"
     touch(tmp_path, f"videos/test/{name}.mp4")
-    clips, missing = from_xd_violence(shared / "xd-violence", tmp_path, tmp_path / "videos")
+    clips, missing, *_ = from_xd_violence(shared / "xd-violence", tmp_path, tmp_path / "videos")
     assert [clip.path for clip in clips] == [f"videos/test/{name}.mp4"]
     assert len(missing) == 4753
     with pytest.raises(ManifestError, match="none of the 4754"):
@@ -240,7 +241,7 @@ def test_xd_violence_with_some_of_its_videos(shared: Path, tmp_path: Path) -> No
 
 def test_ucf_crime(shared: Path, tmp_path: Path) -> None:
     lists = shared / "ucf-crime"
-    clips, missing = from_ucf_crime(lists, tmp_path)
+    clips, missing, *_ = from_ucf_crime(lists, tmp_path)
     assert not missing
     assert len(clips) == 1900
     assert sum(clip.label == "Normal" for clip in clips) == 950
@@ -260,7 +261,7 @@ def test_ucf_crime(shared: Path, tmp_path: Path) -> None:
 
 
 def test_every_xd_violence_code_has_a_name(shared: Path, tmp_path: Path) -> None:
-    clips, _ = from_xd_violence(shared / "xd-violence", tmp_path)
+    clips, *_ = from_xd_violence(shared / "xd-violence", tmp_path)
     assert {label for clip in clips for label in clip.labels} == CODES.keys()
     assert CODES["A"] == "Normal"
     assert all(clip.intervals is None for clip in clips if clip.split == "train")
@@ -270,7 +271,7 @@ def test_ucf_crime_takes_the_listed_file_before_another_of_its_name(
     shared: Path, tmp_path: Path
 ) -> None:
     touch(tmp_path, "v/Abuse/Abuse028_x264.mp4", "v/A/Abuse028_x264.mp4", "v/A/Abuse030_x264.mp4")
-    clips, missing = from_ucf_crime(shared / "ucf-crime", tmp_path, tmp_path / "v")
+    clips, missing, *_ = from_ucf_crime(shared / "ucf-crime", tmp_path, tmp_path / "v")
     assert {clip.id: clip.path for clip in clips} == {
         "Abuse028_x264": "v/Abuse/Abuse028_x264.mp4",
         "Abuse030_x264": "v/A/Abuse030_x264.mp4",

@@ -14,6 +14,7 @@ from manifests import (
     Clip,
     Interval,
     ManifestError,
+    Probed,
     assign_folds,
     assign_split,
     check,
@@ -82,7 +83,7 @@ def test_seeds_differ() -> None:
 
 def test_surv_fight_splits_by_recording(shared: Path, tmp_path: Path) -> None:
     folder = shared / "surv-fight"
-    grouped = with_groups(from_folders(folder, tmp_path), folder / "sources.csv")
+    grouped = with_groups(from_folders(folder, tmp_path).clips, folder / "sources.csv")
     clips = assign_folds(grouped.clips, 5)
     for split, count in Counter(clip.split for clip in clips).items():
         fights = sum(clip.label == "fight" for clip in clips if clip.split == split)
@@ -114,7 +115,7 @@ def test_check_is_quiet_when_all_is_well(tmp_path: Path) -> None:
     clips = [Clip(name, f"{name}.mp4", ("x",), (), "train", name) for name in "ab"]
     for clip in clips:
         clip.resolve(tmp_path).write_text(clip.id)
-    assert findings(tmp_path, clips, probe=lambda *_: (3.0, True)) == {}
+    assert findings(tmp_path, clips, probe=lambda *_: Probed(3.0, True)) == {}
 
 
 def test_check_finds_each_fault(tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_check_finds_each_fault(tmp_path: Path) -> None:
         Clip("e", "e.mp4", ("x",)),
         Clip("e", "e.mp4", ("x",)),
     ]
-    found = findings(tmp_path, clips, probe=lambda *_: (5.0, False))
+    found = findings(tmp_path, clips, probe=lambda *_: Probed(5.0, False))
     assert found["duplicate-content"] == ("error", 2)  # it leaks from train to test
     assert found["group-across-splits"] == ("warning", 2)
     assert found["interval-outside"] == ("error", 3)
@@ -143,12 +144,27 @@ def test_check_finds_each_fault(tmp_path: Path) -> None:
 
 
 def test_check_says_what_the_decoder_said(tmp_path: Path) -> None:
-    def broken(*_: object) -> tuple[float, bool]:
+    def broken(*_: object) -> Probed:
         raise RuntimeError("no moov")
 
     (tmp_path / "a.mp4").write_text("a")
     assert findings(tmp_path, [Clip("a", "a.mp4", ("x",))], probe=broken) == {
         "unreadable": ("error", 1)
+    }
+
+
+def test_check_warns_of_files_that_are_too_short(tmp_path: Path) -> None:
+    lengths = {"cut": 2.7, "listed": 2.7, "rounded": 5.4, "longer": 60.0}
+    for name in lengths:
+        (tmp_path / f"{name}.ts").write_text(name)
+
+    def probe(video: Path, _: Path | None) -> Probed:
+        return Probed(lengths[video.stem], True, "it ends early" if video.stem == "cut" else "")
+
+    clips = [Clip(name, f"{name}.ts", ("x",), duration=6.0) for name in lengths]
+    assert findings(tmp_path, clips, probe=probe) == {
+        "cut-short": ("warning", 1),
+        "shorter-than-stated": ("warning", 2),
     }
 
 
