@@ -352,6 +352,17 @@ def print_summary(summary: Summary, store: Path) -> None:
     if len(summary.extracted) > len(summary.slowest) > 0:
         slow = ", ".join(f"{clip_id} {seconds:.1f} s" for clip_id, seconds in summary.slowest)
         out.print(f"slowest: {plain(slow)}", soft_wrap=True)
+    if summary.not_finite:
+        share = summary.not_finite / summary.rows
+        out.print(
+            f"[yellow]not finite: {summary.not_finite:,} of {counted(summary.rows, 'row')}[/] "
+            f"({share:.1%}); they are invalid, and their clips are flagged"
+        )
+    if summary.not_finite_clips:
+        table = Table("clip with many rows that are not finite", "share")
+        for clip_id, share in sorted(summary.not_finite_clips.items()):
+            table.add_row(plain(clip_id), f"{share:.1%}")
+        out.print(table)
     speed = summary.footage / summary.seconds if summary.seconds else 0.0
     out.print(
         f"{counted(len(summary.extracted), 'clip')} extracted, {len(summary.already)} there "

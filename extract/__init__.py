@@ -26,6 +26,7 @@ __all__ = [
     "Files",
     "Gap",
     "Glimpse",
+    "NotFiniteError",
     "Outcome",
     "Reader",
     "Snippet",
@@ -55,7 +56,7 @@ _MODULES |= dict.fromkeys(("Glimpse", "glimpse"), "look")
 _MODULES |= dict.fromkeys(("Outcome", "Summary", "extract"), "job")
 _MODULES |= {"Gap": "receiver", "Snippet": "live", "live_snippets": "live"}
 _MODULES |= {"Task": "plan", "Status": "plan", "status": "plan"}
-_MODULES |= {"choose_precision": "precision"}
+_MODULES |= {"choose_precision": "precision", "NotFiniteError": "finite"}
 _MODULES |= {"Cluster": "cluster", "ClusterError": "cluster"}
 
 

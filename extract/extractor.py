@@ -20,8 +20,9 @@ from extract.backbones import (
     load_backbone,
     refuse_random,
 )
-from extract.decode import ClipError
+from extract.decode import SAMPLE_RATE, ClipError
 from extract.device import pick_device, reading_processes, running_on
+from extract.finite import Extracted, as_stored, clean_sound
 from extract.listening import Listening
 from extract.reader import (
     MEMORY_BYTES,
@@ -321,10 +322,14 @@ class _Clip(Generic[T]):
             for name, network in self._networks.items()
         }
         self._valid = {name: np.zeros(message.snippets, bool) for name in self._networks}
+        self._broken = np.zeros(message.snippets, bool)  # some of its samples are no numbers
+        self._lost = {name: np.zeros(message.snippets, bool) for name in self._networks}
 
     def add_picture(self, frame: Frame, row: NDArray[np.float32]) -> None:
-        self._rows[frame.stream][frame.snippet] = row
-        self._valid[frame.stream][frame.snippet] = True
+        kept, fine = as_stored(row)
+        self._rows[frame.stream][frame.snippet] = kept
+        self._valid[frame.stream][frame.snippet] = fine
+        self._lost[frame.stream][frame.snippet] = not fine
         self.unseen -= 1
 
     def add_sound(self, message: Sound) -> None:
@@ -336,13 +341,21 @@ class _Clip(Generic[T]):
                 for name, ear in self._networks.items()
                 if ear.reads == "sound"
             }
+        samples, broken = clean_sound(message.samples)
+        if broken.any():
+            at = (message.first + np.flatnonzero(broken)) / (self._step * SAMPLE_RATE)
+            self._broken[np.minimum(at.astype(np.int64), len(self._broken) - 1)] = True
         for listening in self._listening.values():
-            listening.add(message.first, message.samples)
+            listening.add(message.first, samples)
 
     def end(self, message: End) -> None:
         for name, listening in self._listening.items():
             rows, valid = listening.finish()
-            self._rows[name], self._valid[name] = rows.astype(np.float16), valid
+            kept, fine = as_stored(rows)
+            whole = fine & ~self._broken
+            self._rows[name] = np.where(whole[:, None], kept, np.float16(0))
+            self._valid[name] = valid & whole
+            self._lost[name] = valid & ~whole
         self._listening.clear()
         self._end = message
 
@@ -355,14 +368,30 @@ class _Clip(Generic[T]):
         assert self._begin is not None
         assert self._end is not None
         eyes = [name for name, network in self._networks.items() if network.reads == "frames"]
-        seen = all(self._valid[name].all() for name in eyes)
+        seen = all((self._valid[name] | self._lost[name]).all() for name in eyes)
         flags = Flag.NONE if seen else Flag.PICTURE_DAMAGED
+        rows, broken, not_finite = {}, {}, {}
+        for name, lost in self._lost.items():
+            by_sound = lost & (self._broken if name not in eyes else False)
+            rows[name] = int((self._valid[name] | lost).sum())
+            broken[name] = int(by_sound.sum())
+            not_finite[name] = int(lost.sum()) - broken[name]
+            if lost.any():
+                flags |= Flag.NOT_FINITE
         if self._end.sound_damaged:
             flags |= Flag.SOUND_DAMAGED
         for name in self._end.flags:
             flags |= Flag[name]
-        return Features(
-            self._rows, self._valid, self._step, self._begin.duration, flags, self._end.source
+        return Extracted(
+            self._rows,
+            self._valid,
+            self._step,
+            self._begin.duration,
+            flags,
+            self._end.source,
+            rows,
+            broken,
+            not_finite,
         )
 
 

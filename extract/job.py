@@ -18,6 +18,7 @@ from dask.distributed import CancelledError, Client, Future, KilledWorker, get_w
 from extract.cluster import SILENCE, Cluster, ClusterError, Versions, other_versions, versions
 from extract.decode import ClipError, footage
 from extract.extractor import Extractor
+from extract.finite import MOST, Extracted, NotFiniteError, Tally
 from extract.interrupt import Stopping, first_interrupt
 from extract.lookout import Lookout
 from extract.plan import (
@@ -48,6 +49,7 @@ from features import (
 )
 
 LOG = "extract.log"
+REFUSED = "refused recipe"  # in the log, before a fingerprint
 LOOK = 10.0  # seconds between two looks after the workers
 AHEAD = 3  # batches with the scheduler for each process; the rest waits here
 PROBED = 200  # files that one task looks into for their length
@@ -85,6 +87,17 @@ class Payload(NamedTuple):
     made_by: Versions
 
 
+class Counts(NamedTuple):
+    """A clip's rows by stream; see `Extracted`."""
+
+    rows: dict[str, int]
+    not_finite: dict[str, int]
+    broken: dict[str, int]
+
+
+NOTHING = Counts({}, {}, {})
+
+
 class Outcome(NamedTuple):
     """What became of one clip; failure is a value, so that one clip never stops the others."""
 
@@ -92,6 +105,7 @@ class Outcome(NamedTuple):
     footage: float  # seconds of video
     seconds: float  # since the clip before was finished
     error: str | None  # one line, or None
+    counts: Counts = NOTHING
     file: str = ""  # in the store, where it is until it is sealed
     unseen: str = ""  # a file that only the client sees, and why; then nothing was tried
 
@@ -120,6 +134,9 @@ class Summary:
     footage: float = 0.0  # seconds of video extracted
     seconds: float = 0.0  # wall time
     slowest: list[tuple[str, float]] = field(default_factory=list)  # (clip id, seconds)
+    rows: int = 0  # of all streams, where there was something to see or hear
+    not_finite: int = 0  # of those, rows that are no finite numbers, and so invalid
+    not_finite_clips: dict[str, float] = field(default_factory=dict)  # with many -> their share
 
 
 def extract(
@@ -158,11 +175,14 @@ def extract(
     Raises:
         FeatureError: the store has another recipe, or cannot be used.
         WriteError: it cannot be written; what is finished stays.
+        NotFiniteError: more than 1 % of the rows are no finite numbers, by the networks' fault;
+            what is finished stays.
         ClusterError: the cluster cannot be had, its workers do not see the store or some of the
             videos, or have another version of this program; what is finished stays.
     """
     started = time.monotonic()
     create(store, recipe)
+    _refused_before(store, recipe)
     recover(store)
     if any(store.glob("[!.]*.h5")):
         say(f"verifying what is in {store}")
@@ -234,6 +254,9 @@ class _Job:
         self.witness: Witness
         self.say: Callable[[str], None] = lambda text: None
         self.on_failure: Callable[[str, str], None] = lambda clip_id, reason: None
+        self.fingerprint = recipe.fingerprint
+        self.rows_per_second = len(recipe.streams) / recipe.snippet_seconds
+        self.tally = Tally(0)
         self.failures: dict[str, Failure] = {}
         self.attempts: dict[str, int] = {}
         self.times: list[tuple[str, float]] = []
@@ -264,6 +287,7 @@ class _Job:
         durations = self._durations(tasks)
         self.lengths = {t.clip_id: d for t, d in zip(tasks, durations, strict=True)}
         self.total = sum(durations)
+        self.tally = Tally(self.total * self.rows_per_second)
         self._show()
         most = MOST_FOOTAGE_GPU if self.cluster.on_gpus else MOST_FOOTAGE
         self.waiting = batches(tasks, durations, self.cluster.processes, most)[::-1]
@@ -276,6 +300,7 @@ class _Job:
         self.summary.slowest = sorted(self.times, key=lambda row: -row[1])[:SLOWEST]
         known = {*self.summary.extracted, *self.summary.failed}
         self.summary.left = [task.clip_id for task in tasks if task.clip_id not in known]
+        self._judge(over=not self.summary.left)
         self.summary.blind = list(self.blind.values())
         undone = sum(map(len, self.aside))
         if not undone:
@@ -407,6 +432,7 @@ class _Job:
             if outcome.error is None:
                 self._extracted(outcome.clip_id, outcome.footage)
                 self.times.append((outcome.clip_id, outcome.seconds))
+                self._weigh(outcome)
             else:
                 self._failed(tasks[outcome.clip_id], outcome.error, "read")
         self._hidden(report, tasks, lost)
@@ -419,6 +445,26 @@ class _Job:
             f"failed, {video:.1f} s of video in {seconds:.1f} s",
         )
         self._show()
+        self._judge(over=False)
+
+    def _weigh(self, outcome: Outcome) -> None:
+        """Count the rows of a clip that are no finite numbers."""
+        counts = outcome.counts
+        rows = sum(counts.rows.values())
+        lost = sum(counts.broken.values()) + sum(counts.not_finite.values())
+        self.summary.rows += rows
+        self.summary.not_finite += lost
+        self.tally.add(counts.rows, counts.not_finite)
+        if lost:
+            _log(self.store, f"clip {outcome.clip_id}: {lost} of {rows} rows are not finite")
+        if lost > MOST * rows:
+            self.summary.not_finite_clips[outcome.clip_id] = lost / rows
+
+    def _judge(self, over: bool) -> None:
+        """Refuse a recipe under which too many rows are no finite numbers."""
+        if why := self.tally.verdict(over):
+            _log(self.store, f"{REFUSED} {self.fingerprint}: {why}")
+            raise _refusal(self.store, why)
 
     def _hidden(self, report: Report, tasks: dict[str, Task], lost: Collection[str]) -> None:
         """Give back to other workers what one could not do, as it sees other disks than we do."""
@@ -532,12 +578,34 @@ def _not_found(store: Path, clips: dict[str, str]) -> set[str]:
     return lost
 
 
+def _refusal(store: Path, why: str) -> NotFiniteError:
+    return NotFiniteError(
+        f"recipe refused: {why}. Take --precision fp32, another network or other --layers, or a "
+        f"checkpoint that is not damaged, in a new store; {store} can be deleted"
+    )
+
+
+def _refused_before(store: Path, recipe: Recipe) -> None:
+    """Refuse again what was refused when it was tried: its finished clips are in the store."""
+    with suppress(OSError):
+        for line in (store / LOG).read_text(encoding="utf-8").splitlines():
+            _, found, why = line.partition(f" {REFUSED} {recipe.fingerprint}: ")
+            if found:
+                raise _refusal(store, why)
+
+
 def _last_words(summary: Summary) -> str:
     slow = ", ".join(f"{clip_id} {seconds:.1f} s" for clip_id, seconds in summary.slowest)
     return (
         f"end: {len(summary.extracted)} extracted, {len(summary.already)} there before, "
         f"{len(summary.failed)} failed, {len(summary.left)} left; {summary.footage:.0f} s of video "
-        f"in {summary.seconds:.0f} s" + (f"; slowest: {slow}" if slow else "")
+        f"in {summary.seconds:.0f} s"
+        + (
+            f"; {summary.not_finite} of {summary.rows} rows not finite"
+            if summary.not_finite
+            else ""
+        )
+        + (f"; slowest: {slow}" if slow else "")
     )
 
 
@@ -629,19 +697,25 @@ def _outcomes(batch: list[Task], seen: set[Path], payload: Payload) -> list[Outc
         tools = _tools(payload)
         before = time.monotonic()
         for task, result in tools.extractor.stream(_until_stopped(tasks)):
-            error, file, length = None, "", 0.0
+            error, file, length, counts = None, "", 0.0, NOTHING
             if isinstance(result, ClipError):
                 error = str(result)
             else:
-                length = result.duration
+                length, counts = result.duration, _counts(result)
                 file, error = _keep(tools.writer, task.clip_id, result, payload)
             now = time.monotonic()
             took, before = now - before, now
             length = length if error is None else 0.0
-            outcomes.append(Outcome(task.clip_id, length, took, error, file))
+            outcomes.append(Outcome(task.clip_id, length, took, error, counts, file))
     except WriteError as error:
         raise _Lost(error, outcomes) from error
     return outcomes
+
+
+def _counts(result: Features) -> Counts:
+    if isinstance(result, Extracted):
+        return Counts(result.rows, result.not_finite, result.broken)
+    return Counts({name: int(valid.sum()) for name, valid in result.valid.items()}, {}, {})
 
 
 def _until_stopped(batch: list[Task]) -> Any:

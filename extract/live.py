@@ -10,16 +10,18 @@ random weights, their cosine with the offline ones is 0.89 (benchmarks/RESULTS.m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from extract.backbones import SoundBackbone
 from extract.device import pick_device
 from extract.extractor import Networks, networks_of
+from extract.finite import as_stored, clean_sound
 from extract.receiver import Gap, Receiver, Whole
-from extract.trailing import TRAILING, frames_of, row_of, trailing_seconds
+from extract.trailing import TRAILING, Tail, frames_of, row_of, trailing_seconds
 from features import Recipe
 
 
@@ -69,20 +71,31 @@ def live_snippets(
         yield event if isinstance(event, Gap) else _snippet(event, networks)
 
 
+def _row(network: SoundBackbone, tails: Sequence[Tail]) -> NDArray[np.float32] | None:
+    """Return the row of a snippet's sound; none if some of its samples are no numbers."""
+    frames = []
+    for tail in tails:
+        window, broken = clean_sound(tail.window)
+        if broken[tail.since :].any():  # as in files: only what comes before may lack some
+            return None
+        frames += frames_of(network, [tail._replace(window=window)])
+    return row_of(frames)
+
+
 def _snippet(whole: Whole, networks: Networks) -> Snippet:
     rows, valid = {}, {}
     for name, network in networks.items():
         row = None
         if network.reads == "sound":
-            row = row_of([frames for tail in whole.sound for frames in frames_of(network, [tail])])
+            row = _row(network, whole.sound)
         elif name in whole.pixels:
             (row,) = network([whole.pixels[name]])
-        valid[name] = row is not None
-        rows[name] = np.zeros(network.features) if row is None else row
+        kept, fine = as_stored(np.zeros(network.features, np.float32) if row is None else row)
+        rows[name], valid[name] = kept, row is not None and bool(fine)
     return Snippet(
         whole.start,
         whole.end,
-        {name: row.astype(np.float16) for name, row in rows.items()},
+        rows,
         valid,
         whole.received,
     )

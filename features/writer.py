@@ -7,6 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+
 from features.clip import Features
 from features.recipe import FeatureError, Recipe, WriteError
 from features.shard import check_clip, write_shard
@@ -49,8 +51,18 @@ class Writer:
 
         Returns:
             The file in the store where the clip is until it is sealed, perhaps already.
+
+        Raises:
+            FeatureError: the clip does not fit the recipe, or a valid row of it is not finite.
         """
         check_clip(clip_id, features, self.recipe)
+        for name, rows in features.streams.items():
+            lost = features.valid[name] & ~np.isfinite(rows).all(1)
+            if lost.any():
+                raise FeatureError(
+                    f"clip {clip_id}: {lost.sum()} rows of the stream {name} are said to be valid "
+                    "and have values that are not finite; expected numbers up to 65,504"
+                )
         file = self._spool.add(clip_id, features, self.recipe.fingerprint)
         self._waiting.add(clip_id)
         self._bytes += _nbytes(features)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -12,7 +13,8 @@ from pathlib import Path
 from small import clip
 
 from extract import ClipError, Task
-from features import Features, Recipe
+from extract.finite import Extracted
+from features import Features, Flag, Recipe
 
 
 class Instant:
@@ -33,6 +35,12 @@ class Instant:
                     os.kill(os.getpid(), signal.SIGKILL)
             if words.startswith("bad"):
                 yield task, ClipError(words)
+            elif lost := re.fullmatch(r".*?(broken|lost) (\d+) of (\d+)", words):
+                counts = {"broken": {}, "not_finite": {}}
+                counts["broken" if lost[1] == "broken" else "not_finite"] = {"audio": int(lost[2])}
+                rows = {"video": 0, "audio": int(lost[3])}
+                whole = vars(clip(4, int(task.clip_id), Flag.NOT_FINITE))
+                yield task, Extracted(**whole, rows=rows, **counts)
             else:
                 yield task, clip(4, int(task.clip_id))
 
