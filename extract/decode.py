@@ -31,6 +31,7 @@ from extract.sound_track import SAMPLE_RATE as SAMPLE_RATE
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg")
 SOUND_BLOCK = 10 * SAMPLE_RATE  # samples that are handed on at once
 LONG_SOUND = 1200.0  # seconds; longer sound files are never in memory as a whole
+UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's, of FLAC that was written to a pipe
 HOLE_SLACK = 0.05  # seconds that can be lost with a broken packet, besides its own
 LONG_PAUSE = 3600.0  # seconds; longer clips have at least a frame a minute, or a damaged clock
 CLOCK_SLACK = 5e-4  # seconds; containers round their frames' times to a millisecond
@@ -477,11 +478,11 @@ def sound_blocks(
         try:
             whole = read_sound_file(beside)
         except ClipError:
-            fault.damaged = True
+            pass  # what can be read of it, FFmpeg finds
+        else:
+            for first in range(0, len(whole), SOUND_BLOCK):
+                yield first, whole[first : first + SOUND_BLOCK]
             return
-        for first in range(0, len(whole), SOUND_BLOCK):
-            yield first, whole[first : first + SOUND_BLOCK]
-        return
     jumps = beside is None and "CLOCK_JUMP" in media.flags
     track = sound_track.SoundTrack(ffmpeg_name(beside or video), jumps)
     origin = media.first_frame if beside is None else None
@@ -517,7 +518,12 @@ def read_sound_file(path: Path) -> NDArray[np.float32]:
         raise ClipError(f"the sound file is not there: {path}")
     try:
         # absolute: libsndfile takes a file called - for standard input
-        samples, rate = soundfile.read(os.path.abspath(path), dtype="float32", always_2d=True)
+        with soundfile.SoundFile(os.path.abspath(path)) as file:
+            if file.frames == UNKNOWN_FRAMES:
+                raise ClipError(f"the sound file beside it does not say how long it is: {path}")
+            samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
+            if len(samples) < file.frames:
+                raise ClipError(f"the sound file beside it lacks packets: {path}")
     except (soundfile.LibsndfileError, OSError) as error:
         raise ClipError(f"the sound file beside it cannot be read ({error})") from error
     mono = samples.mean(axis=1)

@@ -326,6 +326,32 @@ def test_a_track_that_begins_after_all_that_is_looked_at(tmp_path: Path) -> None
     assert peaks(found.sound, [30.6]) == pytest.approx([30.6], abs=NEAR)
 
 
+@pytest.mark.parametrize("fault", ["none", "broken", "no length"])
+@pytest.mark.parametrize("suffix", ["flac", "ogg"])
+def test_a_sound_file_beside_is_read_as_far_as_it_is_whole(
+    tmp_path: Path, suffix: str, fault: str
+) -> None:
+    ffmpeg(
+        *("-f", "lavfi", "-i", f"color=gray:s=64x64:r=25:d={SECONDS}"),
+        *("-c:v", "mpeg4", tmp_path / "a.mp4"),
+    )
+    beside = tmp_path / f"a.{suffix.upper()}"
+    soundfile.write(tmp_path / f"b.{suffix}", clicks(), SOUND_RATE)
+    if fault == "no length":  # it comes through a pipe
+        piped = ffmpeg("-i", tmp_path / f"b.{suffix}", "-c:a", "copy", "-f", suffix, "-")
+        beside.write_bytes(piped)
+    else:
+        content = bytearray((tmp_path / f"b.{suffix}").read_bytes())
+        if fault == "broken":
+            at = len(content) * 45 // 100
+            content[at : at + 200] = random.Random(1).randbytes(200)
+        beside.write_bytes(content)
+    found = heard(tmp_path / "a.mp4")
+    near = [instant for instant in INSTANTS if fault != "broken" or not 2 < instant < 5]
+    assert peaks(found.sound, near) == pytest.approx(near, abs=NEAR)
+    assert (found.damaged or "SOUND_GAP" in found.flags) == (fault == "broken")
+
+
 @pytest.mark.parametrize("codec", ["pcm_f32le", "pcm_s16le"])
 def test_what_needs_no_resampling_stays_the_same(tmp_path: Path, codec: str) -> None:
     sound = np.random.default_rng(0).uniform(-0.5, 0.5, 2 * RATE).astype(np.float32)
