@@ -24,7 +24,6 @@ both, in the order of the file. Then the picture's reader and the sound's see th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -33,15 +32,51 @@ from av.format import Flags
 
 LONGEST_GAP = 10_000_000  # microseconds; -dts_delta_threshold, as ffmpeg's default
 LARGEST_STEP_BACK = 100_000  # microseconds
-MICROSECONDS = Fraction(1, 1_000_000)
 
 
-@dataclass
-class _Progress:
-    """Where a stream has come to, in microseconds of the clock put right."""
+class _Stream:
+    """Where a stream has come to, in microseconds of the clock put right.
 
-    last: int  # the last packet's decoding time
-    following: int  # the next one's, as predicted
+    What it takes from the stream is that before anything of it was decoded: a decoder that finds
+    more out would make the clock of who decodes another one than that of who does not.
+
+    Attributes:
+        last: the last packet's decoding time; None before the first.
+        following: the next one's, as predicted.
+    """
+
+    def __init__(self, stream: av.VideoStream | av.AudioStream) -> None:
+        self.last: int | None = None
+        self.following = 0
+        base = stream.time_base or Fraction(1)
+        self._ticks, self._microseconds = base.denominator, base.numerator * 1_000_000
+        self._usual = 0  # where nothing tells how long a packet lasts
+        self._every: int | None = None  # how long each does, whatever it says itself
+        if isinstance(stream, av.AudioStream):
+            codec = stream.codec_context
+            if codec.sample_rate:  # 0 samples where packets are of no one length
+                self._every = 1_000_000 * codec.frame_size // codec.sample_rate
+        elif stream.average_rate:
+            self._usual = round(1_000_000 / stream.average_rate)
+
+    def time(self, ticks: int) -> int:
+        """Return a time of the stream in microseconds."""
+        return _scaled(ticks, self._microseconds, self._ticks)
+
+    def move(self, packet: av.Packet[Any], by: int) -> None:
+        """Move a packet by some microseconds."""
+        ticks = _scaled(by, self._ticks, self._microseconds)
+        if packet.dts is not None:
+            packet.dts += ticks
+        if packet.pts is not None:
+            packet.pts += ticks
+
+    def advance(self, now: int, packet: av.Packet[Any]) -> None:
+        """Take note of a packet."""
+        length = self._every
+        if length is None:
+            length = self.time(packet.duration) if packet.duration else self._usual
+        self.last, self.following = now, now + length
 
 
 class PacketClock:
@@ -81,7 +116,7 @@ class PacketClock:
         self._streams = streams
         jumps_allowed: Any = Flags.ts_discont.value  # an int, whatever PyAV's stubs say
         self._may_jump = bool(container.format.flags & jumps_allowed)
-        self._progress: dict[int, _Progress] = {}
+        self._each: dict[int, _Stream] = {}
         self._newest: int | None = None  # the decoding time of the last packet of any stream
 
     def packets(self) -> Iterator[av.Packet[Any]]:
@@ -98,72 +133,49 @@ class PacketClock:
 
     def place(self, packet: av.Packet[Any]) -> None:
         """Put a packet's ``pts`` and ``dts`` right, where it stands."""
-        base = packet.time_base
-        if packet.size == 0 or not base or packet.stream.type not in ("video", "audio"):
+        if packet.size == 0:
             return
+        stream = self._each.get(packet.stream_index)
+        if stream is None:
+            if not isinstance(packet.stream, av.VideoStream | av.AudioStream):
+                return
+            stream = self._each[packet.stream_index] = _Stream(packet.stream)
         if self.offset:
-            _move(packet, self.offset, base)
+            stream.move(packet, self.offset)
         if packet.is_discard and not self._may_jump:
             return  # decoded before an edit, never shown: it may lie before what was shown last
-        progress = self._progress.get(packet.stream_index)
         if packet.dts is not None:
-            now = _rescale(packet.dts, base, MICROSECONDS)
-            expected = self._expected(now, progress)
+            now = stream.time(packet.dts)
+            expected = self._expected(now, stream)
             if expected is not None:
                 self.offset -= now - expected
                 self.jumps += 1
-                _move(packet, expected - now, base)
+                stream.move(packet, expected - now)
                 now = expected
             self._newest = now
-        elif progress is not None:
-            now = progress.following
+        elif stream.last is not None:
+            now = stream.following
         elif packet.pts is not None:
-            now = _rescale(packet.pts, base, MICROSECONDS)
+            now = stream.time(packet.pts)
         else:
             return
-        following = now + _length(packet, base)
-        self._progress[packet.stream_index] = _Progress(now, following)
+        stream.advance(now, packet)
 
-    def _expected(self, now: int, progress: _Progress | None) -> int | None:
+    def _expected(self, now: int, stream: _Stream) -> int | None:
         """Return where a packet was expected if it is elsewhere; None if it lies well."""
-        if progress is None:
+        if stream.last is None:
             begins_elsewhere = (
                 self._may_jump
                 and self._newest is not None
                 and abs(now - self._newest) > LONGEST_GAP
             )
             return self._newest if begins_elsewhere else None
-        went_back = now + LARGEST_STEP_BACK < progress.last
-        far = self._may_jump and abs(now - progress.following) > LONGEST_GAP
-        return progress.following if went_back or far else None
+        went_back = now + LARGEST_STEP_BACK < stream.last
+        far = self._may_jump and abs(now - stream.following) > LONGEST_GAP
+        return stream.following if went_back or far else None
 
 
-def _move(packet: av.Packet[Any], by: int, base: Fraction) -> None:
-    """Move a packet by some microseconds."""
-    ticks = _rescale(by, MICROSECONDS, base)
-    if packet.dts is not None:
-        packet.dts += ticks
-    if packet.pts is not None:
-        packet.pts += ticks
-
-
-def _length(packet: av.Packet[Any], base: Fraction) -> int:
-    """Return how long a packet is expected to last, in microseconds; 0 if nothing tells."""
-    stream = packet.stream
-    if isinstance(stream, av.AudioStream):
-        codec = stream.codec_context
-        if codec.sample_rate:  # 0 samples where packets are of no one length
-            return 1_000_000 * codec.frame_size // codec.sample_rate
-    if packet.duration:
-        return _rescale(packet.duration, base, MICROSECONDS)
-    if isinstance(stream, av.VideoStream) and stream.average_rate:
-        return round(1_000_000 / stream.average_rate)
-    return 0
-
-
-def _rescale(ticks: int, base: Fraction, to: Fraction) -> int:
-    """Return a time in units of another base, rounded as FFmpeg does: halves away from zero."""
-    scaled = abs(ticks) * base.numerator * to.denominator
-    unit = base.denominator * to.numerator
-    rounded = (2 * scaled + unit) // (2 * unit)
-    return rounded if ticks >= 0 else -rounded
+def _scaled(value: int, by: int, over: int) -> int:
+    """Return value x by / over, rounded as FFmpeg does: halves away from zero."""
+    rounded = (2 * abs(value) * by + over) // (2 * over)
+    return rounded if value >= 0 else -rounded

@@ -196,19 +196,22 @@ def _frame_clock(
     ends: dict[int, float] = {}
     clock = PacketClock(container, [video] if sound is None else [video, sound])
     decoding, length = _Decoding(container, video), 0.0
+    bases = {stream.index: float(stream.time_base or 0) for stream in container.streams}
+    placed = {video.index} if sound is None else {video.index, sound.index}
     try:
         for packet in container.demux():
             number = packet.stream_index
             if packet.size == 0:
                 continue
-            if number == video.index or (sound is not None and number == sound.index):
+            if number in placed:
                 clock.place(packet)
             decoded = decoding.time(packet) if number == video.index else 0
             stamp = packet.pts if packet.pts is not None else packet.dts
             # what is decoded before an edit, and not shown, may lie behind the end
-            if stamp is not None and packet.time_base and not packet.is_discard:
-                end = float((stamp + (packet.duration or 0)) * packet.time_base)
-                ends[number] = max(end, ends.get(number, end))
+            if stamp is not None and not packet.is_discard:
+                end = (stamp + (packet.duration or 0)) * bases.get(number, 0.0)
+                if end > ends.get(number, -math.inf):
+                    ends[number] = end
             if number == video.index and not packet.is_discard:
                 stamps.append((packet.pts, decoded))
                 length = (packet.duration or 0) * base
