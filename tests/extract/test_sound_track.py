@@ -256,7 +256,6 @@ def test_rate_and_channels_change_on_the_way(tmp_path: Path, codec: str) -> None
     found = heard(path)
     expected = np.array(instants) - frame_times(path)[0]
     assert len(expected) == 5
-    # FFmpeg makes up stamps within a packet of MPEG-TS, by the rate that was before
     assert peaks(found.sound, list(expected)) == pytest.approx(expected, abs=NEAR)
     assert found.runs[-1][1] == pytest.approx(6.0, abs=0.1)
     assert not found.damaged
@@ -426,6 +425,21 @@ def test_runs_begin_and_end_where_the_stamps_say(
     ]
     for begins, sound in sounds.items():
         assert sound == pytest.approx(begins + np.arange(len(sound)) / RATE, abs=1e-4)
+
+
+@pytest.mark.parametrize("by", [0.003, 0.015, 0.04])
+def test_stamps_that_tremble_make_one_run(by: float) -> None:
+    """Those of arrival do: a packet comes late by more than it is long, and nothing is lost."""
+    draw = np.random.default_rng(1)
+    placing = Placing()
+    pieces = []
+    for frame, at in frames_of_sound((-5, 5), (5, 15)):
+        pieces += placing.take(frame, at + draw.uniform(0, by))
+    pieces += placing.finish()
+    assert len({piece.begins for piece in pieces}) == 1
+    sound = np.concatenate([piece.samples for piece in pieces])
+    clock = np.arange(len(sound)) / RATE + pieces[0].begins  # each sample is its time
+    assert np.abs(sound - clock + by / 2).max() < 6e-3 + by / 2
 
 
 @pytest.fixture(scope="module")
