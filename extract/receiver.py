@@ -25,6 +25,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from extract.clock import demux
 from extract.decode import CLOCK_SLACK, ClipError, Showing, ffmpeg_name, reason, upright
 from extract.reader import MEMORY_BYTES, Prepare, ending, shelter, start
 from extract.sound_track import SAMPLE_RATE, Piece, Placing, choose
@@ -493,7 +494,7 @@ def _decoded(
     What the decoders still hold comes at the end, also where that is an error.
     """
     try:
-        for packet in container.demux(streams):
+        for packet in demux(container, streams):
             if isinstance(packet.stream, av.VideoStream):
                 showing.coming(packet)
             yield time.monotonic(), _frames(packet.decode)
