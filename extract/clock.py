@@ -9,6 +9,7 @@ so does `PacketClock`, by the same rule (`ts_discontinuity_process` in its ffmpe
   nearer is a gap in the recording, and stays one.
 * The stream's packet is moved to where it was predicted. By as much, all later packets of **every**
   stream are moved: a jump is the file's, so picture and sound stay together behind it.
+* A time of display before the decoding time, or more than `LONGEST_GAP` after it, is none.
 * A stream that begins more than `LONGEST_GAP` away from the packet before it, whichever stream that
   is of, is moved to it.
 
@@ -147,6 +148,10 @@ class PacketClock:
             return  # decoded before an edit, never shown: it may lie before what was shown last
         if packet.dts is not None:
             now = stream.time(packet.dts)
+            if self._may_jump and packet.pts is not None:
+                # FFmpeg takes some from the next packet, which may be behind a jump
+                later = stream.time(packet.pts) - now
+                packet.pts = packet.pts if -LARGEST_STEP_BACK <= later <= LONGEST_GAP else None
             expected = self._expected(now, stream)
             if expected is not None:
                 self.offset -= now - expected

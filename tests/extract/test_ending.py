@@ -215,8 +215,7 @@ def test_whatever_is_in_the_file(whole: Path, tmp_path: Path, name: str) -> None
         path.write_bytes(content.tobytes())
         try:
             media = probe(path)
-        except ClipError as error:
-            assert str(error)
-        else:
-            assert media.duration > 0
-            assert (np.diff(media.frame_times) >= 0).all()
+        except ClipError:
+            continue
+        assert media.duration > 0
+        assert (np.diff(media.frame_times) >= 0).all()
