@@ -24,7 +24,7 @@ from av.stream import Disposition
 from numpy.typing import NDArray
 
 from extract import sound_track
-from extract.clock import PacketClock
+from extract.clock import PacketClock, demux
 from extract.ending import cut_short, lost_index
 from extract.sound_track import SAMPLE_RATE as SAMPLE_RATE
 
@@ -107,6 +107,9 @@ def probe(path: Path) -> Media:
             video = _picture(container)
             if video is None or Disposition.attached_pic in video.disposition:
                 raise ClipError("there is no picture in it; a clip needs a video stream")
+            decoder: av.VideoCodecContext | None = video.codec_context
+            if decoder is None:
+                raise ClipError("there is no decoder for its picture: the file is damaged, or rare")
             sound = sound_track.choose(container)
             found = _frame_clock(container, video, sound)
             _refuse_without_times(path, container, video, len(found.times))
@@ -199,7 +202,7 @@ def _frame_clock(
     bases = {stream.index: float(stream.time_base or 0) for stream in container.streams}
     placed = {video.index} if sound is None else {video.index, sound.index}
     try:
-        for packet in container.demux():
+        for packet in demux(container, container.streams):
             number = packet.stream_index
             if packet.size == 0:
                 continue
@@ -389,14 +392,14 @@ def _placed(
     """
     sound = sound_track.choose(container) if jumps else None
     clock = PacketClock(container, [video] if sound is None else [video, sound])
-    packets = clock.packets() if jumps else container.demux(video)
+    packets = clock.packets() if jumps else demux(container, [video])
     decoding = _Decoding(container, video)
     while True:
         try:
             packet = next(packets)
         except (StopIteration, av.FFmpegError):
             return
-        if packet.stream.index == video.index:  # the flushing ones' own `stream_index` is 0
+        if packet.stream_index == video.index:
             if untimed and packet.size:
                 decoding.time(packet)
             yield packet

@@ -25,6 +25,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from extract.clock import demux
 from extract.decode import CLOCK_SLACK, ClipError, Showing, ffmpeg_name, reason, upright
 from extract.reader import MEMORY_BYTES, Prepare, ending, shelter, start
 from extract.sound_track import SAMPLE_RATE, Piece, Placing, Stamps, choose
@@ -494,7 +495,7 @@ def _decoded(
     """
     stamps = Stamps(container)
     try:
-        for packet in container.demux(streams):
+        for packet in demux(container, streams):
             if isinstance(packet.stream, av.VideoStream):
                 showing.coming(packet)
                 yield time.monotonic(), _frames(packet.decode)

@@ -20,7 +20,7 @@ from av.filter import Graph
 from av.stream import Disposition
 from numpy.typing import NDArray
 
-from extract.clock import PacketClock
+from extract.clock import PacketClock, demux
 
 SAMPLE_RATE = 16_000  # Hz; what Wav2Vec2 was trained on
 # seconds by which a frame may come later than the last one's end without a hole: containers round
@@ -346,13 +346,13 @@ class SoundTrack:
         self, container: av.container.InputContainer, stream: av.AudioStream
     ) -> Iterator[av.Packet[Any]]:
         """Yield its packets, and at last an empty one for what the decoder still holds."""
-        packets: Iterator[av.Packet[Any]] = container.demux(stream)
+        packets = demux(container, [stream])
         picture = container.streams.best("video")
         if self._jumps and isinstance(picture, av.VideoStream):
             packets = PacketClock(container, [picture, stream]).packets()
         try:
             for packet in packets:
-                if packet.stream.index == stream.index:  # its own number is 0 when it is empty
+                if packet.stream_index == stream.index:
                     yield packet
         except MemoryError:
             raise
