@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,7 +124,7 @@ def probe(path: Path) -> Media:
     except (av.FFmpegError, OSError, ValueError) as error:
         why = f"not a readable media file ({reason(error)})"
         raise ClipError(lost_index(path) or why) from error
-    duration = float(shown[-1] - shown[0] + found.last)
+    duration = float(found.end - found.times[0])
     if duration > max(LONG_PAUSE, len(shown) * LONG_PAUSE / 60):
         raise ClipError(
             f"its clock runs for {duration / 3600:.1f} hours, but there are only {len(shown)} "
@@ -181,7 +182,7 @@ class _Packets(NamedTuple):
 
     times: NDArray[np.float64]  # when each frame is shown, ascending
     untimed: bool  # `times` are when each is decoded: when it is shown is not said
-    last: float  # how long the last frame is shown
+    end: float  # of the last frame of `times`
     ends: dict[int, float]  # stream number -> when it ends
     jumps: int  # of the file's own clock
 
@@ -194,12 +195,12 @@ def _frame_clock(
     Raises:
         ClipError: there are no frames.
     """
-    base = float(video.time_base or 1)
+    base = video.time_base or Fraction(1)
     stamps: list[tuple[int | None, int]] = []
     ends: dict[int, float] = {}
     clock = PacketClock(container, [video] if sound is None else [video, sound])
-    decoding, length = _Decoding(container, video), 0.0
-    bases = {stream.index: float(stream.time_base or 0) for stream in container.streams}
+    decoding, length = _Decoding(container, video), 0
+    bases = {stream.index: stream.time_base or Fraction(0) for stream in container.streams}
     placed = {video.index} if sound is None else {video.index, sound.index}
     try:
         for packet in demux(container, container.streams):
@@ -212,12 +213,13 @@ def _frame_clock(
             stamp = packet.pts if packet.pts is not None else packet.dts
             # what is decoded before an edit, and not shown, may lie behind the end
             if stamp is not None and not packet.is_discard:
-                end = (stamp + (packet.duration or 0)) * bases.get(number, 0.0)
+                unit = bases[number]
+                end = (stamp + (packet.duration or 0)) * unit.numerator / unit.denominator
                 if end > ends.get(number, -math.inf):
                     ends[number] = end
             if number == video.index and not packet.is_discard:
                 stamps.append((packet.pts, decoded))
-                length = (packet.duration or 0) * base
+                length = packet.duration or 0
     except av.FFmpegError:
         pass  # cut short: what was read before is the valid part
     if not stamps:
@@ -228,11 +230,13 @@ def _frame_clock(
     untimed = any(pts is None for pts, _ in stamps)
     untimed |= copied and bool(video.codec_context.has_b_frames)
     taken = [dts if untimed or pts is None else pts for pts, dts in stamps]
-    times = np.sort(np.array(taken) * base)
-    last = length if untimed else ends.get(video.index, -math.inf) - times[-1]
-    if last <= 0:  # containers that give no duration to a packet
-        last = 1 / float(video.average_rate or video.guessed_rate or 25)
-    return _Packets(times, untimed, float(last), ends, clock.jumps)
+    times = np.sort(np.array(taken, np.int64) * base.numerator / base.denominator)
+    end = ends.get(video.index, -math.inf)
+    if untimed:
+        end = times[-1] + float(length * base)
+    if end <= times[-1]:  # containers that give no duration to a packet
+        end = times[-1] + 1 / float(video.average_rate or video.guessed_rate or 25)
+    return _Packets(times, untimed, float(end), ends, clock.jumps)
 
 
 class _Decoding:
