@@ -1,8 +1,9 @@
 """A sound track with a clock: decoded blocks are placed by their time stamps, not by counting.
 
-`Placing` does it, frame by frame, for files (`SoundTrack`) and for live streams (`extract.receiver`),
-so that both agree. What is missing is a hole between two runs of sound and never made up. Within a
-run, samples are counted; where they come apart from the time stamps, the resampler stretches them.
+`Placing` does it, frame by frame, for files (`SoundTrack`) and for live streams
+(`extract.receiver`), so that both agree. What is missing is a hole between two runs of sound and
+never made up. Within a run, samples are counted; where they come apart from the time stamps, the
+resampler stretches them.
 """
 
 from __future__ import annotations
