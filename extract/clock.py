@@ -9,6 +9,7 @@ so does `PacketClock`, by the same rule (`ts_discontinuity_process` in its ffmpe
   nearer is a gap in the recording, and stays one.
 * The stream's packet is moved to where it was predicted. By as much, all later packets of **every**
   stream are moved: a jump is the file's, so picture and sound stay together behind it.
+* A time of display before the decoding time, or more than `LONGEST_GAP` after it, is none.
 * A stream that begins more than `LONGEST_GAP` away from the packet before it, whichever stream that
   is of, is moved to it.
 
@@ -23,12 +24,13 @@ both, in the order of the file. Then the picture's reader and the sound's see th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
 import av
 from av.format import Flags
+from av.stream import Stream
 
 LONGEST_GAP = 10_000_000  # microseconds; -dts_delta_threshold, as ffmpeg's default
 LARGEST_STEP_BACK = 100_000  # microseconds
@@ -53,8 +55,10 @@ class _Stream:
         self._usual = 0  # where nothing tells how long a packet lasts
         self._every: int | None = None  # how long each does, whatever it says itself
         if isinstance(stream, av.AudioStream):
-            codec = stream.codec_context
-            if codec.sample_rate:  # 0 samples where packets are of no one length
+            codec: av.AudioCodecContext | None = stream.codec_context  # None without a decoder
+            if (
+                codec is not None and codec.sample_rate
+            ):  # 0 samples where packets are of no one length
                 self._every = 1_000_000 * codec.frame_size // codec.sample_rate
         elif stream.average_rate:
             self._usual = round(1_000_000 / stream.average_rate)
@@ -125,9 +129,7 @@ class PacketClock:
         Raises:
             av.FFmpegError: the file cannot be read on.
         """
-        for packet in self._container.demux(list(self._streams)):
-            if packet.size == 0:
-                packet.stream = packet.stream  # PyAV leaves the flushing ones' `stream_index` at 0
+        for packet in demux(self._container, self._streams):
             self.place(packet)
             yield packet
 
@@ -146,6 +148,10 @@ class PacketClock:
             return  # decoded before an edit, never shown: it may lie before what was shown last
         if packet.dts is not None:
             now = stream.time(packet.dts)
+            if self._may_jump and packet.pts is not None:
+                # FFmpeg takes some from the next packet, which may be behind a jump
+                later = stream.time(packet.pts) - now
+                packet.pts = packet.pts if -LARGEST_STEP_BACK <= later <= LONGEST_GAP else None
             expected = self._expected(now, stream)
             if expected is not None:
                 self.offset -= now - expected
@@ -173,6 +179,27 @@ class PacketClock:
         went_back = now + LARGEST_STEP_BACK < stream.last
         far = self._may_jump and abs(now - stream.following) > LONGEST_GAP
         return stream.following if went_back or far else None
+
+
+def demux(
+    container: av.container.InputContainer, streams: Iterable[Stream]
+) -> Iterator[av.Packet[Any]]:
+    """Yield the packets of some streams in the file's order, and one for each to flush its decoder.
+
+    As PyAV's own method, but for two of its faults: flushing packets say there that they are of
+    stream 0, and where a further stream begins in the middle of the file, an error may be raised
+    at its end, when all is read.
+
+    Raises:
+        av.FFmpegError: the file cannot be read on.
+    """
+    try:
+        for packet in container.demux(list(streams)):
+            if packet.size == 0:
+                packet.stream = packet.stream
+            yield packet
+    except IndexError:
+        return
 
 
 def _scaled(value: int, by: int, over: int) -> int:

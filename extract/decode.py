@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,13 +25,14 @@ from av.stream import Disposition
 from numpy.typing import NDArray
 
 from extract import sound_track
-from extract.clock import PacketClock
+from extract.clock import PacketClock, demux
 from extract.ending import cut_short, lost_index
 from extract.sound_track import SAMPLE_RATE as SAMPLE_RATE
 
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg")
 SOUND_BLOCK = 10 * SAMPLE_RATE  # samples that are handed on at once
 LONG_SOUND = 1200.0  # seconds; longer sound files are never in memory as a whole
+UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's, of FLAC that was written to a pipe
 HOLE_SLACK = 0.05  # seconds that can be lost with a broken packet, besides its own
 LONG_PAUSE = 3600.0  # seconds; longer clips have at least a frame a minute, or a damaged clock
 CLOCK_SLACK = 5e-4  # seconds; containers round their frames' times to a millisecond
@@ -106,6 +108,9 @@ def probe(path: Path) -> Media:
             video = _picture(container)
             if video is None or Disposition.attached_pic in video.disposition:
                 raise ClipError("there is no picture in it; a clip needs a video stream")
+            decoder: av.VideoCodecContext | None = video.codec_context
+            if decoder is None:
+                raise ClipError("there is no decoder for its picture: the file is damaged, or rare")
             sound = sound_track.choose(container)
             found = _frame_clock(container, video, sound)
             _refuse_without_times(path, container, video, len(found.times))
@@ -119,7 +124,7 @@ def probe(path: Path) -> Media:
     except (av.FFmpegError, OSError, ValueError) as error:
         why = f"not a readable media file ({reason(error)})"
         raise ClipError(lost_index(path) or why) from error
-    duration = float(shown[-1] - shown[0] + found.last)
+    duration = float(found.end - found.times[0])
     if duration > max(LONG_PAUSE, len(shown) * LONG_PAUSE / 60):
         raise ClipError(
             f"its clock runs for {duration / 3600:.1f} hours, but there are only {len(shown)} "
@@ -177,7 +182,7 @@ class _Packets(NamedTuple):
 
     times: NDArray[np.float64]  # when each frame is shown, ascending
     untimed: bool  # `times` are when each is decoded: when it is shown is not said
-    last: float  # how long the last frame is shown
+    end: float  # of the last frame of `times`
     ends: dict[int, float]  # stream number -> when it ends
     jumps: int  # of the file's own clock
 
@@ -190,15 +195,15 @@ def _frame_clock(
     Raises:
         ClipError: there are no frames.
     """
-    base = float(video.time_base or 1)
+    base = video.time_base or Fraction(1)
     stamps: list[tuple[int | None, int]] = []
     ends: dict[int, float] = {}
     clock = PacketClock(container, [video] if sound is None else [video, sound])
-    decoding, length = _Decoding(container, video), 0.0
-    bases = {stream.index: float(stream.time_base or 0) for stream in container.streams}
+    decoding, length = _Decoding(container, video), 0
+    bases = {stream.index: stream.time_base or Fraction(0) for stream in container.streams}
     placed = {video.index} if sound is None else {video.index, sound.index}
     try:
-        for packet in container.demux():
+        for packet in demux(container, container.streams):
             number = packet.stream_index
             if packet.size == 0:
                 continue
@@ -208,12 +213,13 @@ def _frame_clock(
             stamp = packet.pts if packet.pts is not None else packet.dts
             # what is decoded before an edit, and not shown, may lie behind the end
             if stamp is not None and not packet.is_discard:
-                end = (stamp + (packet.duration or 0)) * bases.get(number, 0.0)
+                unit = bases[number]
+                end = (stamp + (packet.duration or 0)) * unit.numerator / unit.denominator
                 if end > ends.get(number, -math.inf):
                     ends[number] = end
             if number == video.index and not packet.is_discard:
                 stamps.append((packet.pts, decoded))
-                length = (packet.duration or 0) * base
+                length = packet.duration or 0
     except av.FFmpegError:
         pass  # cut short: what was read before is the valid part
     if not stamps:
@@ -224,11 +230,13 @@ def _frame_clock(
     untimed = any(pts is None for pts, _ in stamps)
     untimed |= copied and bool(video.codec_context.has_b_frames)
     taken = [dts if untimed or pts is None else pts for pts, dts in stamps]
-    times = np.sort(np.array(taken) * base)
-    last = length if untimed else ends.get(video.index, -math.inf) - times[-1]
-    if last <= 0:  # containers that give no duration to a packet
-        last = 1 / float(video.average_rate or video.guessed_rate or 25)
-    return _Packets(times, untimed, float(last), ends, clock.jumps)
+    times = np.sort(np.array(taken, np.int64) * base.numerator / base.denominator)
+    end = ends.get(video.index, -math.inf)
+    if untimed:
+        end = times[-1] + float(length * base)
+    if end <= times[-1]:  # containers that give no duration to a packet
+        end = times[-1] + 1 / float(video.average_rate or video.guessed_rate or 25)
+    return _Packets(times, untimed, float(end), ends, clock.jumps)
 
 
 class _Decoding:
@@ -388,14 +396,14 @@ def _placed(
     """
     sound = sound_track.choose(container) if jumps else None
     clock = PacketClock(container, [video] if sound is None else [video, sound])
-    packets = clock.packets() if jumps else container.demux(video)
+    packets = clock.packets() if jumps else demux(container, [video])
     decoding = _Decoding(container, video)
     while True:
         try:
             packet = next(packets)
         except (StopIteration, av.FFmpegError):
             return
-        if packet.stream.index == video.index:  # the flushing ones' own `stream_index` is 0
+        if packet.stream_index == video.index:
             if untimed and packet.size:
                 decoding.time(packet)
             yield packet
@@ -480,11 +488,11 @@ def sound_blocks(
         try:
             whole = read_sound_file(beside)
         except ClipError:
-            fault.damaged = True
+            pass  # what can be read of it, FFmpeg finds
+        else:
+            for first in range(0, len(whole), SOUND_BLOCK):
+                yield first, whole[first : first + SOUND_BLOCK]
             return
-        for first in range(0, len(whole), SOUND_BLOCK):
-            yield first, whole[first : first + SOUND_BLOCK]
-        return
     jumps = beside is None and "CLOCK_JUMP" in media.flags
     track = sound_track.SoundTrack(ffmpeg_name(beside or video), jumps)
     origin = media.first_frame if beside is None else None
@@ -520,7 +528,12 @@ def read_sound_file(path: Path) -> NDArray[np.float32]:
         raise ClipError(f"the sound file is not there: {path}")
     try:
         # absolute: libsndfile takes a file called - for standard input
-        samples, rate = soundfile.read(os.path.abspath(path), dtype="float32", always_2d=True)
+        with soundfile.SoundFile(os.path.abspath(path)) as file:
+            if file.frames == UNKNOWN_FRAMES:
+                raise ClipError(f"the sound file beside it does not say how long it is: {path}")
+            samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
+            if len(samples) < file.frames:
+                raise ClipError(f"the sound file beside it lacks packets: {path}")
     except (soundfile.LibsndfileError, OSError) as error:
         raise ClipError(f"the sound file beside it cannot be read ({error})") from error
     mono = samples.mean(axis=1)

@@ -25,9 +25,10 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from extract.clock import demux
 from extract.decode import CLOCK_SLACK, ClipError, Showing, ffmpeg_name, reason, upright
 from extract.reader import MEMORY_BYTES, Prepare, ending, shelter, start
-from extract.sound_track import SAMPLE_RATE, Piece, Placing, choose
+from extract.sound_track import SAMPLE_RATE, Piece, Placing, Stamps, choose
 from extract.trailing import Runs, Tail, span
 
 OPEN_SECONDS = 10.0  # to wait for a server's answer
@@ -492,11 +493,16 @@ def _decoded(
 
     What the decoders still hold comes at the end, also where that is an error.
     """
+    stamps = Stamps(container)
     try:
-        for packet in container.demux(streams):
+        for packet in demux(container, streams):
             if isinstance(packet.stream, av.VideoStream):
                 showing.coming(packet)
-            yield time.monotonic(), _frames(packet.decode)
+                yield time.monotonic(), _frames(packet.decode)
+                continue
+            came, heard = time.monotonic(), _frames(packet.decode)
+            stamps.check(packet, heard)
+            yield came, heard
     except av.FFmpegError:
         for stream in streams:
             end = av.Packet()
@@ -505,7 +511,7 @@ def _decoded(
         raise
 
 
-def _frames(decode: Callable[[], list[Any]]) -> list[av.VideoFrame | av.AudioFrame]:
+def _frames(decode: Callable[[], list[Any]]) -> list[Any]:
     try:
         return [frame for frame in decode() if not frame.is_corrupt]
     except av.FFmpegError:

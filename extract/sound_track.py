@@ -1,15 +1,16 @@
 """A sound track with a clock: decoded blocks are placed by their time stamps, not by counting.
 
-`Placing` does it, frame by frame, for files (`pieces`) and for live streams (`extract.receiver`),
-so that both agree. What is missing is a hole between two runs of sound and never made up. Within a
-run, samples are counted; where they come apart from the time stamps, the resampler stretches them.
+`Placing` does it, frame by frame, for files (`SoundTrack`) and for live streams
+(`extract.receiver`), so that both agree. What is missing is a hole between two runs of sound and
+never made up. Within a run, samples are counted; where they come apart from the time stamps, the
+resampler stretches them.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from av.filter import Graph
 from av.stream import Disposition
 from numpy.typing import NDArray
 
-from extract.clock import PacketClock
+from extract.clock import PacketClock, demux
 
 SAMPLE_RATE = 16_000  # Hz; what Wav2Vec2 was trained on
 # seconds by which a frame may come later than the last one's end without a hole: containers round
@@ -31,6 +32,7 @@ CONFIRMED_BY, CONFIRMED_IN = 4, 0.2  # further frames, seconds
 DRIFT = 2e-3  # seconds by which counted samples and time stamps may come apart
 LARGEST_DRIFT = 0.1  # seconds by which they never do
 DRIFT_SECONDS = 1.0  # over which it is measured, and then corrected
+LARGEST_SHARE = 0.02  # by which the length of packets is wrong that drift
 STEEPEST = 0.05  # share by which sound is stretched at most
 BLOCK = SAMPLE_RATE  # samples of a file that are handed on at once
 
@@ -72,6 +74,34 @@ def choose(container: av.container.InputContainer) -> av.AudioStream | None:
     if isinstance(best, av.AudioStream):
         return best
     return tracks[0] if tracks else None  # one that begins too late for FFmpeg to know its rate
+
+
+class Stamps:
+    """Takes from decoded frames the stamps that FFmpeg made up by a wrong length of packets.
+
+    MPEG-TS and -PS stamp the first of some packets, and FFmpeg the others by the length that it
+    expects. Where the sample rate has changed on the way, it expects the one before.
+    """
+
+    def __init__(self, container: av.container.InputContainer) -> None:
+        self._made_up = container.format.name in ("mpegts", "mpeg")
+        self._next: int | None = None  # the stamp that the next packet has if it is made up
+        self._wrong = False  # the length of the last one
+
+    def check(self, packet: av.Packet[Any], frames: Sequence[av.AudioFrame]) -> None:
+        """Look at a packet and the frames that were decoded of it."""
+        if not self._made_up or packet.pts is None or not packet.duration or not packet.size:
+            return
+        follows = self._next is not None and abs(packet.pts - self._next) <= 1  # but for rounding
+        if self._wrong and follows:
+            for frame in frames:
+                frame.pts = None
+        if frames:
+            expected = float(packet.duration * packet.time_base)
+            length = sum(frame.samples / frame.sample_rate for frame in frames)
+            # containers round to a millisecond
+            self._wrong = abs(expected - length) > max(1e-3, LARGEST_SHARE * length)
+        self._next = packet.pts + packet.duration
 
 
 class Placing:
@@ -125,9 +155,11 @@ class Placing:
         """Whether the next frame comes when it is not due, all at once."""
         at = self._held[0][1]
         late = abs(at - self._expected())
-        return self._resampler is not None and (
-            (late > STEP and abs(at - self._last) > STEP) or late > LARGEST_DRIFT
-        )
+        if self._resampler is None or late <= STEP:
+            return False
+        # stamps that tremble, as those of arrival do, are late all the time
+        trembling = max((abs(was - self._drift) for _, was in self._lately), default=0.0)
+        return late > LARGEST_DRIFT or min(late, abs(at - self._last)) > STEP + trembling
 
     def _waits(self) -> bool:
         """Whether what follows a frame in doubt is still too little to be sure."""
@@ -187,13 +219,14 @@ class Placing:
         if counted - self._lately[0][0] < DRIFT_SECONDS:
             return None
         half = counted - DRIFT_SECONDS / 2
-        early, late = (
-            statistics.median(later for at, later in self._lately if (at > half) == is_late)
-            for is_late in (False, True)
-        )
-        drift = late
-        if abs(late - early) > DRIFT / 2:  # so steep that it matters until it is corrected
-            drift += 1.5 * (late - early)
+        before = statistics.median(later for at, later in self._lately if at <= half)
+        after = [later for at, later in self._lately if at > half]
+        now = statistics.median(after)
+        spread = statistics.median(abs(later - now) for later in after)
+        if abs(now - before) > max(DRIFT / 2, 2 * spread):
+            drift = now + 1.5 * (now - before)  # what it will be when it is corrected
+        else:
+            drift = statistics.median(later for _, later in self._lately)
         while self._lately[0][0] <= half:
             self._lately.popleft()
         if abs(drift - self._drift) < DRIFT:
@@ -299,9 +332,12 @@ class SoundTrack:
             stream = choose(container)
             if stream is None:
                 return
+            stamps = Stamps(container)
             for packet in self._packets(container, stream):
                 packets += packet.size > 0
-                for frame in self._decoded(packet):
+                decoded = self._decoded(packet)
+                stamps.check(packet, decoded)
+                for frame in decoded:
                     frames += 1
                     yield from placing.take(frame, frame.time)
             yield from placing.finish()
@@ -311,13 +347,13 @@ class SoundTrack:
         self, container: av.container.InputContainer, stream: av.AudioStream
     ) -> Iterator[av.Packet[Any]]:
         """Yield its packets, and at last an empty one for what the decoder still holds."""
-        packets: Iterator[av.Packet[Any]] = container.demux(stream)
+        packets = demux(container, [stream])
         picture = container.streams.best("video")
         if self._jumps and isinstance(picture, av.VideoStream):
             packets = PacketClock(container, [picture, stream]).packets()
         try:
             for packet in packets:
-                if packet.stream.index == stream.index:  # its own number is 0 when it is empty
+                if packet.stream_index == stream.index:
                     yield packet
         except MemoryError:
             raise

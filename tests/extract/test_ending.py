@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 from command import avarnet
 from recorded import ffmpeg, record
@@ -199,3 +200,22 @@ def test_manifest_check_warns(whole: Path, tmp_path: Path) -> None:
         ("cut-short", "warning", "Fight/cut")
     ]
     assert STATED in found["findings"][0]["problem"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_whatever_is_in_the_file(whole: Path, tmp_path: Path, name: str) -> None:
+    """Damaged anywhere, above all at its end: it is read, or refused in words."""
+    rng = np.random.default_rng(0)
+    source = np.frombuffer((whole / name).read_bytes(), np.uint8)
+    path = tmp_path / name
+    for span in (len(source), 3000, 200, 20):
+        content = source[: rng.integers(1, len(source))].copy() if span == 3000 else source.copy()
+        where = len(content) - rng.integers(1, min(span, len(content)) + 1, 12)
+        content[where] = rng.integers(0, 256, 12)
+        path.write_bytes(content.tobytes())
+        try:
+            media = probe(path)
+        except ClipError:
+            continue
+        assert media.duration > 0
+        assert (np.diff(media.frame_times) >= 0).all()

@@ -256,7 +256,6 @@ def test_rate_and_channels_change_on_the_way(tmp_path: Path, codec: str) -> None
     found = heard(path)
     expected = np.array(instants) - frame_times(path)[0]
     assert len(expected) == 5
-    # FFmpeg makes up stamps within a packet of MPEG-TS, by the rate that was before
     assert peaks(found.sound, list(expected)) == pytest.approx(expected, abs=NEAR)
     assert found.runs[-1][1] == pytest.approx(6.0, abs=0.1)
     assert not found.damaged
@@ -324,6 +323,32 @@ def test_a_track_that_begins_after_all_that_is_looked_at(tmp_path: Path) -> None
     assert found.runs == [pytest.approx((30.0, 32.0), abs=0.01)]
     assert probe(path).has_sound
     assert peaks(found.sound, [30.6]) == pytest.approx([30.6], abs=NEAR)
+
+
+@pytest.mark.parametrize("fault", ["none", "broken", "no length"])
+@pytest.mark.parametrize("suffix", ["flac", "ogg"])
+def test_a_sound_file_beside_is_read_as_far_as_it_is_whole(
+    tmp_path: Path, suffix: str, fault: str
+) -> None:
+    ffmpeg(
+        *("-f", "lavfi", "-i", f"color=gray:s=64x64:r=25:d={SECONDS}"),
+        *("-c:v", "mpeg4", tmp_path / "a.mp4"),
+    )
+    beside = tmp_path / f"a.{suffix.upper()}"
+    soundfile.write(tmp_path / f"b.{suffix}", clicks(), SOUND_RATE)
+    if fault == "no length":  # it comes through a pipe
+        piped = ffmpeg("-i", tmp_path / f"b.{suffix}", "-c:a", "copy", "-f", suffix, "-")
+        beside.write_bytes(piped)
+    else:
+        content = bytearray((tmp_path / f"b.{suffix}").read_bytes())
+        if fault == "broken":
+            at = len(content) * 45 // 100
+            content[at : at + 200] = random.Random(1).randbytes(200)
+        beside.write_bytes(content)
+    found = heard(tmp_path / "a.mp4")
+    near = [instant for instant in INSTANTS if fault != "broken" or not 2 < instant < 5]
+    assert peaks(found.sound, near) == pytest.approx(near, abs=NEAR)
+    assert (found.damaged or "SOUND_GAP" in found.flags) == (fault == "broken")
 
 
 @pytest.mark.parametrize("codec", ["pcm_f32le", "pcm_s16le"])
@@ -400,6 +425,21 @@ def test_runs_begin_and_end_where_the_stamps_say(
     ]
     for begins, sound in sounds.items():
         assert sound == pytest.approx(begins + np.arange(len(sound)) / RATE, abs=1e-4)
+
+
+@pytest.mark.parametrize("by", [0.003, 0.015, 0.04])
+def test_stamps_that_tremble_make_one_run(by: float) -> None:
+    """Those of arrival do: a packet comes late by more than it is long, and nothing is lost."""
+    draw = np.random.default_rng(1)
+    placing = Placing()
+    pieces = []
+    for frame, at in frames_of_sound((-5, 5), (5, 15)):
+        pieces += placing.take(frame, at + draw.uniform(0, by))
+    pieces += placing.finish()
+    assert len({piece.begins for piece in pieces}) == 1
+    sound = np.concatenate([piece.samples for piece in pieces])
+    clock = np.arange(len(sound)) / RATE + pieces[0].begins  # each sample is its time
+    assert np.abs(sound - clock + by / 2).max() < 6e-3 + by / 2
 
 
 @pytest.fixture(scope="module")
