@@ -20,10 +20,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -58,39 +58,23 @@ def worker(part: str, videos: list[Path], model: str, device: str, pipe: Connect
     """Get ready for one part of the work, wait for the word, do it, and tell what was there."""
     import torch
 
+    from benchmarks.gpu_steps.extraction import Memory, exhaust
     from extract import Extractor, make_recipe
-    from extract.reader import Begin, Frame, Request, Sound, read
+    from extract.reader import Request, read
 
     torch.set_num_threads(1)
-    torch.backends.cudnn.benchmark = True
     precision = "fp32" if device == "cpu" else "bf16"
     recipe = make_recipe(model, weights="random", precision=precision)
     extractor = Extractor(recipe, device)
     prepare = {"video": extractor._eyes["video"].prepare}
 
-    def requests(some: list[Path]) -> Iterator[Request]:
-        return (Request(video, None, STEP, prepare) for video in some)
+    def reading(some: list[Path]) -> None:
+        for video in some:
+            exhaust(read(Request(video, None, STEP, prepare)))
 
-    def reading(some: list[Path]) -> list[Any]:
-        return [message for request in requests(some) for message in read(request)]
-
-    def networks(messages: list[Any]) -> None:
-        """The networks' work alone: whole batches, and windows as they are heard."""
-        from extract.listening import Listening
-
-        frames = [message.pixels for message in messages if isinstance(message, Frame)]
-        for first in range(0, len(frames), extractor._batch):
-            extractor._eyes["video"](frames[first : first + extractor._batch])
-        begins = [n for n, message in enumerate(messages) if isinstance(message, Begin)]
-        for begin, end in zip(begins, [*begins[1:], len(messages)], strict=True):
-            sounds = [m for m in messages[begin:end] if isinstance(m, Sound)]
-            if sounds:
-                snippets = messages[begin].snippets
-                ear: Any = extractor._networks["audio"]
-                listening = Listening(ear, sounds[0].first, snippets, STEP)
-                for sound in sounds:
-                    listening.add(sound.samples)
-                listening.finish()
+    def networks(some: list[Path]) -> None:
+        """The networks' work alone: what `pipeline` does with clips that were read before."""
+        exhaust(extractor.stream(map(Files, some)))
 
     def pipeline(some: list[Path]) -> None:
         from features import Features, Writer
@@ -100,22 +84,20 @@ def worker(part: str, videos: list[Path], model: str, device: str, pipe: Connect
                 assert isinstance(result, Features), result
                 writer.add(clip.video.name, result)
 
-    work: Callable[[], object]
-    messages = reading(videos if part == "networks" else videos[:1])
-    if part == "reading":
-        work = lambda: reading(videos)  # noqa: E731
-    elif part == "networks":
-        one_clip = reading(videos[:1])
-        networks(one_clip)
-        work = lambda: networks(messages)  # noqa: E731
-    else:
-        pipeline(videos[:1])
-        work = lambda: pipeline(videos)  # noqa: E731
+    works: dict[str, Callable[[list[Path]], None]] = {
+        "reading": reading,
+        "networks": networks,
+        "pipeline": pipeline,
+    }
+    if part == "networks":
+        extractor.readers = Memory([Files(video) for video in videos], prepare)  # type: ignore[assignment]
+    works[part](videos[:1])
     pipe.send("ready")
     pipe.recv()
-    work()
+    works[part](videos)
     pipe.send("done")
-    extractor.close()
+    if part != "networks":
+        extractor.close()
 
 
 def timed(part: str, videos: list[Path], model: str, device: str, workers: int) -> float:

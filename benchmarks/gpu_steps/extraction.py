@@ -99,7 +99,7 @@ def extract(extractor: Extractor, clips: Sequence[Files], folder: Path) -> None:
 class Memory:
     """What `Readers` gives, read before."""
 
-    def __init__(self, clips: Sequence[Files], prepare: dict[str, Any]) -> None:
+    def __init__(self, clips: Sequence[Any], prepare: dict[str, Any]) -> None:
         readers = Readers()
         self._messages: dict[Path, list[Any]] = {}
         for clip, message in readers.read(clips, STEP_SECONDS, prepare):
