@@ -52,7 +52,8 @@ def extract(
     manifest: Manifest,
     store: StorePath,
     video_model: Annotated[
-        str, typer.Option(help="A timm image model, or a folder in the hub's format.")
+        str,
+        typer.Option(help="A timm image model, a folder in the hub's format, or a name there."),
     ] = VIDEO_MODEL,
     audio_model: Annotated[
         str,
@@ -81,7 +82,10 @@ def extract(
         typer.Option(help="random: seeded networks that have learned nothing, to try things out."),
     ] = "pretrained",
     video_weights: Annotated[
-        Path | None, typer.Option(help="A weights file for the video model.")
+        Path | None,
+        typer.Option(
+            help="A weights file for the video model: timm's, or transformers' MobileViT."
+        ),
     ] = None,
     live: Annotated[
         bool,

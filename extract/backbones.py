@@ -292,7 +292,7 @@ def refuse_random(
         WeightsError: they are.
     """
     found = network.recipe.get("weights_sha256")
-    if found is None or source.get("weights") == "random":
+    if found is None or source.get("weights") == "random" or _was_trained(network):
         return
     asked = {key: value for key, value in source.items() if key != "file"} | {"weights": "random"}
     try:
@@ -306,6 +306,19 @@ def refuse_random(
             "backbone gives the same weights whichever are asked for). Give a trained checkpoint, "
             "or say --weights random"
         )
+
+
+def _was_trained(network: Any) -> bool:
+    """Tell whether it is plain that a network has been trained; to make a random one takes seconds.
+
+    Every initialisation makes the factors of a normalisation all alike.
+    """
+    model = getattr(network, "model", None)
+    return isinstance(model, nn.Module) and any(
+        module.weight is not None and bool((module.weight != module.weight[0]).any())
+        for module in model.modules()
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d)
+    )
 
 
 def freeze(model: nn.Module, device: torch.device) -> nn.Module:

@@ -76,8 +76,13 @@ def load_timm(source: Mapping[str, Any]) -> tuple[Any, dict[str, Any], str]:
     pretrained = source["weights"] != "random"
     try:
         origin = _find(name, Path(file) if file else None, pretrained)
-        with seeded():
-            model: nn.Module = timm.create_model(origin.name, num_classes=0)
+
+        def make() -> nn.Module:
+            with seeded():
+                made: nn.Module = timm.create_model(origin.name, num_classes=0)
+                return made
+
+        model = cache_first(make)  # settings of a network on the hub come from there
         config = timm.data.resolve_data_config(model=model)
         if not pretrained:
             return model, config, ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from sound import noise
 from torch import nn
 from transformers import CLIPModel, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
+from avarnet.inputs import say_assumed
 from extract import WeightsError, make_recipe
 from extract.audio import AudioBackbone
-from extract.backbones import seeded
+from extract.backbones import refuse_random, seeded
 from extract.clip import Clip
 from extract.decode import frames, probe
 from extract.video import VideoBackbone
@@ -381,6 +383,16 @@ def random_clip(folder: Path) -> dict[str, Any]:
     return {"only": [f"clip={folder}"]}
 
 
+def test_a_trained_network_is_known_without_a_random_one(
+    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    source = {"name": "mobilevit_xxs", "weights": "pretrained", "file": tmp_path / "w.safetensors"}
+    network = VideoBackbone(source, CPU, "fp32")
+    monkeypatch.setattr("extract.backbones.load_backbone", lambda *_: pytest.fail("made one"))
+    refuse_random("video", source, network, "fp32")
+
+
 @pytest.mark.parametrize("make", [random_picture, random_sound, random_clip])
 def test_seeded_random_weights_are_never_pretrained(
     make: Callable[[Path], dict[str, Any]], tmp_path: Path
@@ -424,7 +436,9 @@ def test_half_precision_becomes_single(dtype: torch.dtype, tmp_path: Path) -> No
     assert np.isfinite(eyes([np.full((32, 32, 3), 90, np.uint8)])).all()
 
 
-def test_settings_that_are_absent_are_said(tmp_path: Path) -> None:
+def test_settings_that_are_absent_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save_wav2vec2(tmp_path)
     source = f"clip={tmp_path / 'clip'}"
     save_clip(tmp_path / "clip")
@@ -438,6 +452,11 @@ def test_settings_that_are_absent_are_said(tmp_path: Path) -> None:
     assert "224" in said.source["clip"]["assumed"]
     assert "assumed" not in said.source["audio"]
     assert said.streams["audio"] == recipe.streams["audio"]
+    say_assumed(recipe)
+    heard = " ".join(capsys.readouterr().err.split())
+    assert re.search(
+        r"ASSUMED \(audio\): no preprocessor_config.json .* \(do_normalize=True\)", heard
+    )
 
 
 @pytest.mark.parametrize(
