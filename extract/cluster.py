@@ -368,9 +368,8 @@ def _deaf_children() -> Iterator[None]:
 
     They would print tracebacks while they start. This process hears it afterwards.
     """
-    before = signal.pthread_sigmask(
-        signal.SIG_BLOCK, {signal.SIGINT}
-    )  # threads and children inherit
+    # threads and children inherit it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:

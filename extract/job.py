@@ -32,7 +32,7 @@ from extract.plan import (
     write_failures,
 )
 from extract.reader import MEMORY_BYTES
-from extract.witness import Mark, Witness, machine, unseen
+from extract.witness import PATIENCE, Mark, Witness, machine, unseen
 from features import (
     RECIPE_FILE,
     FeatureError,
@@ -556,6 +556,7 @@ class _Tools(NamedTuple):
 
 _in_use: list[_Tools] = []
 _seeing: set[Payload] = set()  # the job whose store this worker has seen
+_blind_in: set[Payload] = set()  # the job whose store it has looked for in vain
 _stopping = [False]
 
 
@@ -591,8 +592,10 @@ def _extract_batch(batch: list[Task], seen: set[Path], payload: Payload) -> Repo
         raise ClusterError(f"worker {name} on {machine()} has {differing}")
     try:
         # who sees another disk there would make a store of its own
-        if (payload not in _seeing) and not (blind := payload.mark.unseen()):
-            _seeing.add(payload)
+        if payload not in _seeing:
+            patience = 0.0 if payload in _blind_in else PATIENCE
+            blind = payload.mark.unseen(patience)
+            (_blind_in if blind else _seeing).add(payload)
         if not blind:
             outcomes += _outcomes(batch, seen, payload)
     except _Lost as error:
@@ -695,4 +698,5 @@ def _seal() -> None:
         tools.extractor.close()
     _in_use.clear()
     _seeing.clear()
+    _blind_in.clear()
     _tools.cache_clear()
