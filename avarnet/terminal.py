@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -20,6 +24,7 @@ from rich.progress import (
 )
 
 DONE, FAILED, SOME_FAILED, ANOMALY = 0, 1, 3, 4  # exit codes; 2, wrong usage, is Typer's own
+LINE_SECONDS = 60.0  # from one line to the next, where there is no bar
 out = Console()
 err = Console(stderr=True)
 
@@ -36,8 +41,22 @@ def named(error: Exception) -> str:
 
 
 @contextmanager
-def footage_bar(what: str) -> Iterator[Callable[[float, float], None]]:
-    """Yield a callback that draws footage done, speed as a multiple of real time, time left."""
+def footage_bar(
+    what: str, failed: Callable[[], int] = lambda: 0
+) -> Iterator[Callable[[float, float], None]]:
+    """Yield a callback that draws footage done, speed as a multiple of real time, time left.
+
+    Where the bar would go into a file or a pipe, the same is a line a minute, whether or not
+    anything has happened.
+
+    Args:
+        what: is done.
+        failed: how many clips have failed so far.
+    """
+    if not err.is_terminal:
+        with _footage_lines(what, failed) as show:
+            yield show
+        return
     columns = (
         TextColumn(what),
         BarColumn(),
@@ -61,6 +80,57 @@ def footage_bar(what: str) -> Iterator[Callable[[float, float], None]]:
             )
 
         yield show
+
+
+@contextmanager
+def _footage_lines(
+    what: str, failed: Callable[[], int]
+) -> Iterator[Callable[[float, float], None]]:
+    seen, over, began = [0.0, 0.0], threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not over.wait(LINE_SECONDS):
+            done, total = seen
+            rate = done / (time.monotonic() - began)
+            line = f"{what}: {clock(done)}"
+            if total:
+                line += f" of {clock(total)}"
+            line += f" of video, {rate:.1f} x real time"
+            if total and rate:
+                line += f", about {clock((total - done) / rate)} left"
+            err.print(f"{line}, {failed()} failed", highlight=False, soft_wrap=True)
+
+    def show(done: float, total: float) -> None:
+        seen[:] = done, total
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield show
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextmanager
+def ended_by_ctrl_c(message: str) -> Iterator[None]:
+    """End the process with an error at Ctrl-C, where nothing is at work that needs an end in order.
+
+    Libraries that are just being imported make other errors of a `KeyboardInterrupt`.
+    """
+
+    def end(*_: object) -> None:
+        os.write(2, f"\nerror: {message}\n".encode())  # what prints may be at work below this
+        os._exit(FAILED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
