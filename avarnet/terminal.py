@@ -91,7 +91,7 @@ def _footage_lines(
     def tell() -> None:
         while not over.wait(LINE_SECONDS):
             done, total = seen
-            rate = done / (time.monotonic() - began)
+            rate = done / max(1e-3, time.monotonic() - began)
             line = f"{what}: {clock(done)}"
             if total:
                 line += f" of {clock(total)}"

@@ -15,7 +15,15 @@ from typing import Any, NamedTuple
 import torch
 from dask.distributed import CancelledError, Client, Future, KilledWorker, get_worker
 
-from extract.cluster import SILENCE, Cluster, ClusterError, Versions, other_versions, versions
+from extract.cluster import (
+    SILENCE,
+    Cluster,
+    ClusterError,
+    NotStartedError,
+    Versions,
+    other_versions,
+    versions,
+)
 from extract.decode import ClipError, footage
 from extract.extractor import Extractor
 from extract.interrupt import Stopping, first_interrupt
@@ -195,6 +203,8 @@ def extract(
                     job.witness, job.say, job.on_failure = witness, say, on_failure
                     trouble = job.run(todo, stopping)
                     write_failures(store, (failures | job.failures).values())
+        except NotStartedError:
+            summary.left = [task.clip_id for task in todo]
         finally:
             recover(store)  # what workers that died, or were stopped, had finished
         if lost := _not_found(store, dict.fromkeys(summary.extracted, "")):
