@@ -123,7 +123,8 @@ def ended_by_ctrl_c(message: str) -> Iterator[None]:
         os.write(2, f"\nerror: {message}\n".encode())  # what prints may be at work below this
         os._exit(FAILED)
 
-    if threading.current_thread() is not threading.main_thread():
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # in the background of a shell
+    if ignored or threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGINT, end)

@@ -242,6 +242,7 @@ class _Job:
         self.progress = progress
         self.recipe, self.memory_bytes, self.make = recipe.to_json(), memory_bytes, make
         self.witness: Witness
+        self.stopping = Stopping()
         self.say: Callable[[str], None] = lambda text: None
         self.on_failure: Callable[[str, str], None] = lambda clip_id, reason: None
         self.failures: dict[str, Failure] = {}
