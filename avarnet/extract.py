@@ -29,6 +29,7 @@ from avarnet.terminal import (
     SOME_FAILED,
     clock,
     counted,
+    ended_by_ctrl_c,
     err,
     fail,
     footage_bar,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from extract import Cluster, Status, Summary, Task
     from features import Recipe
 
+NOT_BEGUN = "interrupted before anything was begun"
 app = typer.Typer()
 
 
@@ -116,7 +118,10 @@ def extract(
     ] = "local",
     workers: Annotated[
         int,
-        typer.Option(min=0, help="Processes, or jobs in the queue; 0: one a core, or one a GPU."),
+        typer.Option(
+            min=0,
+            help="Processes (of one core each), or jobs in the queue; 0: one a core, or one a GPU.",
+        ),
     ] = 0,
     adapt: Annotated[
         str | None, typer.Option(metavar="MIN:MAX", help="Jobs in the queue, as there is work.")
@@ -149,8 +154,8 @@ def extract(
     Of several sound tracks, the file's default is heard (the first, if several are marked; where
     none is, the one that ffplay plays); a .wav, .flac or .ogg of the video's name goes before them.
 
-    Interrupted? Run the same command again: finished clips are not done twice. One Ctrl-C finishes
-    the clips in work, a second one stops at once.
+    Interrupted? Run the same command again: finished clips are not done twice. One Ctrl-C (or
+    SIGTERM) finishes the clips in work, a second Ctrl-C stops at once.
     """
     clips = manifests.read(manifest)
     for option, needed, given in (
@@ -167,41 +172,45 @@ def extract(
     if status:
         _print_status(stage1.status([clip.id for clip in clips], store), as_json)
         return
-    cluster = stage1.Cluster(
-        scheduler,
-        workers,
-        _range(adapt) if adapt else None,
-        queue,
-        walltime,
-        cores,
-        memory,
-        gpus,
-        interface,
-        cluster_config,
-        device,
-    )
-    if cluster.scheduler == "local":
-        need_device(device)
+    if not dry_run:  # before anything is imported that takes its time
+        err.print(f"loading {plain(_loaded(video_model, audio_model, stream, only))}")
+    with ended_by_ctrl_c(NOT_BEGUN):
+        cluster = stage1.Cluster(
+            scheduler,
+            workers,
+            _range(adapt) if adapt else None,
+            queue,
+            walltime,
+            cores,
+            memory,
+            gpus,
+            interface,
+            cluster_config,
+            device,
+        )
+        if cluster.scheduler == "local":
+            need_device(device)
     if dry_run:
         _print_plan(clips, root_of(manifest, root), store, cluster)
         return
-    try:
-        recipe = stage1.make_recipe(
-            video_model,
-            audio_model,
-            weights,
-            str(video_weights) if video_weights else None,
-            snippet_seconds,
-            "fp32" if precision == "auto" else precision,
-            layers,
-            stream or (),
-            live,
-            only or (),
-        )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    if precision == "auto":
-        recipe = _with_best_precision(recipe, store, device, cluster)
+    with ended_by_ctrl_c(NOT_BEGUN):
+        try:
+            recipe = stage1.make_recipe(
+                video_model,
+                audio_model,
+                weights,
+                str(video_weights) if video_weights else None,
+                snippet_seconds,
+                "fp32" if precision == "auto" else precision,
+                layers,
+                stream or (),
+                live,
+                only or (),
+            )
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        if precision == "auto":
+            recipe = _with_best_precision(recipe, store, device, cluster)
     say_random(recipe)
     say_assumed(recipe)
     summary = extract_clips(
@@ -223,6 +232,15 @@ def extract(
             f"{store}: run the same command again to go on"
         )
     raise typer.Exit(SOME_FAILED if summary.failed else DONE)
+
+
+def _loaded(
+    video_model: str, audio_model: str, further: list[str] | None, only: list[str] | None
+) -> str:
+    """Say which networks are loaded."""
+    usual = {"video": video_model, "audio": audio_model}
+    names = [usual.get(name, name) for name in only or (*usual, *(further or ()))]
+    return f"the networks: {', '.join(names)}"
 
 
 def _with_best_precision(recipe: Recipe, store: Path, device: str, cluster: Cluster) -> Recipe:
@@ -260,13 +278,16 @@ def extract_clips(
 ) -> Summary:
     import extract as stage1
 
+    failed: list[str] = []
     try:
-        with footage_bar("extracting") as progress:
+        with footage_bar("extracting", lambda: len(failed)) as progress:
             summary = stage1.extract(
                 _tasks(clips, root),
                 store,
                 recipe,
                 progress=progress,
+                say=lambda text: err.print(plain(text), highlight=False, soft_wrap=True),
+                on_failure=lambda clip_id, reason: failed.append(clip_id),
                 **settings,
             )
         features.write_card(store, {clip.id: clip.label for clip in clips})
@@ -348,6 +369,8 @@ def print_summary(summary: Summary, store: Path) -> None:
         for clip_id, reason in sorted(summary.failed.items()):
             table.add_row(plain(clip_id), plain(reason))
         out.print(table)
+    for blind in summary.blind:
+        out.print(f"[yellow]{plain(blind)}[/]; other workers did its clips", soft_wrap=True)
     if summary.not_tried:
         out.print(
             f"not tried again, as files that failed before have not changed: "

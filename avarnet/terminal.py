@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -56,6 +59,9 @@ class _Console(Console):
 # no emoji: in a name such as 1:car:2.mp4 it would be an invention
 out = _Console(emoji=False)
 err = _Console(stderr=True, emoji=False)
+LINE_SECONDS = 60.0  # from one line to the next, where there is no bar
+out = Console()
+err = Console(stderr=True)
 
 
 def fail(message: str) -> NoReturn:
@@ -70,8 +76,22 @@ def named(error: Exception) -> str:
 
 
 @contextmanager
-def footage_bar(what: str) -> Iterator[Callable[[float, float], None]]:
-    """Yield a callback that draws footage done, speed as a multiple of real time, time left."""
+def footage_bar(
+    what: str, failed: Callable[[], int] = lambda: 0
+) -> Iterator[Callable[[float, float], None]]:
+    """Yield a callback that draws footage done, speed as a multiple of real time, time left.
+
+    Where the bar would go into a file or a pipe, the same is a line a minute, whether or not
+    anything has happened.
+
+    Args:
+        what: is done.
+        failed: how many clips have failed so far.
+    """
+    if not err.is_terminal:
+        with _footage_lines(what, failed) as show:
+            yield show
+        return
     columns = (
         TextColumn(what),
         BarColumn(),
@@ -95,6 +115,58 @@ def footage_bar(what: str) -> Iterator[Callable[[float, float], None]]:
             )
 
         yield show
+
+
+@contextmanager
+def _footage_lines(
+    what: str, failed: Callable[[], int]
+) -> Iterator[Callable[[float, float], None]]:
+    seen, over, began = [0.0, 0.0], threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not over.wait(LINE_SECONDS):
+            done, total = seen
+            rate = done / max(1e-3, time.monotonic() - began)
+            line = f"{what}: {clock(done)}"
+            if total:
+                line += f" of {clock(total)}"
+            line += f" of video, {rate:.1f} x real time"
+            if total and rate:
+                line += f", about {clock((total - done) / rate)} left"
+            err.print(f"{line}, {failed()} failed", highlight=False, soft_wrap=True)
+
+    def show(done: float, total: float) -> None:
+        seen[:] = done, total
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield show
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextmanager
+def ended_by_ctrl_c(message: str) -> Iterator[None]:
+    """End the process with an error at Ctrl-C, where nothing is at work that needs an end in order.
+
+    Libraries that are just being imported make other errors of a `KeyboardInterrupt`.
+    """
+
+    def end(*_: object) -> None:
+        os.write(2, f"\nerror: {message}\n".encode())  # what prints may be at work below this
+        os._exit(FAILED)
+
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # in the background of a shell
+    if ignored or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

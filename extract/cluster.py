@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import distributions
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,6 +74,10 @@ VERSIONS = (
 
 class ClusterError(Exception):
     """A cluster that cannot be had; the message gives the way out."""
+
+
+class NotStartedError(Exception):
+    """A cluster that was told to end before it was there."""
 
 
 class Versions(NamedTuple):
@@ -211,17 +216,23 @@ class Cluster:
 
         Raises:
             ClusterError: it cannot be had.
+            NotStartedError: it was `stopped`, and its processes ended too.
         """
         with dask.config.set(SETTINGS):
             if self.scheduler == "local":
-                with _deaf_children():
-                    local = LocalCluster(
-                        n_workers=min(self.processes, tasks),
-                        threads_per_worker=1,
-                        dashboard_address=":0",
-                        silence_logs=logging.CRITICAL,
-                        memory_limit=0,
-                    )
+                try:
+                    with _deaf_children():
+                        local = LocalCluster(
+                            n_workers=min(self.processes, tasks),
+                            threads_per_worker=1,
+                            dashboard_address=":0",
+                            silence_logs=logging.CRITICAL,
+                            memory_limit=0,
+                        )
+                except RuntimeError as error:
+                    if stopped():  # by a SIGTERM that its processes got too
+                        raise NotStartedError from error
+                    raise
                 with local as cluster, Client(cluster) as client:
                     client.register_plugin(_Deaf())
                     yield client
@@ -368,9 +379,9 @@ def _deaf_children() -> Iterator[None]:
 
     They would print tracebacks while they start. This process hears it afterwards.
     """
-    before = signal.pthread_sigmask(
-        signal.SIG_BLOCK, {signal.SIGINT}
-    )  # threads and children inherit
+    resource_tracker.ensure_running()  # where it is started, multiprocessing unblocks the signal
+    # threads and children inherit it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:

@@ -38,7 +38,8 @@ def first_interrupt(say: Callable[[str], None]) -> Iterator[Stopping]:
     stopping, over = Stopping(), threading.Event()
 
     def note(number: int, _: Any) -> None:
-        signal.signal(signal.SIGINT, before[signal.SIGINT])
+        if signal.SIGINT in before:
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
         if not stopping.is_set():
             stopping.by = signal.Signals(number)
             stopping.told.set()
@@ -53,7 +54,11 @@ def first_interrupt(say: Callable[[str], None]) -> Iterator[Stopping]:
     if threading.current_thread() is not threading.main_thread():  # gets no signals
         yield stopping
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # a shell lets what it runs in the background ignore Ctrl-C
+    before = {number: how for number, how in before.items() if how != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, note)
     waiting = threading.Thread(target=wait, daemon=True)
     waiting.start()
     try:

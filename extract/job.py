@@ -15,7 +15,15 @@ from typing import Any, NamedTuple
 import torch
 from dask.distributed import CancelledError, Client, Future, KilledWorker, get_worker
 
-from extract.cluster import SILENCE, Cluster, ClusterError, Versions, other_versions, versions
+from extract.cluster import (
+    SILENCE,
+    Cluster,
+    ClusterError,
+    NotStartedError,
+    Versions,
+    other_versions,
+    versions,
+)
 from extract.decode import ClipError, footage
 from extract.extractor import Extractor
 from extract.finite import MOST, Extracted, NotFiniteError, Tally
@@ -33,7 +41,7 @@ from extract.plan import (
     write_failures,
 )
 from extract.reader import MEMORY_BYTES
-from extract.witness import Mark, Witness, machine, unseen
+from extract.witness import PATIENCE, Mark, Witness, machine, unseen
 from features import (
     RECIPE_FILE,
     FeatureError,
@@ -215,6 +223,8 @@ def extract(
                     job.witness, job.say, job.on_failure = witness, say, on_failure
                     trouble = job.run(todo, stopping)
                     write_failures(store, (failures | job.failures).values())
+        except NotStartedError:
+            summary.left = [task.clip_id for task in todo]
         finally:
             recover(store)  # what workers that died, or were stopped, had finished
         if lost := _not_found(store, dict.fromkeys(summary.extracted, "")):
@@ -252,6 +262,7 @@ class _Job:
         self.progress = progress
         self.recipe, self.memory_bytes, self.make = recipe.to_json(), memory_bytes, make
         self.witness: Witness
+        self.stopping = Stopping()
         self.say: Callable[[str], None] = lambda text: None
         self.on_failure: Callable[[str, str], None] = lambda clip_id, reason: None
         self.fingerprint = recipe.fingerprint
@@ -624,6 +635,7 @@ class _Tools(NamedTuple):
 
 _in_use: list[_Tools] = []
 _seeing: set[Payload] = set()  # the job whose store this worker has seen
+_blind_in: set[Payload] = set()  # the job whose store it has looked for in vain
 _stopping = [False]
 
 
@@ -659,8 +671,10 @@ def _extract_batch(batch: list[Task], seen: set[Path], payload: Payload) -> Repo
         raise ClusterError(f"worker {name} on {machine()} has {differing}")
     try:
         # who sees another disk there would make a store of its own
-        if (payload not in _seeing) and not (blind := payload.mark.unseen()):
-            _seeing.add(payload)
+        if payload not in _seeing:
+            patience = 0.0 if payload in _blind_in else PATIENCE
+            blind = payload.mark.unseen(patience)
+            (_blind_in if blind else _seeing).add(payload)
         if not blind:
             outcomes += _outcomes(batch, seen, payload)
     except _Lost as error:
@@ -769,4 +783,5 @@ def _seal() -> None:
         tools.extractor.close()
     _in_use.clear()
     _seeing.clear()
+    _blind_in.clear()
     _tools.cache_clear()

@@ -10,16 +10,19 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from command import as_json, avarnet
+from rich.console import Console
 from small import clip, fill
 
 import avarnet as cli
 from extract.synthetic import make_clip
-from features import Shard
+from features import Recipe, Shard, Store, Writer
 from manifests import Clip, Interval, read, write
 
 BACKBONES = ["--weights", "random", "--video-model", "mobilevit_xxs"]
@@ -170,6 +173,48 @@ def test_predict_new_videos(project: dict[str, Any], tmp_path: Path) -> None:
     said = avarnet("predict", run, mute)
     assert "no audio in this clip" in said
     avarnet("predict", run, tmp_path / "bad.mp4", code=1)
+
+
+def test_predict_with_a_run_of_an_older_reading_code(
+    project: dict[str, Any], clips: Path, tmp_path: Path
+) -> None:
+    """A run and a store as they were before versions of it were counted."""
+    old = tmp_path / "run"
+    shutil.copytree(project["folder"] / "run", old)
+    whole = json.loads((old / "run.json").read_text())
+    recipe = Recipe.from_json(json.dumps(whole["recipe"]))
+    for settings in recipe.streams.values():
+        assert settings.pop("reading") == 2
+    whole["recipe"] = json.loads(recipe.to_json())
+    (old / "run.json").write_text(json.dumps(whole))
+    video = clips / "Explosion" / "0.mp4"
+    err = StringIO()
+    with patch("avarnet.inputs.err", Console(file=err, width=1000)):
+        (then,) = as_json("predict", old, video)
+        (now,) = as_json("predict", project["folder"] / "run", video)
+    said = err.getvalue()
+    assert said.count("READ OTHERWISE") == 1  # the run of today says nothing
+    assert "one before versions were counted, not version 2" in said
+    assert "sound is placed by its time stamps" in said
+    assert then["label"] == now["label"]
+    # the store that it was trained on
+    said = avarnet(
+        "extract",
+        project["folder"] / "m.jsonl",
+        old_store(project, tmp_path, recipe),
+        *project["network"],
+        code=1,
+    )
+    assert "cannot be extended" in said
+    assert "give the folder of a new store" in said
+
+
+def old_store(project: dict[str, Any], tmp_path: Path, recipe: Recipe) -> Path:
+    """The project's clips in a store of an older recipe."""
+    with Writer(tmp_path / "old", recipe) as writer:
+        for clip_id, features in Store(project["folder"] / "store").items():
+            writer.add(clip_id, features)
+    return tmp_path / "old"
 
 
 def test_predict_tells_intervals_and_writes_pages(project: dict[str, Any], tmp_path: Path) -> None:

@@ -121,7 +121,10 @@ def test_the_folder_is_away_for_a_while(tmp_path: Path) -> None:
     assert complete(store, {str(n) for n in range(20)})
 
 
-def test_a_folder_that_cannot_be_written_ends_the_job(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_ends_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("extract.job.FOUND", 2.0)
     some = tasks(tmp_path / "v", ["slow 0.1"] * 10)
     store = tmp_path / "s"
     Writer(store, RECIPE)

@@ -1,0 +1,162 @@
+"""Extraction as a terminal, a pipe and a batch system's signals find it, in real processes."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from command import as_json, avarnet
+
+from avarnet import terminal
+from extract.synthetic import make_clip
+from features import Store, verify
+
+CLIPS = 12
+NOISE = re.compile(r"Traceback|Error\b|Exception|distributed|asyncio|tornado|never retrieved")
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("interrupted")
+    for number in range(CLIPS):
+        make_clip(folder / "v" / "Crash" / f"{number}.mp4", "Crash", number, seconds=1.0)
+    avarnet("manifest", "folders", folder / "v", "-o", folder / "m.jsonl")
+    return folder / "m.jsonl"
+
+
+class Job:
+    """`avarnet extract` in a process group of its own, as a terminal starts it."""
+
+    def __init__(self, manifest: Path, store: Path, sound_model: str) -> None:
+        words = ("extract", manifest, store, "--workers", 2, "--weights", "random")
+        models = ("--video-model", "mobilevit_xxs", "--audio-model", sound_model)
+        self.store = store
+        self.words = list(map(str, (*words, *models)))
+        self.said = store.with_suffix(".err")
+        with open(self.said, "wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "avarnet", *self.words],
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+                env={**os.environ, "COLUMNS": "300", "PYTHONUNBUFFERED": "1"},
+            )
+
+    def until(self, text: str = "", finished: int = 0) -> None:
+        """Wait until it has said something, and so many clips are finished."""
+        while (
+            text not in self.said.read_text()
+            or len(list(self.store.glob(".spool-*/*.safetensors"))) < finished
+        ):
+            assert self.process.poll() is None, self.said.read_text()
+            time.sleep(0.01)
+
+    def tell(self, number: signal.Signals) -> None:
+        os.killpg(self.process.pid, number)
+
+    def end(self) -> str:
+        self.process.wait(timeout=300)
+        return self.said.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+@pytest.mark.parametrize(
+    ("text", "wait", "finished"),
+    [("starting 2 processes", 0.0, 0), ("starting 2 processes", 1.0, 0), ("starting", 0.0, 2)],
+    ids=["at-the-start-of-the-cluster", "while-it-starts", "in-work"],
+)
+def test_the_first_signal_ends_it_in_order(
+    videos: Path,
+    sound_model: str,
+    tmp_path: Path,
+    number: signal.Signals,
+    text: str,
+    wait: float,
+    finished: int,
+) -> None:
+    job = Job(videos, tmp_path / "s", sound_model)
+    job.until(text, finished)
+    time.sleep(wait)
+    job.tell(number)
+    said = job.end()
+    assert not NOISE.search(said), said
+    assert job.process.returncode == 1
+    assert "finishing the clips in work" in said
+    assert ("press again to stop" in said) == (number == signal.SIGINT)
+    left = re.search(r"error: interrupted with (\d+) clips? left; what is finished is in", said)
+    assert left, said
+    store = Store(tmp_path / "s")
+    assert len(store) == CLIPS - int(left[1])
+    assert len(store) >= finished
+    assert verify(tmp_path / "s") == (len(store), [])
+    assert not list((tmp_path / "s").glob(".spool*"))
+    if finished:  # it goes on when it is run again
+        again = as_json(*job.words)
+        assert len(again["already"]) == len(store)
+        assert len(again["already"]) + len(again["extracted"]) == CLIPS
+
+
+@pytest.mark.parametrize("finished", [0, 2], ids=["while-the-cluster-starts", "in-work"])
+def test_a_second_ctrl_c_stops_at_once_without_a_traceback(
+    videos: Path, sound_model: str, tmp_path: Path, finished: int
+) -> None:
+    job = Job(videos, tmp_path / "s", sound_model)
+    job.until("starting 2 processes", finished)
+    job.tell(signal.SIGINT)
+    job.until("press again to stop")
+    job.tell(signal.SIGINT)
+    said = job.end()
+    assert not NOISE.search(said), said
+    assert "error: interrupted" in said
+    assert job.process.returncode == 1
+    again = as_json(*job.words)
+    assert len(again["already"]) >= finished
+    assert len(again["already"]) + len(again["extracted"]) == CLIPS
+
+
+def test_ctrl_c_while_the_networks_are_loaded(
+    videos: Path, sound_model: str, tmp_path: Path
+) -> None:
+    for wait in (0.0, 1.0):
+        job = Job(videos, tmp_path / f"{wait}", sound_model)
+        job.until("loading the networks: mobilevit_xxs, ")
+        time.sleep(wait)
+        job.tell(signal.SIGINT)
+        said = job.end()
+        assert not NOISE.search(said), said
+        assert said.endswith("\nerror: interrupted before anything was begun\n")
+        assert job.process.returncode == 1
+        assert not (tmp_path / f"{wait}").exists()
+
+
+def test_a_line_a_minute_where_there_is_no_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The minute is a short one; the times are those of a clock that the test moves."""
+    now = [100.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(terminal, "LINE_SECONDS", 0.05)
+    with terminal.footage_bar("extracting", lambda: 3) as show:
+        show(0.0, 7200.0)
+        said = ""
+        while not said:
+            said = capsys.readouterr().err
+            time.sleep(0.01)
+        assert said.splitlines()[0] == (
+            "extracting: 0:00:00 of 2:00:00 of video, 0.0 x real time, 3 failed"
+        )
+        now[0] += 60  # in which it has done 20 minutes
+        show(1200.0, 7200.0)
+        expected = (
+            "extracting: 0:20:00 of 2:00:00 of video, 20.0 x real time, about "
+            "0:05:00 left, 3 failed"
+        )
+        while expected not in said.splitlines():
+            said += capsys.readouterr().err
+            time.sleep(0.01)
