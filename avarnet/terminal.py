@@ -60,8 +60,6 @@ class _Console(Console):
 out = _Console(emoji=False)
 err = _Console(stderr=True, emoji=False)
 LINE_SECONDS = 60.0  # from one line to the next, where there is no bar
-out = Console()
-err = Console(stderr=True)
 
 
 def fail(message: str) -> NoReturn:
