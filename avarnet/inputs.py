@@ -13,7 +13,7 @@ from rich.console import Console
 
 import features
 import manifests
-from avarnet.terminal import counted, err, fail, plain, shown
+from avarnet.console import counted, err, fail, plain, shown
 
 if TYPE_CHECKING:
     from features import Recipe

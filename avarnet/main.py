@@ -12,9 +12,19 @@ import typer
 
 import features
 import manifests
-from avarnet import demo, doctor, evaluate, extract, manifest, predict, search, train, watch
-from avarnet import features as feature_commands
-from avarnet.terminal import fail, named, out
+from avarnet.commands import (
+    demo,
+    doctor,
+    evaluate,
+    extract,
+    manifest,
+    predict,
+    search,
+    train,
+    watch,
+)
+from avarnet.commands import features as feature_commands
+from avarnet.console import fail, named, out
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -60,7 +60,7 @@ def worker(part: str, videos: list[Path], model: str, device: str, pipe: Connect
 
     from benchmarks.gpu_steps.extraction import Memory, exhaust
     from extract import Extractor, make_recipe
-    from extract.reader import Request, read
+    from extract.decoding.reader import Request, read
 
     torch.set_num_threads(1)
     precision = "fp32" if device == "cpu" else "bf16"

@@ -32,7 +32,7 @@ from rich.table import Table
 sys.path[0] = str(Path(__file__).parents[1])  # a script beside this one has the name of a package
 
 from extract import Cluster, Task, extract  # noqa: E402
-from extract.plan import batches  # noqa: E402
+from extract.job.batching import batches  # noqa: E402
 from features import Features, Recipe, verify  # noqa: E402
 
 WORKERS = ["--nworkers", "2", "--nthreads", "1", "--no-dashboard", "--memory-limit", "0"]

@@ -48,7 +48,7 @@ from features import Features, Recipe, Store, Writer  # noqa: E402
 from manifests import Clip  # noqa: E402
 from train import Config, train_run  # noqa: E402
 from train.data import Batch, Clips  # noqa: E402
-from train.fit import Sides, _keep_memory, _Training, layers_to_cover, score  # noqa: E402
+from train.fitting.trainer import Sides, _keep_memory, _Training, layers_to_cover, score  # noqa: E402
 
 SIZES = {"video": 640, "audio": 768}
 CLASSES = 10

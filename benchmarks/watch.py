@@ -142,7 +142,7 @@ def networks(run: Path) -> tuple[float, dict[float, float], float]:
     """Return the ms for a frame, for a window of sound by its length, and for a score."""
     import torch
 
-    from extract.decode import SAMPLE_RATE
+    from extract.decoding.media import SAMPLE_RATE
     from extract.extractor import networks_of
     from train import LiveScorer, Run
 
@@ -167,10 +167,10 @@ def extraction(run: Path) -> dict[str, float]:
     """Return the ms a snippet of the sound's network over a minute, in both kinds of windows."""
     import torch
 
-    from extract.decode import SAMPLE_RATE
+    from extract.audio_windows import Listening
+    from extract.decoding.media import SAMPLE_RATE
     from extract.extractor import networks_of
-    from extract.listening import Listening
-    from extract.trailing import Trailing
+    from extract.live.trailing_windows import Trailing
     from train import Run
 
     ear = networks_of(Run.load(run).recipe, torch.device("cpu"))["audio"]
@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=30, help="of the stream")
     parser.add_argument("--video-model", default="mobilevit_xxs")
     asked = parser.parse_args()
-    from extract.trailing import trailing_seconds
+    from extract.live.trailing_windows import trailing_seconds
 
     window = trailing_seconds(STEP)
     with tempfile.TemporaryDirectory() as folder:

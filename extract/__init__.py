@@ -6,17 +6,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from extract.backbones import WeightsError
-    from extract.cluster import Cluster, ClusterError
-    from extract.decode import ClipError, footage
+    from extract.backbones.base import WeightsError
+    from extract.cluster.cluster import Cluster, ClusterError
+    from extract.decoding.media import ClipError, footage
+    from extract.decoding.reader import Reader
     from extract.extractor import Extractor, Files, make_recipe, read_otherwise, read_text
-    from extract.job import Outcome, Summary, extract
-    from extract.live import Snippet, live_snippets
-    from extract.look import Glimpse, glimpse
-    from extract.plan import Status, Task, status
+    from extract.job.batching import Status, Task, status
+    from extract.job.client import Outcome, Summary, extract
+    from extract.live.live_features import Snippet, live_snippets
+    from extract.live.stream_receiver import Gap
     from extract.precision import choose_precision
-    from extract.reader import Reader
-    from extract.receiver import Gap
+    from extract.thumbnail import Glimpse, glimpse
 
 __all__ = [
     "ClipError",
@@ -45,23 +45,27 @@ __all__ = [
     "status",
 ]
 _MODULES = {
-    "ClipError": "decode",
-    "footage": "decode",
-    "Reader": "reader",
-    "WeightsError": "backbones",
+    "ClipError": "decoding.media",
+    "footage": "decoding.media",
+    "Reader": "decoding.reader",
+    "WeightsError": "backbones.base",
 }
 _MODULES |= dict.fromkeys(("Extractor", "Files", "make_recipe"), "extractor")
 _MODULES |= dict.fromkeys(("read_otherwise", "read_text"), "extractor")
-_MODULES |= dict.fromkeys(("Glimpse", "glimpse"), "look")
-_MODULES |= dict.fromkeys(("Outcome", "Summary", "extract"), "job")
-_MODULES |= {"Gap": "receiver", "Snippet": "live", "live_snippets": "live"}
-_MODULES |= {"Task": "plan", "Status": "plan", "status": "plan"}
+_MODULES |= dict.fromkeys(("Glimpse", "glimpse"), "thumbnail")
+_MODULES |= dict.fromkeys(("Outcome", "Summary", "extract"), "job.client")
+_MODULES |= {
+    "Gap": "live.stream_receiver",
+    "Snippet": "live.live_features",
+    "live_snippets": "live.live_features",
+}
+_MODULES |= {"Task": "job.batching", "Status": "job.batching", "status": "job.batching"}
 _MODULES |= {"choose_precision": "precision", "NotFiniteError": "finite"}
-_MODULES |= {"Cluster": "cluster", "ClusterError": "cluster"}
+_MODULES |= {"Cluster": "cluster.cluster", "ClusterError": "cluster.cluster"}
 
 
 def __getattr__(name: str) -> Any:
-    # loaded when asked for: the reading process (`extract.reader`) must stay without torch
+    # loaded when asked for: the reading process (`extract.decoding.reader`) must stay without torch
     if name in _MODULES:
         return getattr(import_module(f"extract.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'extract' has no attribute {name!r}")

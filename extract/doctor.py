@@ -18,9 +18,9 @@ import timm
 from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 
-from extract.cluster import QUEUES
-from extract.plan import Task
-from extract.reader import End, Failed, Frame, Message, Preparation, Reader, Sound
+from extract.cluster.cluster import QUEUES
+from extract.decoding.reader import End, Failed, Frame, Message, Preparation, Reader, Sound
+from extract.job.batching import Task
 from extract.synthetic import write_video
 
 # FFmpeg's encoders of picture and sound; every build has its own mpeg4

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from extract.backbones import (
+from extract.audio_windows import Listening
+from extract.backbones.base import (
     READING_VERSION,
     FrameBackbone,
     SoundBackbone,
@@ -20,11 +21,8 @@ from extract.backbones import (
     load_backbone,
     refuse_random,
 )
-from extract.decode import SAMPLE_RATE, ClipError
-from extract.device import pick_device, reading_processes, running_on
-from extract.finite import Extracted, as_stored, clean_sound
-from extract.listening import Listening
-from extract.reader import (
+from extract.decoding.media import SAMPLE_RATE, ClipError
+from extract.decoding.reader import (
     MEMORY_BYTES,
     PATIENCE,
     Begin,
@@ -34,8 +32,10 @@ from extract.reader import (
     Readable,
     Sound,
 )
-from extract.readers import Readers
-from extract.trailing import TRAILING, Trailing, trailing_seconds
+from extract.decoding.reader_pool import Readers
+from extract.device import pick_device, reading_processes, running_on
+from extract.finite import Extracted, as_stored, clean_sound
+from extract.live.trailing_windows import TRAILING, Trailing, trailing_seconds
 from features import FeatureError, Features, Flag, Recipe
 from features.recipe import READING
 

@@ -13,9 +13,9 @@ import torch
 from dask.distributed import KilledWorker
 from numpy.typing import NDArray
 
-from extract.backbones import FrameBackbone, SoundBackbone
-from extract.cluster import Cluster, ClusterError
-from extract.decode import SAMPLE_RATE
+from extract.backbones.base import FrameBackbone, SoundBackbone
+from extract.cluster.cluster import Cluster, ClusterError
+from extract.decoding.media import SAMPLE_RATE
 from extract.device import pick_device
 from extract.extractor import FRAMES_PER_BATCH, load_networks
 

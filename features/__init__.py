@@ -1,22 +1,22 @@
 """The contract between the two stages: sharded HDF5 feature stores. numpy and h5py, never torch."""
 
 from features.card import Entry, Overview, entries, overview, write_card
-from features.check import Damage, repair, try_folder, verify
-from features.clip import Features, Flag
-from features.convert import (
+from features.clip_features import Features, Flag
+from features.format.shard import Shard
+from features.integrity import Damage, repair, try_folder, verify
+from features.interop.convert import (
     ImportSummary,
     export_npy,
     export_safetensors,
     export_webdataset,
     import_npy,
 )
-from features.edit import Difference, compact, diff, drop, merge
-from features.join import Joined, join
+from features.joined_store import Joined, join
 from features.recipe import FeatureError, Recipe, VersionError, WriteError
-from features.search import Hit, Searcher, search
-from features.shard import Shard
-from features.share import Remote, Transfer, pull, push
+from features.similarity import Hit, Searcher, search
 from features.store import RECIPE_FILE, Store, create, read_recipe
+from features.store_ops import Difference, compact, diff, drop, merge
+from features.transfer.push_pull import Remote, Transfer, pull, push
 from features.writer import Writer, pack, recover
 
 __all__ = [

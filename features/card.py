@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from rich.filesize import decimal
 
-from features.clip import Flag
+from features.clip_features import Flag
+from features.format.shard_index import VERSION
 from features.store import Store
-from features.table import VERSION
 
 CARD_FILE = "CARD.md"
 

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from features.clip import Features
+from features.clip_features import Features
+from features.format.shard import Shard
 from features.recipe import MOST_BYTES, FeatureError, Recipe
-from features.shard import Shard
 
 RECIPE_FILE = "recipe.json"
 UNFINISHED = f".{RECIPE_FILE}-"  # before the name of a recipe that is being written

@@ -9,10 +9,10 @@ from typing import Self
 
 import numpy as np
 
-from features.clip import Features
+from features.clip_features import Features
+from features.format.shard import check_clip, write_shard
+from features.pending_clips import Spool, abandoned_spools
 from features.recipe import FeatureError, Recipe, WriteError
-from features.shard import check_clip, write_shard
-from features.spool import Spool, abandoned_spools
 from features.store import UNFINISHED, Store, create
 
 SHARD_BYTES = 256 * 2**20

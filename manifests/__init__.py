@@ -1,15 +1,15 @@
 """What there is to process: clips, labels, intervals and splits. No torch, no h5py."""
 
-from manifests.check import Finding, Probed, check
 from manifests.clip import Clip, Interval, ManifestError
-from manifests.folders import from_folders
-from manifests.groups import Grouped, with_groups
-from manifests.io import default_root, parse, read, reason, relative_path, write
-from manifests.listing import VIDEO_SUFFIXES, Found, Listing, videos_below
+from manifests.jsonl import default_root, parse, read, reason, relative_path, write
+from manifests.sources.csv import from_csv
+from manifests.sources.folders import from_folders
+from manifests.sources.groups import Grouped, with_groups
+from manifests.sources.ucf_crime import from_ucf_crime
+from manifests.sources.video_files import VIDEO_SUFFIXES, Found, Listing, videos_below
+from manifests.sources.xd_violence import CODES, from_xd_violence
 from manifests.split import assign_folds, assign_split, split_table
-from manifests.table import from_csv
-from manifests.ucf_crime import from_ucf_crime
-from manifests.xd_violence import CODES, from_xd_violence
+from manifests.validate import Finding, Probed, check
 
 __all__ = [
     "CODES",

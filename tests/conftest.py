@@ -47,7 +47,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def sound_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder in transformers' format with a small Wav2Vec2's architecture, without weights."""
-    from little import LITTLE
+    from small_networks import LITTLE
     from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor
 
     folder = tmp_path_factory.mktemp("wav2vec2-small")

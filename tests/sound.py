@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.listening import Listening
-from extract.trailing import Trailing
+from extract.audio_windows import Listening
+from extract.live.trailing_windows import Trailing
 
 
 def noise(samples: int) -> NDArray[np.float32]:

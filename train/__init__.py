@@ -6,21 +6,21 @@ scikit-learn is imported where it is used: it takes half as long as torch does, 
 
 from typing import TYPE_CHECKING, Any
 
-from train.ablate import ablate
-from train.compare import compare_runs
 from train.config import Config, TrainError
-from train.evaluate import evaluate_run, judge_run
+from train.evaluation.compare import compare_runs
+from train.evaluation.evaluate import evaluate_run, judge_run
+from train.experiments.ablate import ablate
+from train.experiments.sweep import Search, sweep
 from train.export import export_run
-from train.live import LiveScorer
-from train.loss import mtcn_loss
-from train.mtcn import MTCN
-from train.network import AVARNet
+from train.losses import mtcn_loss
+from train.models.mtcn import MTCN
+from train.models.network import AVARNet
 from train.predict import Prediction, Predictor
 from train.run import Run, train_run
-from train.sweep import Search, sweep
+from train.streaming import LiveScorer
 
 if TYPE_CHECKING:
-    from train.classifier import MTCNClassifier
+    from train.sklearn_estimator import MTCNClassifier
 
 __all__ = [
     "MTCN",
@@ -46,7 +46,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "MTCNClassifier":  # is a class of scikit-learn's
-        from train.classifier import MTCNClassifier
+        from train.sklearn_estimator import MTCNClassifier
 
         return MTCNClassifier
     raise AttributeError(f"module 'train' has no attribute {name!r}")

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train.chance import seeds, uniform
 from train.config import Config
 from train.data import Batch
+from train.models.random_numbers import seeds, uniform
 
 
 def augment(batch: Batch, config: Config) -> Batch:

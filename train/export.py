@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from train.config import TrainError
-from train.fit import POOLING
+from train.fitting.trainer import POOLING
 from train.run import Run
 
 EXAMPLE_SNIPPETS = 24  # of the clip that is traced; any number goes in later

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from features import Store, join
 from train.config import Config, TrainError
 from train.data import Clips
-from train.fit import Epoch, Sides, fit, stack_size
+from train.fitting.trainer import Epoch, Sides, fit, stack_size
 
 CHECKPOINT = "checkpoint-"
 OnEpoch = Callable[[int, Epoch, bool], None]

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from features import Features
 from train.data import Clips
-from train.fit import POOLING, score
-from train.intervals import Anomaly, anomaly_scores
+from train.evaluation.intervals import Anomaly, anomaly_scores
+from train.fitting.trainer import POOLING, score
 from train.run import Run
 
 PIECE = 4096  # snippets of a long clip that are scored at once, and what they see beyond

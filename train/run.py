@@ -27,15 +27,15 @@ from safetensors import SafetensorError
 
 from features import FeatureError, Joined, Recipe, Store
 from manifests import Clip
-from train.answers import answers_of
 from train.config import Config, TrainError
 from train.data import Clips
-from train.detection import CLASSES, NORMAL_LABELS, weak_labels
-from train.fit import DETECTION_LAYERS, Epoch, Sides, layers_to_cover
-from train.intervals import Hysteresis, anomaly_scores
-from train.network import AVARNet
+from train.evaluation.frames import CLASSES, NORMAL_LABELS, weak_labels
+from train.evaluation.intervals import Hysteresis, anomaly_scores
+from train.fitting.trainer import DETECTION_LAYERS, Epoch, Sides, layers_to_cover
+from train.inference import answers_of
+from train.models.network import AVARNet
 from train.parallel import CHECKPOINT, Work, fit_groups, groups_of
-from train.protocol import Part, parts
+from train.splits import Part, parts
 
 VERSION = 3
 RUN_FILE = "run.json"

@@ -10,7 +10,7 @@ from benchmarks.gpu_steps import CPU, Findings, Options, timed
 from features import Features
 from train import Config
 from train.data import Clips
-from train.fit import Sides, _Training
+from train.fitting.trainer import Sides, _Training
 
 LENGTHS = (20, 480)  # snippets
 CLASSES = 10

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.gpu_steps import STEP_SECONDS, Findings, Options, sources, timed
 from extract import Extractor, Files, make_recipe
-from extract.readers import Readers
+from extract.decoding.reader_pool import Readers
 from extract.synthetic import SOUND_RATE, write_video
 from features import Features, Writer
 

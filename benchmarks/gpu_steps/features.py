@@ -51,7 +51,7 @@ def rows_of(network: Any, batch_only: bool = False) -> dict[str, Array]:
     """Return the rows of a network: of frames together and alone, or of windows of sound."""
     rng = np.random.default_rng(0)
     if network.reads == "sound":
-        from extract.listening import SAMPLE_RATE, Listening
+        from extract.audio_windows import SAMPLE_RATE, Listening
 
         at = np.arange(SOUND_SECONDS * SAMPLE_RATE) / SAMPLE_RATE
         tone = np.sin(2 * np.pi * 200 * at * (1 + at / 14)) * (np.sin(3 * at) > 0)

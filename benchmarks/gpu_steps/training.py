@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import train.fit
+import train.fitting.trainer
 from benchmarks.gpu_steps import CPU, Findings, Options
 from features import Features
 from train import Config
 from train.data import Clips
-from train.fit import POOLING, Sides, fit, score
-from train.loss import mtcn_loss
-from train.mtcn import MTCN
+from train.fitting.trainer import POOLING, Sides, fit, score
+from train.losses import mtcn_loss
+from train.models.mtcn import MTCN
 
 SIZES = {"video": 24, "audio": 16}
 CLASSES, STRETCH = 3, 4  # the class is told by so many snippets of a clip
@@ -95,7 +95,7 @@ def world(count: int) -> tuple[Clips, NDArray[np.int64]]:
 
 def resumes(clips: Clips, targets: NDArray[np.int64], sides: list[Sides], options: Options) -> bool:
     """Return whether training that is interrupted and resumed ends in the same weights."""
-    train.fit.SAVE_SECONDS = 0.0  # a checkpoint after each epoch
+    train.fitting.trainer.SAVE_SECONDS = 0.0  # a checkpoint after each epoch
     config = Config(layers=5, epochs=6, patience=6)
     checkpoint = options.folder / "checkpoint.safetensors"
 

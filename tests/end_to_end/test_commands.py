@@ -18,7 +18,7 @@ from unittest.mock import patch
 import pytest
 from command import as_json, avarnet
 from rich.console import Console
-from small import clip, fill
+from small_stores import clip, fill
 
 import avarnet as cli
 from extract.synthetic import make_clip
@@ -450,8 +450,8 @@ IMPORTS = {
     "features": {"manifests", "extract", "train", "torch"},
     "train": {"extract", "timm", "transformers", "av", "dask", "sklearn", "scipy"},
     "extract": {"train", "torch"},
-    "extract.reader": {"train", "torch", "scipy"},
-    "extract.job": {"train", "timm", "transformers", "scipy"},
+    "extract.decoding.reader": {"train", "torch", "scipy"},
+    "extract.job.client": {"train", "timm", "transformers", "scipy"},
     "avarnet": {"extract", "train", "torch"},
 }
 

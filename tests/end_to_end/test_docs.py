@@ -24,10 +24,10 @@ import timm
 import torch
 import typer
 from cameras import transport_stream, whole
-from little import save_clip, save_wav2vec2
 from safetensors.torch import save_file
 from slurm import slurm
-from small import RECIPE, clip
+from small_networks import save_clip, save_wav2vec2
+from small_stores import RECIPE, clip
 
 import avarnet
 import manifests

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import as_json, avarnet
-from small import RECIPE, clip, fill, same
+from small_stores import RECIPE, clip, fill, same
 
 from features import Store, pack
 from manifests import Clip, write

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from command import as_json, at_a_terminal, avarnet, in_a_process
 from rich.text import Text
-from small import clip, fill
+from small_stores import clip, fill
 
-from avarnet.terminal import plain, shown
-from extract.decode import probe
+from avarnet.console import plain, shown
+from extract.decoding.media import probe
 from extract.synthetic import make_clip
 from manifests import VIDEO_SUFFIXES, Clip, write
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from command import as_json, avarnet
 
-from avarnet import terminal
+from avarnet import console as terminal
 from extract.synthetic import make_clip
 from features import Store, verify
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import timm
 from command import as_json, avarnet
-from little import save_clip, save_wav2vec2
 from safetensors.torch import save_file
-from small import clip, fill
+from small_networks import save_clip, save_wav2vec2
+from small_stores import clip, fill
 
 from features import Store
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from command import PLAIN, at_a_terminal, in_a_process
-from small import clip, fill
+from small_stores import clip, fill
 
 from manifests import Clip, write
 

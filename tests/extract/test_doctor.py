@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from extract import doctor
-from extract.reader import End, Reader, Sound
+from extract.decoding.reader import End, Reader, Sound
 
 
 def test_codecs_are_read_or_not_tried(

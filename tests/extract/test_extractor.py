@@ -18,12 +18,12 @@ import psutil
 import pytest
 import soundfile
 import torch
-from instant import Instant
+from fake_extractor import Instant
 from numpy.typing import NDArray
-from small import RECIPE
+from small_stores import RECIPE
 
 from extract import ClipError, Cluster, Extractor, Files, Task, WeightsError, extract, make_recipe
-from extract.reader import Prepare
+from extract.decoding.reader import Prepare
 from extract.synthetic import SOUND_RATE, make_clip, write_video
 from features import FeatureError, Features, Flag, Recipe, Store, Writer, verify
 
@@ -311,7 +311,7 @@ def test_two_thousand_clips_leave_a_worker_as_it_was(sound_model: str, tmp_path:
 
     def weigh(done: float, total: float) -> None:
         family = psutil.Process().children(recursive=True)
-        readers = [p for p in family if "extract.reader" in " ".join(p.cmdline())]
+        readers = [p for p in family if "extract.decoding.reader" in " ".join(p.cmdline())]
         if readers:
             worker = readers[0].parent()
             assert worker is not None

@@ -14,10 +14,10 @@ import pytest
 import soundfile
 import torch
 from command import as_json, avarnet
-from instant import Instant
-from little import save_wav2vec2
+from fake_extractor import Instant
 from numpy.typing import NDArray
-from small import RECIPE, clip, fill
+from small_networks import save_wav2vec2
+from small_stores import RECIPE, clip, fill
 from sound import noise
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 

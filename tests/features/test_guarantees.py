@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import RECIPE, clip, fill, same, write_some, write_until_killed
+from small_stores import RECIPE, clip, fill, same, write_some, write_until_killed
 
 from features import (
     FeatureError,

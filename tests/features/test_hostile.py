@@ -25,11 +25,11 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from small import RECIPE, SIZES, clip, fill, same
+from small_stores import RECIPE, SIZES, clip, fill, same
 
 from features import FeatureError, Features, Flag, Recipe, Shard, Store, compact, verify
-from features.shard import file_hash
-from features.table import COLUMNS, clip_digest, clip_header, tables_checksum
+from features.format.shard import file_hash
+from features.format.shard_index import COLUMNS, clip_digest, clip_header, tables_checksum
 
 CASES = int(os.environ.get("AVARNET_FUZZ_CASES", "2000"))  # more of them use more seeds
 BATCH = 250  # cases in one process

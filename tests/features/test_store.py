@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import RECIPE, SIZES, clip, fill, same
+from small_stores import RECIPE, SIZES, clip, fill, same
 
 from features import (
     FeatureError,

@@ -16,7 +16,7 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 from features import Features, Recipe, Store, Writer
 from manifests import Clip, assign_split
 from train import Config, Predictor, Run, TrainError, evaluate_run, train_run
-from train.metrics import recognition
+from train.evaluation.recognition import recognition
 
 RECIPE = Recipe(0.25, "fp32", {"video": {"features": 6}, "audio": {"features": 4}})
 SMALL = Config(channels=16, stages=2, epochs=50)

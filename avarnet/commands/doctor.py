@@ -1,0 +1,158 @@
+"""`avarnet doctor`: what is there, what lacks, and what to do."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import platform
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import typer
+from rich.filesize import decimal
+
+import features
+from avarnet.console import DONE, FAILED, counted, named, out, plain, print_json
+from avarnet.inputs import AUDIO_MODEL, EXTRACT_EXTRA, VIDEO_MODEL, has_extract
+from avarnet.options import Json
+
+app = typer.Typer()
+
+WEIGHTS_OPTIONS = ("--video-weights FILE", "--audio-model FOLDER")
+BYTES_AN_HOUR = 1408 * 2 * 4 * 3600  # of video, by these networks in float16, 4 snippets a second
+LITTLE_ROOM = 2**30  # bytes; a few shards
+OPTIONAL = {  # extra -> what tells that it is installed, and what needs it
+    "flow": ("cv2", "extract --stream flow"),
+    "tensorboard": ("tensorboard", "train --tensorboard"),
+    "sweep": ("optuna", "sweep"),
+    "onnx": ("onnxruntime", "export to ONNX"),
+}
+
+
+class Check(NamedTuple):
+    """What `doctor` says of one thing: all is well, something one may want is not, it is broken."""
+
+    check: str
+    state: Literal["ok", "note", "broken"]
+    says: str
+
+
+@app.command(epilog="Example: `avarnet doctor /scratch/store`")
+def doctor(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Where a store is to be.", show_default="here")
+    ] = Path(),
+    as_json: Json = False,
+) -> None:
+    """Try what avarnet needs of this machine, and say the way out of what is wrong."""
+    colours = {"ok": "green", "note": "yellow", "broken": "red"}
+    checks = []
+    for check in _checks(folder):
+        checks.append(check)
+        if not as_json:
+            state = f"[{colours[check.state]}]{check.state:6}[/]"
+            words = plain(f"{check.check}: {check.says}")
+            out.print(state, words, highlight=False, soft_wrap=True)
+    fine = all(check.state != "broken" for check in checks)
+    if as_json:
+        print_json({"fine": fine, "checks": [check._asdict() for check in checks]})
+    raise typer.Exit(DONE if fine else FAILED)
+
+
+def _checks(folder: Path) -> Iterator[Check]:
+    yield Check("python", "ok", f"{platform.python_version()} on {platform.platform()}")
+    attempts: dict[str, tuple[Callable[[], Iterator[Check]], str]] = {
+        "torch": (_check_torch, "install the torch for this machine: pytorch.org"),
+        "train": (_check_train, "pip install --force-reinstall avarnet"),
+        "store": (partial(_check_folder, folder), "give another folder"),
+        "extract": (_check_extract, "pip install --force-reinstall 'avarnet[extract]'"),
+    }
+    for name, (attempt, way_out) in attempts.items():
+        try:
+            yield from attempt()
+        except Exception as error:  # a broken installation fails in its own way
+            yield Check(name, "broken", f"{named(error)}; {way_out}")
+    for extra, (module, what) in OPTIONAL.items():
+        if importlib.util.find_spec(module):
+            yield Check(extra, "ok", f"for {what}")
+        else:
+            yield Check(extra, "note", f"{what} needs it: pip install 'avarnet[{extra}]'")
+
+
+def _check_torch() -> Iterator[Check]:
+    import torch
+
+    threads = counted(torch.get_num_threads(), "CPU thread")
+    yield Check("torch", "ok", f"{torch.__version__}, {threads}")
+    with warnings.catch_warnings(record=True) as said:  # why it cannot use a GPU's driver
+        warnings.simplefilter("always")
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    devices = {f"cuda:{number}": torch.cuda.get_device_name(number) for number in range(gpus)}
+    if torch.backends.mps.is_available():
+        devices["mps"] = "Apple's GPU"
+    for device, name in devices.items():
+        torch.ones(8, 8, device=device).sum().item()
+        yield Check(device, "ok", name)
+    if not devices and shutil.which("nvidia-smi"):
+        why = f" ({said[0].message})" if said else ""
+        out_of_it = "install the torch for its driver: pytorch.org"
+        yield Check("GPU", "note", f"there is one, but torch cannot use it{why}; {out_of_it}")
+    elif not devices:
+        yield Check("GPU", "note", "none: extract and train run on the CPU")
+
+
+def _check_train() -> Iterator[Check]:
+    importlib.import_module("train.report.run")  # it imports all that stage 2 needs
+    yield Check("train", "ok", "stage 2 can be imported")
+
+
+def _check_folder(folder: Path) -> Iterator[Check]:
+    wanted = folder.absolute()
+    there = next(path for path in (wanted, *wanted.parents) if path.exists())
+    features.try_folder(there)
+    yield Check("store", "ok", f"can be written, sealed and read in {there}")
+    free = shutil.disk_usage(there).free
+    room = f"{decimal(free)} are free: features of {free / BYTES_AN_HOUR:,.0f} hours of video"
+    if free > LITTLE_ROOM:
+        yield Check("disk", "ok", room)
+    else:
+        yield Check("disk", "note", f"only {room}; make room, or give a folder on another disk")
+
+
+def _check_extract() -> Iterator[Check]:
+    if not has_extract():
+        yield Check("extract", "note", EXTRACT_EXTRA)
+        return
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from extract import doctor as stage1
+
+    read = stage1.try_codecs()
+    for codec in stage1.CODECS:
+        if codec not in read:
+            yield Check(codec, "note", "not tried: this FFmpeg has nothing to encode it with")
+        elif reason := read[codec]:
+            way_out = "pip install --force-reinstall av"
+            yield Check(codec, "broken", f"cannot be read ({reason}); {way_out}")
+        else:
+            yield Check(codec, "ok", "can be read")
+    networks = stage1.cached_weights(VIDEO_MODEL, AUDIO_MODEL)
+    for (name, cached), option in zip(networks.items(), WEIGHTS_OPTIONS, strict=True):
+        if cached:
+            yield Check(name, "ok", f"its weights are in {HF_HUB_CACHE}")
+        else:
+            says = (
+                f"not in {HF_HUB_CACHE}. With internet, the first extract fetches it; without, run "
+                f"'hf download {name}' where there is some and copy that folder, or give {option}"
+            )
+            yield Check(name, "note", says)
+    queues = [f"{does} (--scheduler {name})" for name, does in stage1.batch_systems().items()]
+    if queues:
+        yield Check("queue", "ok", ", ".join(queues))
+    else:
+        says = "no batch system takes jobs from here; --scheduler slurm is for its login node"
+        yield Check("queue", "note", says)

@@ -1,0 +1,398 @@
+"""`avarnet extract`: stage 1."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+import features
+import manifests
+from avarnet.console import (
+    DONE,
+    SOME_FAILED,
+    clock,
+    counted,
+    ended_by_ctrl_c,
+    err,
+    fail,
+    footage_bar,
+    out,
+    plain,
+    print_json,
+)
+from avarnet.inputs import (
+    AUDIO_MODEL,
+    VIDEO_MODEL,
+    need_device,
+    need_extract,
+    root_of,
+    say_assumed,
+    say_random,
+)
+from avarnet.options import Device, Json, Manifest, Root, StorePath
+
+if TYPE_CHECKING:
+    from extract import Cluster, Status, Summary, Task
+    from features import Recipe
+
+NOT_BEGUN = "interrupted before anything was begun"
+app = typer.Typer()
+
+
+@app.command(
+    epilog="Example: `avarnet extract videos.jsonl store --weights random "
+    "--video-model mobilevit_xxs`"
+)
+def extract(
+    manifest: Manifest,
+    store: StorePath,
+    video_model: Annotated[
+        str,
+        typer.Option(help="A timm image model, a folder in the hub's format, or a name there."),
+    ] = VIDEO_MODEL,
+    audio_model: Annotated[
+        str,
+        typer.Option(help="A Wav2Vec2, HuBERT or WavLM: its name on the hub, or a folder."),
+    ] = AUDIO_MODEL,
+    layers: Annotated[
+        str,
+        typer.Option(help="Hidden layers of the audio model to average: last, mean, 6, 4-8, 3,6."),
+    ] = "last",
+    stream: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=MODEL]",
+            help="A further stream: flow, clip, or a backbone that another package brings.",
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=MODEL]",
+            help="Make this stream alone (again for more), to be joined with a store of others.",
+        ),
+    ] = None,
+    weights: Annotated[
+        Literal["pretrained", "random"],
+        typer.Option(help="random: seeded networks that have learned nothing, to try things out."),
+    ] = "pretrained",
+    video_weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="A weights file for the video model: timm's, or transformers' MobileViT."
+        ),
+    ] = None,
+    live: Annotated[
+        bool,
+        typer.Option(
+            "--live",
+            help="For 'watch': hear each snippet as a live stream has it, in the second that ends "
+            "with it, and not in the 20 s around it.",
+        ),
+    ] = False,
+    snippet_seconds: Annotated[float, typer.Option(help="Length of one time step.")] = 0.25,
+    precision: Annotated[
+        Literal["fp32", "bf16", "auto"],
+        typer.Option(
+            help="auto: the store's; for a new one bf16 if it is faster where the work is done "
+            "and as good."
+        ),
+    ] = "fp32",
+    device: Device = "auto",
+    clip_memory: Annotated[
+        float, typer.Option(min=0.1, help="GB that reading a clip may take before it fails.")
+    ] = 2.0,
+    scheduler: Annotated[
+        str,
+        typer.Option(
+            help="local, a running Dask scheduler (tcp://host:8786), or a batch system: slurm, "
+            "pbs, lsf, sge, htcondor."
+        ),
+    ] = "local",
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Processes (of one core each), or jobs in the queue; 0: one a core, or one a GPU.",
+        ),
+    ] = 0,
+    adapt: Annotated[
+        str | None, typer.Option(metavar="MIN:MAX", help="Jobs in the queue, as there is work.")
+    ] = None,
+    queue: Annotated[str | None, typer.Option(help="Of the batch system.")] = None,
+    walltime: Annotated[str | None, typer.Option(help="Of a job, HH:MM:SS.")] = None,
+    cores: Annotated[int | None, typer.Option(min=1, help="Of a job; a process on each.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Of a job, such as 8GB.")] = None,
+    gpus: Annotated[int, typer.Option(min=0, help="Of a job; a process on each.")] = 0,
+    interface: Annotated[
+        str | None, typer.Option(help="Network by which jobs reach this machine, such as ib0.")
+    ] = None,
+    cluster_config: Annotated[
+        Path | None, typer.Option(help="TOML: further arguments of dask-jobqueue's cluster.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try also what failed before and is unchanged.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+    ] = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="Say how far a job is, while it runs or later.")
+    ] = False,
+    root: Root = None,
+    as_json: Json = False,
+) -> None:
+    """Stage 1: read every video once and write its features to a store.
+
+    Of several sound tracks, the file's default is heard (the first, if several are marked; where
+    none is, the one that ffplay plays); a .wav, .flac or .ogg of the video's name goes before them.
+
+    Interrupted? Run the same command again: finished clips are not done twice. One Ctrl-C (or
+    SIGTERM) finishes the clips in work, a second Ctrl-C stops at once.
+    """
+    clips = manifests.read(manifest)
+    for option, needed, given in (
+        ("--video-model", "video", video_model != VIDEO_MODEL),
+        ("--video-weights", "video", video_weights is not None),
+        ("--audio-model", "audio", audio_model != AUDIO_MODEL),
+        ("--layers", "audio", layers != "last"),
+    ):
+        if only and given and needed not in only:
+            raise typer.BadParameter(f"{option} is for the {needed} stream: add --only {needed}")
+    need_extract()
+    import extract as stage1
+
+    if status:
+        _print_status(stage1.status([clip.id for clip in clips], store), as_json)
+        return
+    if not dry_run:  # before anything is imported that takes its time
+        err.print(f"loading {plain(_loaded(video_model, audio_model, stream, only))}")
+    with ended_by_ctrl_c(NOT_BEGUN):
+        cluster = stage1.Cluster(
+            scheduler,
+            workers,
+            _range(adapt) if adapt else None,
+            queue,
+            walltime,
+            cores,
+            memory,
+            gpus,
+            interface,
+            cluster_config,
+            device,
+        )
+        if cluster.scheduler == "local":
+            need_device(device)
+    if dry_run:
+        _print_plan(clips, root_of(manifest, root), store, cluster)
+        return
+    with ended_by_ctrl_c(NOT_BEGUN):
+        try:
+            recipe = stage1.make_recipe(
+                video_model,
+                audio_model,
+                weights,
+                str(video_weights) if video_weights else None,
+                snippet_seconds,
+                "fp32" if precision == "auto" else precision,
+                layers,
+                stream or (),
+                live,
+                only or (),
+            )
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        if precision == "auto":
+            recipe = _with_best_precision(recipe, store, device, cluster)
+    say_random(recipe)
+    say_assumed(recipe)
+    summary = extract_clips(
+        clips,
+        root_of(manifest, root),
+        store,
+        recipe,
+        cluster=cluster,
+        retry_failed=retry_failed,
+        memory_bytes=int(clip_memory * 2**30),
+    )
+    if as_json:
+        print_json({"store": str(store), "fingerprint": recipe.fingerprint, **asdict(summary)})
+    else:
+        print_summary(summary, store)
+    if summary.left:
+        fail(
+            f"interrupted with {counted(len(summary.left), 'clip')} left; what is finished is in "
+            f"{store}: run the same command again to go on"
+        )
+    raise typer.Exit(SOME_FAILED if summary.failed else DONE)
+
+
+def _loaded(
+    video_model: str, audio_model: str, further: list[str] | None, only: list[str] | None
+) -> str:
+    """Say which networks are loaded."""
+    usual = {"video": video_model, "audio": audio_model}
+    names = [usual.get(name, name) for name in only or (*usual, *(further or ()))]
+    return f"the networks: {', '.join(names)}"
+
+
+def _with_best_precision(recipe: Recipe, store: Path, device: str, cluster: Cluster) -> Recipe:
+    import extract as stage1
+
+    held = store / features.RECIPE_FILE
+    if held.exists():
+        precision = features.Recipe.from_json(held.read_text(encoding="utf-8")).precision
+        why = f"as {store} has it"
+    else:
+        precision, why = stage1.choose_precision(recipe.source, device, cluster)
+    err.print(f"precision: {precision} ({plain(why)})", soft_wrap=True)
+    return replace(recipe, precision=precision)
+
+
+def _range(text: str) -> tuple[int, int]:
+    fewest, colon, most = text.partition(":")
+    if not (colon and fewest.isdigit() and most.isdigit() and int(fewest) <= int(most) > 0):
+        raise typer.BadParameter(f"--adapt {text}: expected MIN:MAX, such as 0:20")
+    return int(fewest), int(most)
+
+
+def _tasks(clips: Sequence[manifests.Clip], root: Path) -> list[Task]:
+    from extract import Task
+
+    return [Task(c.id, c.resolve(root), c.resolve_audio(root), c.duration) for c in clips]
+
+
+def extract_clips(
+    clips: Sequence[manifests.Clip],
+    root: Path,
+    store: Path,
+    recipe: Recipe,
+    **settings: Any,
+) -> Summary:
+    import extract as stage1
+
+    failed: list[str] = []
+    try:
+        with footage_bar("extracting", lambda: len(failed)) as progress:
+            summary = stage1.extract(
+                _tasks(clips, root),
+                store,
+                recipe,
+                progress=progress,
+                say=lambda text: err.print(plain(text), highlight=False, soft_wrap=True),
+                on_failure=lambda clip_id, reason: failed.append(clip_id),
+                **settings,
+            )
+        features.write_card(store, {clip.id: clip.label for clip in clips})
+        return summary
+    except KeyboardInterrupt:
+        fail(f"interrupted; what is finished is in {store}: run the same command again to go on")
+
+
+def _print_status(status: Status, as_json: bool) -> None:
+    if as_json:
+        print_json(status._asdict())
+        return
+    table = Table(show_header=False)
+    table.add_row("clips", str(status.clips))
+    table.add_row("in the store", f"{status.done} ({status.done / max(1, status.clips):.0%})")
+    table.add_row("finished, not sealed yet", str(status.unsealed))
+    table.add_row("failed", str(len(status.failed)))
+    table.add_row("left", str(status.left))
+    out.print(table)
+    for clip_id, reason in sorted(status.failed.items()):
+        out.print(f"[red]failed[/] {plain(f'{clip_id}: {reason}')}", soft_wrap=True)
+
+
+def _print_plan(clips: Sequence[manifests.Clip], root: Path, store: Path, cluster: Cluster) -> None:
+    """What `extract` would do: the tasks, and the script of a job."""
+    from extract.decoding.media import footage
+    from extract.job.batching import batches
+
+    held = set(features.Store(store)) if (store / "recipe.json").exists() else set()
+    todo = [task for task in _tasks(clips, root) if task.clip_id not in held]
+    with ThreadPoolExecutor() as pool:
+        lengths = list(pool.map(lambda t: t.duration or footage(t.video), todo))
+    seconds = {task.clip_id: length for task, length in zip(todo, lengths, strict=True)}
+    plan = batches(todo, lengths, cluster.processes)
+    out.print(
+        f"{counted(len(todo), 'clip')} to extract (already in {plain(str(store))}: "
+        f"{len(clips) - len(todo)}), {clock(sum(lengths))} of video, in "
+        f"{counted(len(plan), 'task')}; processes: {cluster.processes}"
+    )
+    if plan:
+        by_task = sorted(sum(seconds[task.clip_id] for task in batch) for batch in plan)
+        out.print(
+            f"video in a task: {clock(by_task[0])} to {clock(by_task[-1])}, "
+            f"{len(todo) / len(plan):.1f} clips on average"
+        )
+    rate = _rate_so_far(store)
+    if rate and plan:
+        time = sum(lengths) / rate / cluster.processes
+        out.print(
+            f"about {clock(time)}, as a process did {rate:.2f} x real time here so far; where "
+            "other processors or networks are to work, that says little"
+        )
+    else:
+        out.print("no estimate of the time: no task has been done for this store yet")
+    if cluster.queued:
+        out.print("\nThe script of a job:\n")
+        print(cluster.job_script())
+
+
+def _rate_so_far(store: Path) -> float | None:
+    """Return seconds of video for a second of a process, from the store's log."""
+    try:
+        log = (store / "extract.log").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    found = re.findall(r" ([\d.]+) s of video in ([\d.]+) s$", log, re.MULTILINE)
+    video, seconds = (sum(float(row[k]) for row in found) for k in (0, 1))
+    return video / seconds if seconds else None
+
+
+def print_summary(summary: Summary, store: Path) -> None:
+    if summary.damaged:
+        out.print(
+            f"[yellow]taken out: {counted(len(summary.damaged), 'damaged shard')}[/] (renamed to "
+            "*.damaged, to be deleted); the clips hurt there were extracted again"
+        )
+    if summary.failed:
+        table = Table("failed clip", "reason")
+        for clip_id, reason in sorted(summary.failed.items()):
+            table.add_row(plain(clip_id), plain(reason))
+        out.print(table)
+    for blind in summary.blind:
+        out.print(f"[yellow]{plain(blind)}[/]; other workers did its clips", soft_wrap=True)
+    if summary.not_tried:
+        out.print(
+            f"not tried again, as files that failed before have not changed: "
+            f"{counted(len(summary.not_tried), 'clip')} (--retry-failed tries them)"
+        )
+    if len(summary.extracted) > len(summary.slowest) > 0:
+        slow = ", ".join(f"{clip_id} {seconds:.1f} s" for clip_id, seconds in summary.slowest)
+        out.print(f"slowest: {plain(slow)}", soft_wrap=True)
+    if summary.not_finite:
+        share = summary.not_finite / summary.rows
+        out.print(
+            f"[yellow]not finite: {summary.not_finite:,} of {counted(summary.rows, 'row')}[/] "
+            f"({share:.1%}); they are invalid, and their clips are flagged"
+        )
+    if summary.not_finite_clips:
+        table = Table("clip with many rows that are not finite", "share")
+        for clip_id, share in sorted(summary.not_finite_clips.items()):
+            table.add_row(plain(clip_id), f"{share:.1%}")
+        out.print(table)
+    speed = summary.footage / summary.seconds if summary.seconds else 0.0
+    out.print(
+        f"{counted(len(summary.extracted), 'clip')} extracted, {len(summary.already)} there "
+        f"before, {len(summary.failed)} failed: {clock(summary.footage)} of video in "
+        f"{clock(summary.seconds)} ({speed:.1f} x real time) -> {plain(str(store))}"
+    )

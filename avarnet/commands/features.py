@@ -1,0 +1,324 @@
+"""`avarnet features`: look into stores, share and reshape them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.filesize import decimal
+from rich.table import Table
+
+import features
+import manifests
+from avarnet.console import (
+    DONE,
+    FAILED,
+    SOME_FAILED,
+    bytes_bar,
+    clips_bar,
+    clock,
+    counted,
+    first_of,
+    out,
+    plain,
+    print_json,
+)
+from avarnet.inputs import lines_of, say_assumed, say_random
+from avarnet.options import Ids, Json, StorePath, Url
+
+app = typer.Typer(no_args_is_help=True, help="Look into feature stores; share and reshape them.")
+
+
+@app.command("info", epilog="Example: `avarnet features info store`")
+def features_info(store: StorePath, as_json: Json = False) -> None:
+    """What is in a store, and by which recipe."""
+    opened = features.Store(store)
+    about = features.overview(opened)
+    info = {
+        "store": str(store),
+        **about._asdict(),
+        "unreadable_shards": {str(k): v for k, v in opened.unreadable.items()},
+        "random_weights": opened.recipe.random_streams,
+        "recipe": json.loads(opened.recipe.to_json()),
+    }
+    if as_json:
+        print_json(info)
+        return
+    table = Table(show_header=False)
+    table.add_row("clips", str(about.clips))
+    footage = clock(about.hours * 3600)
+    table.add_row("footage", f"{footage} in steps of {opened.snippet_seconds:g} s")
+    table.add_row("shards", f"{about.shards}, {decimal(about.nbytes)}")
+    for name, settings in opened.recipe.streams.items():
+        source = opened.recipe.source.get(name, {})
+        model = source.get("name", settings.get("model", "?"))
+        origin = f"{model}, {source['weights']} weights" if "weights" in source else model
+        origin += ", heard as a live stream" if "trailing_seconds" in settings else ""
+        lack = f"; none in {counted(about.lacking[name], 'clip')}" if about.lacking[name] else ""
+        table.add_row(f"stream {name}", plain(f"{settings['features']} values, {origin}{lack}"))
+    for flag, count in about.flags.items():
+        table.add_row(flag, counted(count, "clip"))
+    table.add_row("fingerprint", opened.recipe.fingerprint)
+    out.print(table)
+    for reason in opened.unreadable.values():
+        out.print(f"[red]unreadable:[/] {plain(reason)}")
+    say_random(opened.recipe)
+    say_assumed(opened.recipe)
+
+
+@app.command("list", epilog="Example: `avarnet features list s3://team/surv-fight`")
+def features_list(
+    store: Annotated[str, typer.Argument(metavar="STORE|URL", help="A folder or a URL.")],
+    as_json: Json = False,
+) -> None:
+    """Every clip of a store, here or anywhere: of a distant one, only the tables are read."""
+    rows = [row._asdict() for row in _entries(store)]
+    if as_json:
+        for row in rows:
+            row["flags"] = [flag.name for flag in features.Flag(row["flags"])]
+        print_json(rows)
+        return
+    table = Table("clip", "seconds", "snippets", "flags")
+    for row in rows:
+        flags = ", ".join(str(flag.name) for flag in features.Flag(row["flags"])).lower()
+        cells = (f"{row['duration']:.2f}", str(row["snippets"]), flags)
+        table.add_row(plain(row["clip"]), *cells)
+    out.print(table)
+
+
+def _entries(store: str) -> list[features.Entry]:
+    if "://" in store:
+        return list(features.Remote(store).entries())
+    return features.entries(features.Store(store))
+
+
+@app.command("verify", epilog="Example: `avarnet features verify store`")
+def features_verify(store: StorePath, as_json: Json = False) -> None:
+    """Read every byte and say whether it is as it was written."""
+    with bytes_bar("verifying", as_json) as progress:
+        intact, damages = features.verify(store, progress)
+    if as_json:
+        rows = [{**d._asdict(), "shard": str(d.shard)} for d in damages]
+        print_json({"intact_clips": intact, "damaged_shards": rows})
+    else:
+        for damage in damages:
+            if not damage.readable:
+                hurt = "all its clips are lost; which ones it had cannot be told"
+            elif damage.clips:
+                hurt = f"clips hurt: {', '.join(damage.clips)}"
+            else:
+                hurt = "no clip of it is hurt"
+            out.print(f"[red]damaged[/] {plain(f'{damage.reason}; {hurt}')}", soft_wrap=True)
+        if damages:
+            out.print("Run 'avarnet extract' again: it does just these clips again. Or copy them.")
+        out.print(f"{counted(intact, 'clip')} intact, {counted(len(damages), 'damaged shard')}")
+    raise typer.Exit(FAILED if damages else DONE)
+
+
+@app.command("push", epilog="Example: `avarnet features push store s3://team/store`")
+def features_push(store: StorePath, url: Url, as_json: Json = False) -> None:
+    """Send a store to a team: only the shards that are missing there travel.
+
+    Cut off? Run the same command again: it goes on where it stopped.
+    """
+    with bytes_bar("pushing", as_json) as progress:
+        transfer = features.push(store, url, progress)
+    _print_transfer(transfer, url, as_json)
+
+
+@app.command("pull", epilog="Example: `avarnet features pull s3://team/store store`")
+def features_pull(
+    url: Url,
+    store: StorePath,
+    manifest: Annotated[
+        Path | None, typer.Option(help="The manifest, for --split and --labels.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Only train, val or test clips.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Only these classes, comma-separated.")] = None,
+    ids: Ids = None,
+    trim: Annotated[
+        bool, typer.Option("--trim", help="Fetch the clips alone, not their whole shards.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Fetch a store, or the shards of some clips: only what is missing here travels.
+
+    Cut off? Run the same command again: it goes on where it stopped.
+    """
+    wanted = _chosen_clips(manifest, split, labels, ids)
+    if trim and wanted is None:
+        raise typer.BadParameter("--trim needs a choice of clips: --ids, --split or --labels")
+    with bytes_bar("pulling", as_json) as progress:
+        transfer = features.pull(url, store, wanted, trim, progress)
+    if wanted is not None:
+        clips = manifests.read(manifest) if manifest else []
+        features.write_card(store, {clip.id: clip.label for clip in clips})
+    _print_transfer(transfer, str(store), as_json)
+
+
+def _chosen_clips(
+    manifest: Path | None, split: str | None, labels: str | None, ids: Path | None
+) -> set[str] | None:
+    """Return the clips that the options choose, or None for all."""
+    if (split or labels) and manifest is None:
+        raise typer.BadParameter("a store knows no labels or splits: give their --manifest")
+    chosen = _read_ids(ids) if ids else None
+    if manifest:
+        clips = manifests.read(manifest)
+        classes = set(labels.split(",")) if labels else {clip.label for clip in clips}
+        unknown = classes - {clip.label for clip in clips}
+        if unknown:
+            raise typer.BadParameter(f"no clip of {manifest} is {', '.join(sorted(unknown))}")
+        listed = {c.id for c in clips if c.label in classes and split in (None, c.split)}
+        if not listed:
+            raise typer.BadParameter(f"no clip of {manifest} is in split {split}")
+        chosen = listed if chosen is None else chosen & listed
+    return chosen
+
+
+def _read_ids(file: Path) -> set[str]:
+    ids = set(lines_of(file, "of clip ids"))
+    if not ids:
+        raise typer.BadParameter(f"{file} has no clip ids; write one a line")
+    return ids
+
+
+def _print_transfer(transfer: features.Transfer, target: str, as_json: bool) -> None:
+    if as_json:
+        print_json({"to": target, **asdict(transfer)})
+        return
+    if transfer.missing:
+        what = counted(len(transfer.missing), "clip")
+        out.print(f"[yellow]not in that store: {what}[/] ({first_of(transfer.missing)})")
+    if transfer.clips:
+        what = counted(len(transfer.clips), "clip")
+    else:
+        what = counted(len(transfer.shards), "shard")
+    rate = round(transfer.nbytes / transfer.seconds) if transfer.seconds else 0
+    out.print(
+        f"{what} travelled, {transfer.already} there before: {decimal(transfer.nbytes)} in "
+        f"{transfer.seconds:.1f} s ({decimal(rate)}/s) -> {plain(target)}"
+    )
+
+
+@app.command("merge", epilog="Example: `avarnet features merge ours theirs -o both`")
+def features_merge(
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Of one recipe.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The store to make or add to.")],
+) -> None:
+    """Put the shards of several stores of one recipe into one."""
+    copied = features.merge(stores, output)
+    features.write_card(output)
+    clips = counted(len(features.Store(output)), "clip")
+    out.print(f"{counted(copied, 'shard')} copied: {clips} in {plain(str(output))}")
+
+
+@app.command("compact", epilog="Example: `avarnet features compact store`")
+def features_compact(
+    store: StorePath,
+    shard_size: Annotated[int, typer.Option(min=1, help="Of a shard, in MB (2^20 bytes).")] = 256,
+) -> None:
+    """Make few large shards of many small ones and drop duplicates; nothing is lost by a kill."""
+    before, after = features.compact(store, shard_size * 2**20)
+    out.print(f"{counted(before, 'shard')} before, {after} now")
+
+
+@app.command("diff", epilog="Example: `avarnet features diff ours theirs`")
+def features_diff(a: StorePath, b: StorePath, as_json: Json = False) -> None:
+    """Compare two stores: recipe, clips, content. Exit code 1 if they differ."""
+    found = features.diff(a, b)
+    if as_json:
+        print_json(found._asdict())
+    else:
+        kinds = ("recipe differs", f"only in {a}", f"only in {b}", "features differ")
+        for kind, rows in zip(kinds, found, strict=True):
+            for row in rows:
+                out.print(plain(f"{kind}: {row}"), soft_wrap=True, highlight=False)
+        if not any(found):
+            out.print("the same clips with the same features")
+    raise typer.Exit(FAILED if any(found) else DONE)
+
+
+@app.command("drop", epilog="Example: `avarnet features drop store --ids unwanted.txt`")
+def features_drop(
+    store: StorePath,
+    ids: Annotated[Path, typer.Option(help="A file of clip ids, one a line.")],
+) -> None:
+    """Take clips out of a store for good."""
+    wanted = _read_ids(ids)
+    dropped = features.drop(store, wanted)
+    out.print(f"{counted(len(dropped), 'clip')} dropped, {len(wanted) - len(dropped)} not there")
+
+
+@app.command("card", epilog="Example: `avarnet features card store --manifest clips.jsonl`")
+def features_card(
+    store: StorePath,
+    manifest: Annotated[Path | None, typer.Option(help="For the number of clips by class.")] = None,
+) -> None:
+    """Write CARD.md: what the store holds, how it was made, how to load it."""
+    clips = manifests.read(manifest) if manifest else []
+    card = features.write_card(store, {clip.id: clip.label for clip in clips})
+    out.print(f"{plain(str(card))}", soft_wrap=True)
+
+
+@app.command("export", epilog="Example: `avarnet features export store folder --as npy`")
+def features_export(
+    store: StorePath,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new one.")],
+    kind: Annotated[
+        Literal["npy", "webdataset", "safetensors"],
+        typer.Option("--as", help="npy: one file a clip and stream, NaN where nothing was."),
+    ] = "npy",
+) -> None:
+    """Write features for other tools."""
+    opened = features.Store(store)
+    count = getattr(features, f"export_{kind}")(opened, folder)
+    out.print(f"{counted(count, 'clip')} written to {plain(str(folder))}")
+
+
+@app.command(
+    "import",
+    epilog="Example: `avarnet features import store --stream 'rgb=i3d/{clip}__{crop}.npy' "
+    "--stream 'audio=vggish/{clip}__vggish.npy' --snippet-seconds 16/24 "
+    "--about 'I3D and VGGish of XD-Violence'`",
+)
+def features_import(
+    store: StorePath,
+    stream: Annotated[
+        list[str],
+        typer.Option(help="NAME=PATTERN of .npy files; {clip} is the id, {crop} a crop's number."),
+    ],
+    snippet_seconds: Annotated[str, typer.Option(help="Length of a row: 0.25, or 16/24.")],
+    about: Annotated[str, typer.Option(help="One line on what these features are.")],
+    as_json: Json = False,
+) -> None:
+    """Make a store of features that others extracted, from .npy files (rows, values)."""
+    patterns = dict(_pair(text) for text in stream)
+    try:
+        seconds = float(Fraction(snippet_seconds))
+    except (ValueError, ZeroDivisionError) as error:
+        raise typer.BadParameter(f"--snippet-seconds {snippet_seconds}: {error}") from error
+    with clips_bar("importing", as_json) as progress:
+        summary = features.import_npy(store, patterns, seconds, about, progress)
+    features.write_card(store)
+    if as_json:
+        print_json({"store": str(store), **summary._asdict()})
+    else:
+        for clip_id, reason in sorted(summary.failed.items()):
+            out.print(f"[red]failed[/] {plain(f'{clip_id}: {reason}')}", soft_wrap=True)
+        out.print(
+            f"{counted(len(summary.imported), 'clip')} imported, {len(summary.already)} there "
+            f"before, {len(summary.failed)} failed -> {plain(str(store))}"
+        )
+    raise typer.Exit(SOME_FAILED if summary.failed else DONE)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, found, pattern = text.partition("=")
+    if not (name and found and pattern):
+        raise typer.BadParameter(f"--stream {text}: expected NAME=PATTERN")
+    return name, pattern

@@ -1,0 +1,240 @@
+"""`avarnet manifest`: what there is to process."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+import manifests
+from avarnet.console import (
+    DONE,
+    FAILED,
+    SOME_FAILED,
+    counted,
+    first_of,
+    out,
+    plain,
+    print_json,
+    shown,
+)
+from avarnet.inputs import EXTRACT_EXTRA, found_json, has_extract, root_of, say_left_out
+from avarnet.options import Json, Manifest, Output, Root
+
+NAMED = 5  # clips of one equal problem, in what is printed
+
+app = typer.Typer(no_args_is_help=True, help="Say what there is to process.")
+
+
+@app.command("folders", epilog="Example: `avarnet manifest folders videos -o videos.jsonl`")
+def manifest_folders(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="DIR/CLASS/clip.mp4")],
+    output: Output,
+    groups: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV with columns clip and source (the recording). Clips that it does not name "
+            "count as a recording of their own; both they and names that are no clip are told."
+        ),
+    ] = None,
+    root: Root = None,
+    as_json: Json = False,
+) -> None:
+    """One class per sub-folder (VAAR's layout)."""
+    listing = manifests.from_folders(directory, root_of(output, root))
+    grouped = manifests.Grouped(listing.clips, [], [])
+    if groups is not None:
+        grouped = manifests.with_groups(listing.clips, groups)
+    listing = listing._replace(clips=grouped.clips)
+    _write_manifest(output, listing, as_json, grouped.ungrouped, grouped.unknown)
+
+
+@app.command("csv", epilog="Example: `avarnet manifest csv clips.csv -o clips.jsonl`")
+def manifest_csv(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="Columns path, label; optional id, split, group, duration, fps, audio, start, "
+            "end.",
+        ),
+    ],
+    output: Output,
+    root: Root = None,
+    as_json: Json = False,
+) -> None:
+    """From a table; paths are relative to the table's folder."""
+    clips = manifests.from_csv(file, root_of(output, root))
+    _write_manifest(output, manifests.Listing(clips, [], {}, None), as_json)
+
+
+@app.command(
+    "xd-violence", epilog="Example: `avarnet manifest xd-violence --lists lists -o xd.jsonl`"
+)
+def manifest_xd_violence(
+    lists: Annotated[Path, typer.Option(help="Folder of train.txt, test.txt, annotations.txt.")],
+    output: Output,
+    videos: Annotated[Path | None, typer.Option(help="Folder of the videos.")] = None,
+    root: Root = None,
+    as_json: Json = False,
+) -> None:
+    """XD-Violence: official names, splits, classes and frame annotations."""
+    listing = manifests.from_xd_violence(lists, root_of(output, root), videos)
+    _write_manifest(output, listing, as_json)
+
+
+@app.command("ucf-crime", epilog="Example: `avarnet manifest ucf-crime --lists lists -o ucf.jsonl`")
+def manifest_ucf_crime(
+    lists: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of Anomaly_Train.txt, Anomaly_Test.txt, Temporal_Anomaly_Annotation.txt."
+        ),
+    ],
+    output: Output,
+    videos: Annotated[Path | None, typer.Option(help="Folder of the videos.")] = None,
+    root: Root = None,
+    as_json: Json = False,
+) -> None:
+    """UCF-Crime: official names, splits, classes and frame annotations."""
+    listing = manifests.from_ucf_crime(lists, root_of(output, root), videos)
+    _write_manifest(output, listing, as_json)
+
+
+@app.command("split", epilog="Example: `avarnet manifest split videos.jsonl --test 0.2 --val 0.1`")
+def manifest_split(
+    manifest: Manifest,
+    test: Annotated[float, typer.Option(help="Share of clips to hold out.")] = 0.2,
+    val: Annotated[float, typer.Option(help="Share of clips that pick the best epoch.")] = 0.1,
+    folds: Annotated[int, typer.Option(help="Folds for cross-validation instead.")] = 0,
+    seed: int = 0,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", show_default="in place", help="Manifest.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Divide the clips, stratified by class, never dividing a group."""
+    clips = manifests.read(manifest)
+    target = output or manifest
+    if target.resolve().parent != manifest.resolve().parent:
+        raise manifests.ManifestError(
+            f"{target}: paths are relative to the manifest's folder; write it beside {manifest}"
+        )
+    if folds:
+        clips = manifests.assign_folds(clips, folds, seed)
+    else:
+        clips = manifests.assign_split(clips, test, val, seed)
+    manifests.write(target, clips)
+    counts = manifests.split_table(clips)
+    if as_json:
+        print_json({"manifest": str(target), "classes": counts})
+        return
+    total = dict(Counter(clip.split or "none" for clip in clips))
+    sides = sorted(total, key=lambda side: ["train", "val", "test", side].index(side))
+    table = Table("class", *sides)
+    for name, row in {**counts, "all clips": total}.items():
+        whole = sum(row.values())
+        table.add_row(name, *(f"{row.get(s, 0)} ({row.get(s, 0) / whole:.0%})" for s in sides))
+    out.print(table)
+
+
+@app.command("check", epilog="Example: `avarnet manifest check videos.jsonl`")
+def manifest_check(manifest: Manifest, root: Root = None, as_json: Json = False) -> None:
+    """Find duplicates, missing and cut-short files, leaks, wrong intervals, missing sound."""
+    probe = None
+    if has_extract():
+        from extract.decoding.media import probe as read_clock
+        from extract.decoding.media import sound_beside
+
+        def probe(video: Path, audio: Path | None) -> manifests.Probed:
+            media = read_clock(video)
+            sound = audio or sound_beside(video) or media.has_sound
+            return manifests.Probed(media.duration, bool(sound), media.cut_short)
+
+    findings = manifests.check(manifest, root_of(manifest, root), probe)
+    errors = sum(finding.severity == "error" for finding in findings)
+    if as_json:
+        print_json(
+            {"findings": [finding._asdict() for finding in findings], "opened": probe is not None}
+        )
+    else:
+        _print_findings(findings)
+        out.print(f"{counted(errors, 'error')}, {counted(len(findings) - errors, 'warning')}")
+        if probe is None:
+            out.print(f"The videos were not opened: {plain(EXTRACT_EXTRA)}")
+    raise typer.Exit(FAILED if errors else DONE)
+
+
+def _print_findings(findings: Sequence[manifests.Finding]) -> None:
+    """Print what is wrong: each kind with its way out, and equal problems once."""
+    kinds: dict[tuple[str, str, str], list[manifests.Finding]] = defaultdict(list)
+    for found in findings:
+        kinds[found.severity, found.kind, found.way_out].append(found)
+    for (severity, kind, way_out), alike in kinds.items():
+        colour = "red" if severity == "error" else "yellow"
+        times = f" ({len(alike)} times)" if len(alike) > 1 else ""
+        out.print(f"[{colour}]{severity}[/] {kind}{times}: {plain(way_out)}", soft_wrap=True)
+        equal: dict[str, list[manifests.Finding]] = defaultdict(list)
+        for found in alike:
+            equal[found.problem].append(found)
+        for problem, same in equal.items():
+            if len(same) == 1:
+                (found,) = same
+                place = ", ".join(part for part in (_line(found), found.clip) if part)
+                text = f"{place}: {problem}" if place else problem
+            else:
+                places = [f"{found.clip} ({_line(found)})" for found in same[:NAMED]]
+                if len(same) > NAMED:
+                    places.append(f"... ({len(same)} in all; --json names each)")
+                text = f"{problem}: {', '.join(places)}"
+            out.print(f"  {shown(text)}", soft_wrap=True, highlight=False)
+
+
+def _line(found: manifests.Finding) -> str:
+    return f"line {found.line}" if found.line else ""
+
+
+def _write_manifest(
+    output: Path,
+    listing: manifests.Listing,
+    as_json: bool,
+    ungrouped: Sequence[str] = (),
+    unknown: Sequence[str] = (),
+) -> None:
+    clips, missing, refused, found = listing
+    manifests.write(output, clips)
+    counts = Counter(clip.label for clip in clips)
+    failed = bool(refused or (found and found.unreadable))
+    if as_json:
+        left = {"missing": missing, "ungrouped": ungrouped, "unknown": unknown, "refused": refused}
+        there = {} if found is None else found_json(found)
+        print_json(
+            {"manifest": str(output), "clips": len(clips), **left, **there, "classes": counts}
+        )
+        raise typer.Exit(SOME_FAILED if failed else DONE)
+    table = Table("class", "clips")
+    for name, count in sorted(counts.items()):
+        table.add_row(plain(name), str(count))
+    out.print(table)
+    out.print(f"{counted(len(clips), 'clip')} in {plain(str(output))}", soft_wrap=True)
+    if missing:
+        what = counted(len(missing), "listed video")
+        out.print(f"[yellow]not found: {what}[/] ({first_of(missing)})")
+    if ungrouped:
+        what = counted(len(ungrouped), "clip")
+        out.print(f"[yellow]in no group, so one of its own each: {what}[/] ({first_of(ungrouped)})")
+    if unknown:
+        what = counted(len(unknown), "name")
+        out.print(f"[yellow]in the file of groups, but no clip: {what}[/] ({first_of(unknown)})")
+    if found is not None:
+        say_left_out(found, out)
+    if refused:
+        what = counted(len(refused), "video")
+        out.print(f"[red]left out, as its name can be no clip's id: {what}[/] (rename the file)")
+        for name, why in refused.items():
+            out.print(f"  {shown(name)}: {plain(why)}", soft_wrap=True, highlight=False)
+    raise typer.Exit(SOME_FAILED if failed else DONE)

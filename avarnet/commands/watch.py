@@ -1,0 +1,92 @@
+"""`avarnet watch`: a run over a live stream."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from avarnet.console import err, plain
+from avarnet.inputs import moved_models, need_device, need_extract, say_random, say_reading
+from avarnet.options import AudioModel, Device, RunPath, VideoModel, VideoWeights
+
+if TYPE_CHECKING:
+    from extract import Snippet
+    from train import LiveScorer
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: `avarnet watch run rtsp://camera.local/stream`")
+def watch(
+    run: RunPath,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="A URL (rtsp://, http://), a growing file, or - (stdin)."
+        ),
+    ],
+    video_model: VideoModel = None,
+    video_weights: VideoWeights = None,
+    audio_model: AudioModel = None,
+    device: Device = "auto",
+    retries: Annotated[
+        int | None,
+        typer.Option(min=0, help="To open a URL again, in a row.", show_default="for ever"),
+    ] = None,
+) -> None:
+    """Score a live stream with a causal run: one line of JSON for each snippet, and each gap."""
+    import train as stage2
+
+    loaded = stage2.Run.load(run)
+    scorer = stage2.LiveScorer(loaded)
+    need_device(device)
+    need_extract()
+    import extract as stage1
+
+    recipe = moved_models(loaded.recipe, video_model, video_weights, audio_model)
+    recipe = recipe.only(loaded.config.streams)
+    say_random(recipe)
+    say_reading(recipe, run)
+    if recipe.foresighted_streams:
+        err.print(
+            f"[yellow bold]HEARS OTHERWISE[/] ({', '.join(recipe.foresighted_streams)}): "
+            f"{plain(str(run))} was trained on sound heard in windows of 20 s around a snippet, "
+            "and in a stream nothing comes after it yet. The rows differ, and the scores may be "
+            "wrong. The way out: 'avarnet extract MANIFEST NEW-STORE --live', and a run that is "
+            "trained on that store.",
+            soft_wrap=True,
+        )
+    with suppress(KeyboardInterrupt):
+        for event in stage1.live_snippets(source, recipe, device, retries):
+            if isinstance(event, stage1.Snippet):
+                line = _scored(event, scorer)
+                print(json.dumps(line, ensure_ascii=False), flush=True)
+            elif event.end is None:
+                note = f"[yellow]gap[/] from {event.start:.2f} s on: {plain(event.why)}"
+                err.print(note, soft_wrap=True)
+            else:
+                scorer.restart()  # what it does not know of cannot be what came before
+                line = {"start": round(event.start, 3), "end": round(event.end, 3)}
+                print(json.dumps({**line, "gap": event.why}), flush=True)
+
+
+def _scored(snippet: Snippet, scorer: LiveScorer) -> dict[str, Any]:
+    classes, normal = scorer.run.classes, scorer.run.normal
+    probabilities = scorer(snippet.rows, snippet.valid)
+    best = int(probabilities.argmax())
+    said = {name: round(float(p), 4) for name, p in zip(classes, probabilities, strict=True)}
+    return {
+        "start": round(snippet.start, 3),
+        "end": round(snippet.end, 3),
+        "label": classes[best],
+        "score": round(float(probabilities[best]), 4),
+        "probabilities": said,
+        # as in an interval of `predict`: how likely it is anything but normal
+        "anomaly": None if normal is None else round(1 - said[normal], 4),
+        "streams": [name for name, there in snippet.valid.items() if there],
+        "latency": round(time.monotonic() - snippet.received, 4),
+    }

@@ -1,0 +1,364 @@
+"""What a frozen network must be to make a stream, and how one is found, loaded and described.
+
+A backbone is a class that is made as ``Backbone(source, device, precision)``; `FrameBackbone`,
+`SoundBackbone` and `TextBackbone` say what it has. A package makes its own known to
+`avarnet extract --stream NAME` by an entry point ``NAME = "module:Class"`` in the group
+``avarnet.backbones``; those that come with avarnet are in its pyproject.toml.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import difflib
+import hashlib
+import logging
+import pickle
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from huggingface_hub import constants as hub
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import RepositoryNotFoundError
+from numpy.typing import NDArray
+from torch import nn
+
+from extract.audio_windows import OVERLAP_SECONDS, WINDOW_SECONDS
+from extract.decoding.reader import Prepare
+from extract.live.trailing_windows import TRAILING
+from features.recipe import READING, READING_CHANGES
+
+READING_VERSION = max(READING_CHANGES)  # of the code that reads files; see there
+GROUP = "avarnet.backbones"  # of entry points
+RANDOM_SEED = 0  # of `--weights random`
+HUB_TIMEOUT = 5  # seconds
+
+
+# glibc gives the memory of every large activation back to the kernel and asks for it again at the
+# next layer; keeping up to 1 GiB makes MobileViT up to twice as fast on a CPU
+if sys.platform == "linux":
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            libc.mallopt(parameter, 2**30)
+
+
+class WeightsError(Exception):
+    """A network that cannot be had; the message gives the ways out."""
+
+
+class FrameBackbone(Protocol):
+    """A network that reads frames.
+
+    Attributes:
+        features: values in a row.
+        recipe: all that decides a value of its rows, as plain data; ``features`` is part of it.
+            `load_backbone` adds the version of the code that reads files.
+        prepare: turns the frames of a snippet into what `__call__` takes; it is called in the
+            reading process, so it is pickled and its module imports no torch.
+    """
+
+    reads: Literal["frames"]
+    features: int
+    recipe: dict[str, Any]
+
+    @property
+    def prepare(self) -> Prepare: ...
+
+    def __call__(self, prepared: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Return (len(prepared), features), each row from its own item alone."""
+        ...
+
+
+class TextBackbone(FrameBackbone, Protocol):
+    """A network of frames whose rows can be compared with texts; its recipe has a key ``text``."""
+
+    def read_text(self, text: str) -> NDArray[np.float32]:
+        """Return (features,), which points where the rows of fitting frames do."""
+        ...
+
+
+class SoundBackbone(Protocol):
+    """A network that reads waveforms of 16 kHz.
+
+    Attributes:
+        features: values in a row.
+        recipe: as a `FrameBackbone`'s; `load_backbone` adds to it how the sound is cut.
+        field: samples that one output frame sees.
+        stride: samples from one output frame to the next.
+    """
+
+    reads: Literal["sound"]
+    features: int
+    recipe: dict[str, Any]
+    field: int
+    stride: int
+
+    def __call__(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Turn (n, samples), at least `field` of them, into (n, frames, features), each alone."""
+        ...
+
+
+def load_backbone(
+    stream: str, source: dict[str, Any], device: torch.device, precision: str
+) -> FrameBackbone | SoundBackbone:
+    """Return the network of a stream.
+
+    Args:
+        stream: its name.
+        source: where its weights come from; ``backbone`` is the name of an entry point. The
+            streams ``video`` and ``audio`` have ``timm`` and ``transformers`` if it is absent.
+            With ``trailing_seconds``, sound is heard as a live stream has it; see `Trailing`.
+        device: where it runs.
+        precision: ``fp32`` or ``bf16``.
+
+    Raises:
+        WeightsError: there is no such backbone, or it cannot be loaded.
+    """
+    name = source.get("backbone") or {"video": "timm", "audio": "transformers"}.get(stream, stream)
+    found = list(entry_points(group=GROUP, name=name))
+    if not found:
+        known = ", ".join(sorted(entry_points(group=GROUP).names))
+        raise WeightsError(
+            f"no backbone {name!r} for the stream {stream}; there are {known}. Another one comes "
+            f"with a package that has an entry point of this name in the group {GROUP}"
+        )
+    try:
+        made: FrameBackbone | SoundBackbone = found[0].load()(source, device, precision)
+    except ImportError as error:
+        raise WeightsError(f"the backbone {name!r} cannot be imported: {error}") from error
+    except KeyError as error:
+        raise WeightsError(
+            f"the backbone {name!r} must be told its {error}: --stream {name}=MODEL; the networks "
+            "of the picture and the sound are chosen by --video-model and --audio-model"
+        ) from error
+    if made.reads == "sound":
+        cut = {"window_seconds": WINDOW_SECONDS, "overlap_seconds": OVERLAP_SECONDS}
+        if TRAILING in source:
+            cut = {TRAILING: source[TRAILING]}
+        made.recipe = {**made.recipe, **cut}
+    made.recipe = {**made.recipe, READING: READING_VERSION}
+    return made
+
+
+def cache_first(load: Callable[[], Any]) -> Any:
+    """Load from disk or the hub's cache; ask the hub only if that fails and it answers at all.
+
+    Left to themselves, the hub's clients retry for a minute on a node without internet.
+    """
+    told_offline = hub.HF_HUB_OFFLINE
+    hub.HF_HUB_OFFLINE = True
+    try:
+        return load()
+    except Exception:
+        if told_offline or not hub_answers():
+            raise
+    finally:
+        hub.HF_HUB_OFFLINE = told_offline
+    return load()
+
+
+def quiet_transformers() -> None:
+    """Keep what transformers says of a checkpoint, and its bars, from where nobody looks."""
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    if not sys.stderr.isatty():
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()  # transformers draws it into pipes and logs too
+
+
+def hub_answers() -> bool:
+    """Whether the hub of models can be reached."""
+    try:
+        urllib.request.urlopen(hub.ENDPOINT, timeout=HUB_TIMEOUT).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def no_weights(
+    stream: str, wanted: str, files: str, error: Exception, usual: Collection[str] = ()
+) -> WeightsError:
+    """Return the error of a network that cannot be loaded, with the ways out.
+
+    Args:
+        stream: that the network makes.
+        wanted: its name, or its file.
+        files: how another checkpoint is given.
+        error: why.
+        usual: names on the hub, one of which may have been meant.
+    """
+    text = str(error).strip() or type(error).__name__
+    first = text.splitlines()[0]
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in text.lower():
+        # torch and transformers advise to switch that off, which would run the file's code
+        return WeightsError(
+            f"no weights for the {stream} network: the weights file of {wanted} is no checkpoint, "
+            "or holds more than tensors, which could run code when it is opened. Where it was "
+            f"made, save its weights alone, best as safetensors, or give another one: {files}"
+        )
+    close = difflib.get_close_matches(
+        wanted.rpartition("/")[2], [n.partition("/")[2] for n in usual]
+    )
+    hint = " or ".join(n for n in usual if n.partition("/")[2] in close and n != wanted)
+    if "is not a valid model identifier" in text or isinstance(error, RepositoryNotFoundError):
+        return WeightsError(
+            f"no weights for the {stream} network: {wanted} is no folder here, and the hub has no "
+            f"such model{f'; did you mean {hint}?' if hint else ''} (or it is private: "
+            f"'hf auth login'). Or give a local checkpoint: {files}"
+        )
+    return WeightsError(
+        f"no weights for the {stream} network: {wanted} could not be loaded ({first}).\n"
+        + (f"Did you mean {hint}? If not, there are three ways out:\n" if hint else "")
+        + ("" if hint else "Three ways out:\n")
+        + "  1. on a machine with internet, run the same command once: the weights stay in the "
+        "hub's cache (copy ~/.cache/huggingface to here);\n"
+        f"  2. give a local checkpoint: {files};\n"
+        "  3. to try the pipeline only: --weights random (seeded, no knowledge in them)."
+    )
+
+
+def load_complete(kind: Any, name: str, spare: Collection[str] = ()) -> Any:
+    """Return a transformers network with every weight from its checkpoint, in single precision.
+
+    Args:
+        kind: a class of transformers that has ``from_pretrained``.
+        name: on the hub, or a folder.
+        spare: weights that the checkpoint may lack.
+
+    Raises:
+        WeightsError: it lacks others, which would be random.
+    """
+    # left to itself, transformers keeps the half precision in which many checkpoints are stored
+    options = {"output_loading_info": True, "dtype": torch.float32}
+    model, report = cache_first(lambda: kind.from_pretrained(name, **options))
+    lost = sorted(set(report["missing_keys"]) - set(spare))
+    lost += sorted(str(key) for key, *_ in report.get("mismatched_keys", ()))
+    if lost:
+        found = sorted(report.get("unexpected_keys", ()))
+        instead = f"; it has others instead, such as {', '.join(found[:3])}" if found else ""
+        raise WeightsError(
+            f"the checkpoint {name} lacks weights of its network: {len(lost)} ({lost[0]} is one), "
+            f"which would be random{instead}; give a complete checkpoint"
+        )
+    return model
+
+
+def published_settings(name: str, file: str) -> bool:
+    """Tell whether a checkpoint has a file of settings, such as ``preprocessor_config.json``.
+
+    Args:
+        name: on the hub, or a folder.
+        file: its name there.
+
+    Raises:
+        WeightsError: it has, and it is none.
+    """
+    from extract.backbones.checkpoint import read_json  # which imports this module
+
+    found = Path(name) / file
+    if not Path(name).is_dir():
+        try:
+            found = Path(cache_first(lambda: hf_hub_download(name, file)))
+        except Exception:  # not there, or neither the hub nor its cache can tell
+            return False
+    if not found.is_file():
+        return False
+    read_json(found)
+    return True
+
+
+def refuse_random(
+    stream: str, source: dict[str, Any], network: FrameBackbone | SoundBackbone, precision: str
+) -> None:
+    """Refuse weights that are said to be pretrained and are the seeded random ones.
+
+    Args:
+        stream: the network's.
+        source: its settings, as `load_backbone` took them.
+        network: what `load_backbone` gave.
+        precision: likewise.
+
+    Raises:
+        WeightsError: they are.
+    """
+    found = network.recipe.get("weights_sha256")
+    if found is None or source.get("weights") == "random" or _was_trained(network):
+        return
+    asked = {key: value for key, value in source.items() if key != "file"} | {"weights": "random"}
+    try:
+        random = load_backbone(stream, asked, torch.device("cpu"), precision)
+    except Exception:  # whoever brings a backbone may have written none that is random
+        return
+    if random.recipe.get("weights_sha256") == found:
+        raise WeightsError(
+            f"the weights of the {stream} network are said to be pretrained, but are those that "
+            "--weights random gives: its checkpoint was not trained, or was not read (or this "
+            "backbone gives the same weights whichever are asked for). Give a trained checkpoint, "
+            "or say --weights random"
+        )
+
+
+def _was_trained(network: Any) -> bool:
+    """Tell whether it is plain that a network has been trained; to make a random one takes seconds.
+
+    Every initialisation makes the factors of a normalisation all alike.
+    """
+    model = getattr(network, "model", None)
+    return isinstance(model, nn.Module) and any(
+        module.weight is not None and bool((module.weight != module.weight[0]).any())
+        for module in model.modules()
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d)
+    )
+
+
+def freeze(model: nn.Module, device: torch.device) -> nn.Module:
+    """Make a network ready to read, and nothing else."""
+    return model.eval().requires_grad_(False).to(device)
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Return the SHA-256 of every weight, whatever file it came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        array = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
+        digest.update(array.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Fixed random numbers inside, the caller's own ones untouched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        yield
+
+
+def on_device(prepared: list[NDArray[np.uint8]], device: torch.device) -> torch.Tensor:
+    """Return arrays of one shape as one tensor (n, ...) on a device."""
+    if device.type != "cuda":
+        return torch.from_numpy(np.stack(prepared)).to(device)
+    size = (len(prepared), *prepared[0].shape)
+    batch = torch.empty(size, dtype=torch.uint8, pin_memory=True)  # kept by torch for the next one
+    np.stack(prepared, out=batch.numpy())
+    return batch.to(device, non_blocking=True)
+
+
+@contextmanager
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
+    """Give a network the arithmetic of its recipe."""
+    # by itself, cuDNN rounds the factors of a convolution of float32 to 10 bits (TF32)
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    bf16 = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    with bf16, exact if device.type == "cuda" else nullcontext():
+        yield

@@ -1,0 +1,399 @@
+"""Where the work is done: processes here, a running Dask cluster, or a batch system's queue."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import time
+import tomllib
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import distributions
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import dask
+import torch
+from dask.distributed import Client, LocalCluster, WorkerPlugin
+from distributed.core import Status
+
+from extract.cluster import slurm
+from extract.device import pick_device
+from features.recipe import READING_CHANGES
+from manifests import reason
+
+QUEUES = {
+    "slurm": "SLURMCluster",
+    "pbs": "PBSCluster",
+    "lsf": "LSFCluster",
+    "sge": "SGECluster",
+    "htcondor": "HTCondorCluster",
+}
+GPU_REQUESTS = {  # a line of the job script
+    "slurm": "--gres=gpu:{}",
+    "pbs": "-l ngpus={}",
+    "lsf": "-gpu num={}",
+    "sge": "-l gpu={}",
+}
+FIRST_WORKER = 60.0  # seconds to wait for one of a cluster that is said to be running
+SILENCE = 300.0  # seconds that jobs may run before the first worker comes
+LOOK = 2.0  # seconds between two looks at the queue
+SETTINGS = {
+    # when a worker dies, the job itself tries again what was not finished (see `extract`)
+    "distributed.scheduler.allowed-failures": 0,
+    # no worker hoards tasks that another could begin
+    "distributed.scheduler.worker-saturation": 1.0,
+    # a worker keeps an hour of call stacks: 2 GB of them when networks are at work
+    "distributed.worker.profile.enabled": False,
+}
+# the batch system watches the memory; Dask's own limits would stop or kill workers long before
+PROLOGUE = [
+    f"export DASK_DISTRIBUTED__WORKER__{what}=False"
+    for what in (
+        "MEMORY__TARGET",
+        "MEMORY__SPILL",
+        "MEMORY__PAUSE",
+        "MEMORY__TERMINATE",
+        "PROFILE__ENABLED",
+    )
+]
+
+
+# what `versions` returns, and the machine, said so that a worker of any version can tell it
+VERSIONS = (
+    "(next((d.version for d in __import__('importlib.metadata').metadata.distributions("
+    "name='avarnet')), 'unknown'), "
+    "max(getattr(__import__('features.recipe').recipe, 'READING_CHANGES', {1: ''})), "
+    "__import__('extract').__name__, __import__('platform').node())"
+)
+
+
+class ClusterError(Exception):
+    """A cluster that cannot be had; the message gives the way out."""
+
+
+class NotStartedError(Exception):
+    """A cluster that was told to end before it was there."""
+
+
+class Versions(NamedTuple):
+    """Of this program: of the package, and of the code that reads files."""
+
+    package: str
+    reading: int
+
+    def __str__(self) -> str:
+        return f"avarnet {self.package} (version {self.reading} of the reading code)"
+
+
+def versions() -> Versions:
+    """Return the versions that are at work in this process."""
+    package = next((d.version for d in distributions(name="avarnet")), "unknown")
+    return Versions(package, max(READING_CHANGES))
+
+
+def other_versions(theirs: Versions, ours: Versions) -> str:
+    """Return what a worker has that is not ours, and the way out; "" if that is the same."""
+    if theirs == ours:
+        return ""
+    return (
+        f"{theirs}, and this machine has {ours}: features of two versions are not mixed. Install "
+        "the same one on both, start the workers anew and run the same command again"
+    )
+
+
+def need_same_versions(client: Client, workers: Collection[str]) -> None:
+    """Refuse workers of another version of this program.
+
+    Args:
+        client: of their cluster.
+        workers: their addresses.
+
+    Raises:
+        ClusterError: one of them has another version, or none.
+    """
+    found = client.run(eval, VERSIONS, workers=list(workers), on_error="return")
+    for worker, theirs in found.items():
+        if isinstance(theirs, OSError):
+            continue  # it is gone already
+        if isinstance(theirs, Exception):
+            raise ClusterError(
+                f"worker {worker} cannot import avarnet's packages ({theirs}); install "
+                "avarnet[extract] there"
+            )
+        package, reading, _, machine = theirs
+        if differing := other_versions(Versions(package, reading), versions()):
+            raise ClusterError(f"worker {worker} on {machine} has {differing}")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What to ask for.
+
+    Attributes:
+        scheduler: ``local``, the address of a running Dask scheduler (``tcp://host:8786``), or a
+            batch system: one of `QUEUES`.
+        workers: processes here, or jobs in the queue; 0 takes one for each processor core, or for
+            each GPU.
+        adapt: (fewest, most) jobs in the queue, as there is work; instead of `workers`.
+        queue, walltime, cores, memory: of a job; None leaves it to the site's configuration of
+            dask-jobqueue. A job has one process for each core, or for each GPU.
+        gpus: of a job.
+        interface: the network by which jobs reach this machine, such as ``ib0``.
+        config: a TOML file of further arguments of dask-jobqueue's cluster.
+        device: see `Extractor`.
+    """
+
+    scheduler: str = "local"
+    workers: int = 0
+    adapt: tuple[int, int] | None = None
+    queue: str | None = None
+    walltime: str | None = None
+    cores: int | None = None
+    memory: str | None = None
+    gpus: int = 0
+    interface: str | None = None
+    config: Path | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.scheduler not in ("local", *QUEUES) and "://" not in self.scheduler:
+            raise ClusterError(
+                f"no scheduler {self.scheduler!r}; there are local, {', '.join(QUEUES)} and the "
+                "address of a running one (tcp://host:8786)"
+            )
+
+    @property
+    def queued(self) -> bool:
+        """Whether the work waits in a batch system's queue."""
+        return self.scheduler in QUEUES
+
+    @property
+    def processes(self) -> int:
+        """How many processes work at once, as far as that can be told before."""
+        if self.queued:
+            jobs = self.adapt[1] if self.adapt else max(1, self.workers)
+            return jobs * (self.gpus or self.cores or 1)
+        if self.workers:
+            return self.workers
+        device = pick_device(self.device)
+        if device.type == "cpu":
+            return os.cpu_count() or 1
+        return torch.cuda.device_count() if device == torch.device("cuda") else 1
+
+    @property
+    def on_gpus(self) -> bool:
+        """Whether the networks run on GPUs, as far as that can be told before."""
+        if self.scheduler == "local":
+            return pick_device(self.device).type != "cpu"
+        return self.gpus > 0 or self.device.startswith("cuda")
+
+    @property
+    def worker_device(self) -> str:
+        """What a worker is told to take: where GPUs were asked for, it does without none."""
+        return "cuda" if self.gpus and self.device == "auto" else self.device
+
+    def beginning(self, tasks: int) -> str:
+        """Return in words what `client` does first."""
+        if self.scheduler == "local":
+            number = min(self.processes, tasks)
+            return f"starting {number} {'process' if number == 1 else 'processes'}"
+        if self.queued:
+            return f"asking {self.scheduler} for workers, and waiting for the first one"
+        return f"asking {self.scheduler} for its workers"
+
+    @contextmanager
+    def client(self, tasks: int, stopped: Callable[[], bool] = lambda: False) -> Iterator[Client]:
+        """Yield a client of the cluster, which ends with the block unless it ran before.
+
+        Args:
+            tasks: that there are; no more processes are started here.
+            stopped: whether to wait for workers no longer; then there may be none.
+
+        Raises:
+            ClusterError: it cannot be had.
+            NotStartedError: it was `stopped`, and its processes ended too.
+        """
+        with dask.config.set(SETTINGS):
+            if self.scheduler == "local":
+                try:
+                    with _deaf_children():
+                        local = LocalCluster(
+                            n_workers=min(self.processes, tasks),
+                            threads_per_worker=1,
+                            dashboard_address=":0",
+                            silence_logs=logging.CRITICAL,
+                            memory_limit=0,
+                        )
+                except RuntimeError as error:
+                    if stopped():  # by a SIGTERM that its processes got too
+                        raise NotStartedError from error
+                    raise
+                with local as cluster, Client(cluster) as client:
+                    client.register_plugin(_Deaf())
+                    yield client
+            elif self.queued:
+                with self._queue() as cluster, Client(cluster) as client:
+                    self._submit(cluster)
+                    self._wait(cluster, client, stopped)
+                    if self.adapt:
+                        cluster.adapt(minimum_jobs=self.adapt[0], maximum_jobs=self.adapt[1])
+                    yield client
+            else:
+                with self._running(stopped) as client:
+                    yield client
+
+    def jobs(self) -> dict[str, str] | None:
+        """Return the state of each job in the queue that is not over; None where nobody knows."""
+        return slurm.states() if self.scheduler == "slurm" else None
+
+    def job_script(self) -> str:
+        """Return the script of one job in the queue."""
+        with dask.config.set(SETTINGS), self._queue() as cluster:
+            return str(cluster.job_script())
+
+    def _submit(self, cluster: Any) -> None:
+        said: list[str] = []
+
+        def note(record: logging.LogRecord) -> bool:
+            said.append(str(record.exc_info[1] if record.exc_info else record.msg))
+            return False
+
+        tornado = logging.getLogger("tornado.application")
+        tornado.addFilter(note)  # there alone a refusal is told, with a traceback
+        try:
+            cluster.scale(jobs=max(1, self.adapt[0] if self.adapt else self.workers))
+            with suppress(RuntimeError):
+                cluster.sync(cluster._correct_state)
+        finally:
+            tornado.removeFilter(note)
+        # a job that is refused only leaves a line in a log: without this, one would wait for ever
+        if not any(getattr(job, "job_id", None) for job in cluster.workers.values()):
+            for job in cluster._created:
+                job.status = Status.failed  # the cluster cannot close with jobs that never began
+            why = " ".join("".join(said[:1]).rpartition("stderr:")[2].split())
+            raise ClusterError(
+                f"{self.scheduler} refuses the job ({why}); look at its script with --dry-run, and "
+                "change --queue, --walltime, --cores, --memory, --gpus or the --cluster-config"
+            )
+
+    def _wait(self, cluster: Any, client: Client, stopped: Callable[[], bool]) -> None:
+        """Wait for the first worker, as long as a job may bring one.
+
+        A job whose worker does not reach this machine ends after a while, and nobody is told.
+        """
+        jobs = [str(job.job_id) for job in cluster.workers.values() if job.job_id]
+        began: float | None = None
+        while not stopped():
+            with suppress(TimeoutError):
+                client.wait_for_workers(1, timeout=LOOK)
+                return
+            states = self.jobs()
+            if states is None or any(states.get(job, "RUNNING") != "RUNNING" for job in jobs):
+                began = None
+                continue  # not known, or some jobs wait for their turn
+            began = began or time.monotonic()
+            running = [job for job in jobs if job in states]
+            if not running or time.monotonic() - began > SILENCE:
+                raise ClusterError(_silence(jobs, bool(running), cluster.scheduler_address))
+
+    def _running(self, stopped: Callable[[], bool]) -> Client:
+        try:
+            client = Client(self.scheduler, timeout=FIRST_WORKER)
+            until = time.monotonic() + FIRST_WORKER
+            while not stopped():
+                try:
+                    client.wait_for_workers(1, timeout=min(LOOK, FIRST_WORKER))
+                    break
+                except TimeoutError:
+                    if time.monotonic() > until:
+                        client.close()
+                        raise
+        except (OSError, TimeoutError, ValueError) as error:
+            raise ClusterError(
+                f"no worker of a Dask cluster answers at {self.scheduler} ({error}); start "
+                f"'dask scheduler' and 'dask worker {self.scheduler} --nthreads 1' on its machines"
+            ) from error
+        try:
+            need_same_versions(client, client.scheduler_info(n_workers=-1)["workers"])
+        except ClusterError:
+            client.close()
+            raise
+        return client
+
+    def _queue(self) -> Any:
+        import dask_jobqueue
+
+        settings: dict[str, Any] = {"cores": 1, "memory": "4GB", "walltime": "04:00:00"}
+        if self.config:
+            try:
+                settings |= tomllib.loads(self.config.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise ClusterError(
+                    f"{self.config}: {reason(error)}; give a file of TOML"
+                ) from error
+        asked = {"queue": self.queue, "walltime": self.walltime, "interface": self.interface}
+        asked |= {"cores": self.cores, "memory": self.memory}  # type: ignore[dict-item]
+        settings |= {name: value for name, value in asked.items() if value is not None}
+        settings["scheduler_options"] = {
+            "dashboard_address": ":0",  # several commands may be at work on one machine
+            **settings.get("scheduler_options", {}),
+        }
+        settings.setdefault("processes", self.gpus or settings["cores"])
+        settings["job_script_prologue"] = [*PROLOGUE, *settings.get("job_script_prologue", [])]
+        if self.gpus and self.scheduler in GPU_REQUESTS:
+            request = GPU_REQUESTS[self.scheduler].format(self.gpus)
+            settings["job_extra_directives"] = [
+                *settings.get("job_extra_directives", []),
+                request,
+            ]
+        if self.scheduler == "htcondor":
+            del settings["walltime"]  # it knows none
+        try:
+            return getattr(dask_jobqueue, QUEUES[self.scheduler])(**settings)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ClusterError(
+                f"dask-jobqueue's {QUEUES[self.scheduler]} refuses these settings: {error}"
+            ) from error
+
+
+def _silence(jobs: list[str], running: bool, address: str) -> str:
+    """Say that no worker came of jobs in Slurm, and the way out."""
+    fate = f"has been running for {SILENCE:g} s" if running else "is over"
+    what = "job" if len(jobs) == 1 else f"{len(jobs)} jobs"
+    names = ", ".join(name for _, name in socket.if_nameindex())
+    return (
+        f"no worker of the {what} has come: job {jobs[0]} {fate}. {slurm.log_end(jobs[0])}\n"
+        f"If it did not reach this machine at {address}, name the network by which the nodes do: "
+        f"--interface NAME (there are {names})"
+    )
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Let processes that are started within not hear Ctrl-C, which a terminal sends to all.
+
+    They would print tracebacks while they start. This process hears it afterwards.
+    """
+    resource_tracker.ensure_running()  # where it is started, multiprocessing unblocks the signal
+    # threads and children inherit it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Deaf(WorkerPlugin):  # type: ignore[misc]
+    """What a terminal or a batch system tells this process, it tells the workers too.
+
+    What is to be done then, the job says.
+    """
+
+    def setup(self, worker: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)

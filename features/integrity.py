@@ -1,0 +1,159 @@
+"""Holding a store against its checksums, and taking out what is damaged."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from features.clip_features import Features
+from features.format.shard import SHARD_NAME, Shard
+from features.recipe import FeatureError, Recipe, VersionError, WriteError
+from features.store import Store
+from features.writer import Writer, pack
+
+ASIDE = ".damaged"  # appended to the name of a damaged shard that was taken out
+# HDF5 refuses a file that is shorter than it says; where, in bytes, a shard says how long it is
+STATED_SIZE = slice(28, 36)
+TRIAL = np.arange(8, dtype=np.float16).reshape(4, 2)  # the rows of a store to try a folder with
+MOST_LOST = 16  # a file this many times shorter than it says has nothing to salvage
+
+
+class Damage(NamedTuple):
+    """A shard that is not as it was sealed."""
+
+    shard: Path
+    reason: str
+    clips: list[str]  # the clips hurt; empty if only the file's own bookkeeping is
+    readable: bool  # False if not even its table can be read: which clips it had is then not known
+
+
+def verify(
+    path: Path, progress: Callable[[int, int], None] = lambda *_: None
+) -> tuple[int, list[Damage]]:
+    """Read every byte of a store; return the number of intact clips and the damaged shards.
+
+    Args:
+        path: the store's folder.
+        progress: called with (bytes read, bytes in all).
+    """
+    store = Store(path)
+    sound = {shard.path: shard for shard in store.shards}
+    files = sorted([*sound, *store.unreadable])
+    sizes = {file: file.stat().st_size if file.is_file() else 0 for file in files}
+    total, done = sum(sizes.values()), 0
+    damages = []
+    progress(0, total)
+
+    def look(file: Path) -> Damage | None:
+        return _damage(file, sound.get(file), store.unreadable.get(file, ""))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for file, damage in zip(files, pool.map(look, files), strict=True):
+            if damage:
+                damages.append(damage)
+            done += sizes[file]
+            progress(done, total)
+    hurt = {(damage.shard, clip_id) for damage in damages for clip_id in damage.clips}
+    intact = {
+        clip_id
+        for shard in store.shards
+        for clip_id in shard.ids
+        if (shard.path, clip_id) not in hurt
+    }
+    return len(intact), damages
+
+
+def _damage(file: Path, shard: Shard | None, reason: str) -> Damage | None:
+    if shard:
+        if shard.intact():
+            return None
+        reason = f"{file}: its bytes are not those of its name: it was changed or renamed"
+    try:
+        with _salvage(file) as rest:
+            return Damage(file, reason, rest.damaged_clips(), True)
+    except FeatureError:
+        return Damage(file, reason, [], False)
+
+
+def repair(path: Path, damages: list[Damage]) -> None:
+    """Take damaged shards out of a store, keeping their clips that are intact.
+
+    The intact clips are sealed in a new shard; the damaged file gets ``.damaged`` at the end of its
+    name, so that no store reads it any more. The clips hurt are then missing: extract them again.
+
+    Raises:
+        VersionError: a shard is of another version of the format.
+        WriteError: the store cannot be written.
+    """
+    recipe = Store(path).recipe
+    ours = []
+    for damage in damages:
+        try:
+            with _salvage(damage.shard):
+                ours.append(damage)
+        except VersionError:
+            raise  # made by another avarnet: sound, for all that is known
+        except FeatureError:
+            if SHARD_NAME.fullmatch(damage.shard.name):  # else a file that was never ours
+                ours.append(damage)
+    # all of them first: a shard of the clips that are left may get the name of another damaged one
+    aside = [damage.shard.rename(f"{damage.shard}{ASIDE}") for damage in ours]
+    for damage, file in zip(ours, aside, strict=True):
+        try:
+            with _salvage(file) as shard:
+                if shard.recipe.fingerprint == recipe.fingerprint:
+                    hurt = set(damage.clips)
+                    rest = ((i, shard.read(n)) for n, i in enumerate(shard.ids) if i not in hurt)
+                    pack(path, rest, recipe)
+        except WriteError:
+            raise
+        except FeatureError:
+            continue  # nothing is left of it
+
+
+@contextmanager
+def _salvage(file: Path) -> Iterator[Shard]:
+    """Open what is left of a damaged shard; one that was cut short is filled up with zeros."""
+    if not file.is_file():
+        raise FeatureError(f"{file}: no regular file")
+    with open(file, "rb") as head:
+        stated = int.from_bytes(head.read(STATED_SIZE.stop)[STATED_SIZE], "little")
+    size = file.stat().st_size
+    if not size < stated <= MOST_LOST * size:
+        yield Shard(file, damaged=True)
+        return
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".salvage-") as folder:
+        copy = Path(folder) / file.name
+        shutil.copyfile(file, copy)
+        os.truncate(copy, stated)
+        yield Shard(copy, damaged=True)
+
+
+def try_folder(folder: Path) -> None:
+    """Write a tiny store in a folder, seal it, read it back and take it away.
+
+    Network file systems that refuse locks, renames or mapped memory are found out here.
+
+    Raises:
+        FeatureError: something of it does not work there.
+        OSError: likewise.
+    """
+    clip = Features({"trial": TRIAL}, {"trial": np.ones(len(TRIAL), bool)}, 1.0, float(len(TRIAL)))
+    with tempfile.TemporaryDirectory(prefix=".avarnet-", dir=folder) as inside:
+        store = Path(inside) / "store"
+        recipe = Recipe(1.0, "fp32", {"trial": {"features": TRIAL.shape[1]}})
+        with Writer(store, recipe) as writer:
+            writer.add("clip", clip)
+        _, damages = verify(store)
+        # a copy: NFS cannot empty a folder of files that are mapped
+        read = Store(store)["clip"].streams["trial"].copy()
+    if damages or not np.array_equal(read, TRIAL):
+        raise WriteError(f"{folder}: what was written there is not what is read")

@@ -1,0 +1,177 @@
+"""A writer's own folder in a store, where finished clips wait until they fill a shard."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import struct
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from features.clip_features import Features, Flag
+from features.format.shard import write_error
+from features.recipe import UNREADABLE, FeatureError
+
+SPOOL = ".spool-"  # how the folder's name begins
+CLIP = ".safetensors"
+LOCK = "lock"  # held by the folder's writer as long as that lives
+IDLE_SECONDS = 3600.0  # after which a spool is abandoned, where the file system knows no locks
+
+
+class Spool:
+    """A folder of one writer in a store, locked while the writer lives.
+
+    The lock only tells the living from the dead; no reader needs it.
+
+    Args:
+        store: the store's folder.
+        adopt: the folder of a dead writer to take over; a new one is made if None.
+
+    Raises:
+        BlockingIOError: the writer of `adopt` lives.
+        FileNotFoundError: `adopt` is gone.
+        WriteError: the store cannot be written.
+    """
+
+    def __init__(self, store: Path, adopt: Path | None = None) -> None:
+        self._added = 0
+        while True:
+            self.path = adopt or store / f"{SPOOL}{uuid.uuid4().hex}"
+            try:
+                if adopt is None:
+                    self.path.mkdir()
+                self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT)
+            except FileNotFoundError:
+                if store.is_dir():
+                    if adopt:
+                        raise
+                    continue
+                raise write_error(store, None) from None
+            except OSError as error:
+                raise write_error(store, error) from error
+            if self._hold(adopt is not None) and (self.path / LOCK).exists():
+                return
+            os.close(self._lock)
+            if adopt:
+                raise BlockingIOError
+            # else another process took the new folder for an abandoned one: make another
+
+    def _hold(self, adopted: bool) -> bool:
+        """Take the lock; return whether that succeeded."""
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            # some network file systems know no locks: there, only time tells
+            return not adopted or time.time() - self.path.stat().st_mtime > IDLE_SECONDS
+        return True
+
+    def add(self, clip_id: str, features: Features, fingerprint: str) -> Path:
+        """Put a clip into a file of its own, named after its recipe, its turn and its content.
+
+        Returns:
+            The file.
+
+        Raises:
+            WriteError: the disk is full, or the folder is gone.
+        """
+        arrays: dict[str, NDArray[Any]] = {
+            f"{name}/rows": rows for name, rows in features.streams.items()
+        }
+        arrays |= {f"{name}/valid": valid for name, valid in features.valid.items()}
+        about = {
+            "id": clip_id,
+            "snippet_seconds": repr(features.snippet_seconds),
+            "duration": repr(features.duration),
+            "flags": str(int(features.flags)),
+            "source": features.source,
+        }
+        # of a view, such as some columns of an array, safetensors writes other numbers
+        whole = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+        content = safetensors.numpy.save(whole, about)
+        file = self.path / f"{fingerprint}-{self._added:08d}-{_hash(content)}{CLIP}"
+        half = file.with_suffix(".half")
+        try:
+            half.write_bytes(content)
+            half.replace(file)
+        except OSError as error:
+            with suppress(OSError):
+                half.unlink()
+            raise write_error(self.path.parent, error) from error
+        self._added += 1
+        return file
+
+    def clips(self, fingerprint: str) -> Iterator[tuple[str, Features]]:
+        """Yield its clips of a recipe in the order in which they were added.
+
+        Files that a power cut has left half are passed over.
+        """
+        for file in sorted(self.path.glob(f"{fingerprint}-*{CLIP}")):
+            content = file.read_bytes()
+            if not file.stem.endswith(f"-{_hash(content)}"):
+                continue
+            try:
+                arrays = safetensors.numpy.load(content)
+                (length,) = struct.unpack("<Q", content[:8])
+                about = json.loads(content[8 : 8 + length])["__metadata__"]
+                names = [name.removesuffix("/rows") for name in arrays if name.endswith("/rows")]
+                yield (
+                    about["id"],
+                    Features(
+                        {name: arrays[f"{name}/rows"] for name in names},
+                        {name: arrays[f"{name}/valid"] for name in names},
+                        float(about["snippet_seconds"]),
+                        float(about["duration"]),
+                        Flag(int(about["flags"])),
+                        about["source"],
+                    ),
+                )
+            except (*UNREADABLE, FeatureError, SafetensorError):
+                continue
+
+    def clear(self) -> None:
+        """Delete the files in it."""
+        for file in self.path.iterdir():
+            if file.name != LOCK:
+                file.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Delete the folder and let go of the lock."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.release()
+
+    def release(self) -> None:
+        """Let go of the lock and leave the folder to `recover`."""
+        os.close(self._lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+def abandoned_spools(store: Path) -> Iterator[Spool]:
+    """Yield the spools of dead writers, taken over."""
+    for folder in sorted(store.glob(f"{SPOOL}*")):
+        try:
+            yield Spool(store, adopt=folder)
+        except (BlockingIOError, FileNotFoundError):
+            continue
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

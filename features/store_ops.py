@@ -1,0 +1,164 @@
+"""Whole stores: merged, compacted, compared, rid of clips. A sealed shard is never changed: new
+shards are sealed before old ones go, so a kill in between costs space and never a clip."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from features.clip_features import Features
+from features.format.shard import Shard, file_hash, sync_folder, write_error
+from features.pending_clips import Spool
+from features.recipe import FeatureError
+from features.store import Store, create
+from features.writer import SHARD_BYTES, pack, recover
+
+
+def merge(sources: Collection[Path], target: Path) -> int:
+    """Copy the shards of several stores into the store in the folder `target`, made if absent.
+
+    Returns:
+        How many shards were copied; those that are there already are not.
+
+    Raises:
+        FeatureError: the recipes differ (the message lists the fields), or shards are damaged: the
+            others are copied all the same.
+        WriteError: the store cannot be written.
+    """
+    stores = [Store(source) for source in sources]
+    first, *others = stores
+    for store in others:
+        differing = store.recipe.differences(first.recipe)
+        if differing:
+            raise FeatureError(
+                f"{store.path} cannot be merged with {first.path}, their recipes differ: "
+                + "; ".join(differing)
+            )
+    create(target, first.recipe)
+    copied, damaged = 0, [file for store in stores for file in store.unreadable]
+    with Spool(target) as scratch:
+        for shard in (shard for store in stores for shard in store.shards):
+            name = shard.path.name
+            if (target / name).exists():
+                continue
+            try:
+                copy = shutil.copyfile(shard.path, scratch.path / name)
+                if file_hash(copy) == name[17:33]:
+                    copy.rename(target / name)
+                    copied += 1
+                else:
+                    copy.unlink()
+                    damaged.append(shard.path)
+            except OSError as error:
+                raise write_error(target, error) from error
+        sync_folder(target)
+    if damaged:
+        raise FeatureError(
+            f"damaged shards were not merged: {', '.join(map(str, damaged))}; run 'avarnet "
+            "features verify' on their store, mend it and merge again"
+        )
+    return copied
+
+
+def compact(path: Path, shard_bytes: int = SHARD_BYTES) -> tuple[int, int]:
+    """Seal the clips of small shards together in few of `shard_bytes`, and drop duplicates.
+
+    Readers keep the shards that they have read from; of the others they are told to open the
+    store again.
+
+    Returns:
+        (shards before, shards after).
+
+    Raises:
+        FeatureError: a clip is damaged; nothing is lost.
+        WriteError: the store cannot be written.
+    """
+    recover(path)
+    store = Store(path)
+    live = [list(_live(store, shard)) for shard in store.shards]
+    poor = [
+        number
+        for number, shard in enumerate(store.shards)
+        if len(live[number]) < len(shard) or shard.nbytes < shard_bytes / 2
+    ]
+    whole = all(len(live[number]) == len(store.shards[number]) for number in poor)
+    if not (len(poor) == 1 and whole):
+        clips = (
+            (clip_id, store.shards[number].read(index))
+            for number in poor
+            for clip_id, index in live[number]
+        )
+        _replace(path, [store.shards[number] for number in poor], clips, shard_bytes)
+    return len(store.shards), len(Store(path).shards)
+
+
+def drop(path: Path, ids: Collection[str]) -> list[str]:
+    """Take clips out of a store; return those that it had.
+
+    Raises:
+        FeatureError: a clip that stays is damaged; nothing is lost.
+        WriteError: the store cannot be written.
+    """
+    recover(path)
+    store, unwanted = Store(path), set(ids)
+    hit = [shard for shard in store.shards if not unwanted.isdisjoint(shard.ids)]
+    clips = (
+        (clip_id, shard.read(index))
+        for shard in hit
+        for clip_id, index in _live(store, shard)
+        if clip_id not in unwanted
+    )
+    _replace(path, hit, clips, SHARD_BYTES)
+    return sorted(unwanted & set(store))
+
+
+class Difference(NamedTuple):
+    """How two stores differ.
+
+    Attributes:
+        recipe: one line for each field of the recipes that differs.
+        only_a, only_b: clips that only one of them has.
+        content: clips that both have, whose features differ; not told if the recipes differ.
+    """
+
+    recipe: list[str]
+    only_a: list[str]
+    only_b: list[str]
+    content: list[str]
+
+
+def diff(a: Path, b: Path) -> Difference:
+    """Compare two stores by their tables and digests, reading no rows."""
+    one, other = Store(a), Store(b)
+    recipe = one.recipe.differences(other.recipe)
+    content = [i for i in one if i in other and _digests(one, i) != _digests(other, i)]
+    return Difference(
+        recipe,
+        sorted(one.keys() - other.keys()),
+        sorted(other.keys() - one.keys()),
+        [] if recipe else sorted(content),
+    )
+
+
+def _digests(store: Store, clip_id: str) -> dict[str, bytes]:
+    shard, index = store.locate(clip_id)
+    return {name: digests[index].tobytes() for name, digests in shard.table.digests.items()}
+
+
+def _live(store: Store, shard: Shard) -> Iterator[tuple[str, int]]:
+    """Yield (clip id, number) of the clips that are read from this shard and from no other."""
+    for index, clip_id in enumerate(shard.ids):
+        if store.locate(clip_id) == (shard, index):
+            yield clip_id, index
+
+
+def _replace(
+    path: Path, old: list[Shard], clips: Iterator[tuple[str, Features]], shard_bytes: int
+) -> None:
+    recipe = Store(path).recipe
+    new = pack(path, clips, recipe, shard_bytes)
+    for shard in old:
+        if shard.path not in new:
+            shard.path.unlink(missing_ok=True)

@@ -1,0 +1,93 @@
+"""What the official lists of XD-Violence and UCF-Crime have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from manifests.clip import Interval, ManifestError
+from manifests.jsonl import reason
+from manifests.sources.video_files import Found, videos_below
+
+
+def read_lines(file: Path) -> list[str]:
+    """Return the non-empty lines of a list.
+
+    Raises:
+        ManifestError: it cannot be read.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(
+            f"{file}: {reason(error)}; give the folder of the official lists"
+        ) from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def bare_name(name: str) -> str:
+    """Return a listed name without a file suffix; some lists carry it, some do not."""
+    return name.removesuffix(".mp4")
+
+
+def frame_intervals(file: Path, name: str, frames: list[str], fps: float) -> tuple[Interval, ...]:
+    """Return pairs of frame numbers (first included, last excluded; -1 for none) as seconds.
+
+    Raises:
+        ManifestError: they are not pairs of whole numbers.
+    """
+    try:
+        numbers = [int(frame) for frame in frames]
+        pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
+    except ValueError as error:
+        raise ManifestError(
+            f"{file}: {name}: expected pairs of frame numbers, found {' '.join(frames)!r}; "
+            "take the official file"
+        ) from error
+    if not pairs:
+        raise ManifestError(f"{file}: {name}: no frame numbers; take the official file")
+    return tuple(Interval(start / fps, end / fps) for start, end in pairs if start >= 0)
+
+
+def check_annotated(file: Path, annotated: set[str], expected: set[str]) -> None:
+    """Refuse annotations that do not fit the test list one to one.
+
+    Raises:
+        ManifestError: naming some of the clips that have no counterpart.
+    """
+    for names, problem in (
+        (annotated - expected, "annotated, but no clip of the test list that could be"),
+        (expected - annotated, "in the test list, but not annotated"),
+    ):
+        if names:
+            some = ", ".join(sorted(names)[:3])
+            raise ManifestError(
+                f"{file}: clips {problem}: {len(names)} (first: {some}); take all lists from "
+                "one release"
+            )
+
+
+def find_videos(videos: Path, listed: Mapping[str, str]) -> tuple[dict[str, Path], Found]:
+    """Return name -> file for the listed videos that are in a folder, and all that is there.
+
+    Args:
+        videos: the folder.
+        listed: name -> official path; a file elsewhere below the folder serves if its name fits.
+
+    Raises:
+        ManifestError: none is there.
+    """
+    there = videos_below(videos)
+    below = {path.stem: path for path in reversed(there.videos)}
+    files = {}
+    for name, path in listed.items():
+        if (videos / path).is_file():
+            files[name] = videos / path
+        elif name in below:
+            files[name] = below[name]
+    if not files:
+        raise ManifestError(
+            f"{videos}: none of the {len(listed)} listed videos is in it; give the folder that "
+            "holds them"
+        )
+    return files, there

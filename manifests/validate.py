@@ -1,0 +1,260 @@
+"""What is wrong with a manifest, line by line, and the way out of each."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from manifests.clip import Clip, ManifestError
+from manifests.jsonl import MAKE_ONE, parse
+
+SIDE = re.compile(r"train|val|test")
+FOLD = re.compile(r"fold-\d+")
+LEAST_MISSING = 1.0  # seconds; lists of durations are often rounded
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong."""
+
+    severity: str  # "error" or "warning"
+    line: int
+    clip: str  # its id; empty if the line has none
+    kind: str
+    problem: str
+    way_out: str
+
+
+class Numbered(NamedTuple):
+    """A clip and the line it is on."""
+
+    line: int
+    clip: Clip
+
+
+class Probed(NamedTuple):
+    """What a file itself says."""
+
+    duration: float  # seconds
+    sound: bool  # whether it has any
+    cut_short: str = ""  # how it shows that the file was cut short
+
+
+Probe = Callable[[Path, Path | None], Probed]
+
+
+def check(manifest: Path, root: Path, probe: Probe | None = None) -> list[Finding]:
+    """Return all findings: errors first, both in the order of the lines.
+
+    Args:
+        manifest: the manifest.
+        root: what its paths are relative to.
+        probe: given a video and its sound file, returns what they say, or raises what is wrong
+            with them; without it, files are not opened.
+
+    Raises:
+        ManifestError: the file cannot be read at all.
+
+    Example::
+
+        errors = [f for f in check(Path("m.jsonl"), Path(".")) if f.severity == "error"]
+    """
+    findings: list[Finding] = []
+    clips: list[Numbered] = []
+    for line, clip in parse(manifest):
+        if isinstance(clip, ManifestError):
+            findings.append(Finding("error", line, "", "bad-line", str(clip), "correct the line"))
+        else:
+            clips.append(Numbered(line, clip))
+    if not findings and not clips:
+        findings.append(Finding("error", 0, "", "empty", "no clips in it", MAKE_ONE))
+    findings += _duplicates(clips, root)
+    findings += _splits(clips)
+    findings += _groups(clips)
+    for numbered in clips:
+        findings += _file(numbered, root, probe)
+    return sorted(findings, key=lambda finding: (finding.severity != "error", finding.line))
+
+
+def _duplicates(clips: list[Numbered], root: Path) -> Iterator[Finding]:
+    by_id: dict[str, Numbered] = {}
+    by_path: dict[str, Numbered] = {}
+    by_size: dict[int, list[Numbered]] = defaultdict(list)
+    for numbered in clips:
+        line, clip = numbered
+        first = by_id.setdefault(clip.id, numbered)
+        if first is not numbered:
+            yield Finding(
+                "error",
+                line,
+                clip.id,
+                "duplicate-id",
+                f"the id is on line {first.line} already",
+                "give one of the two another id, or remove it",
+            )
+        # os.path, not pathlib: no path that a manifest may hold makes it raise
+        path = os.path.realpath(clip.resolve(root))
+        first = by_path.setdefault(path, numbered)
+        if first is not numbered:
+            yield _twin(numbered, first, "duplicate-path", "is the same file")
+        elif os.path.isfile(path) and (size := os.path.getsize(path)):
+            by_size[size].append(numbered)
+    for same_size in by_size.values():
+        if len(same_size) == 1:
+            continue
+        by_content: dict[str, Numbered] = {}
+        for numbered in same_size:
+            try:
+                with open(numbered.clip.resolve(root), "rb") as file:
+                    content = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError:
+                continue  # said by the check of the file itself
+            first = by_content.setdefault(content, numbered)
+            if first is not numbered:
+                yield _twin(numbered, first, "duplicate-content", "has the same content")
+
+
+def _twin(numbered: Numbered, first: Numbered, kind: str, what: str) -> Finding:
+    leak = len({numbered.clip.split, first.clip.split} - {None}) == 2
+    return Finding(
+        "error" if leak else "warning",
+        numbered.line,
+        numbered.clip.id,
+        kind,
+        f"{what} as {first.clip.id} on line {first.line}" + (", in another split" if leak else ""),
+        "remove one of the two",
+    )
+
+
+def _splits(clips: list[Numbered]) -> Iterator[Finding]:
+    first: dict[str, Numbered] = {}  # of each way to split, in the order of the lines
+    for numbered in clips:
+        line, clip = numbered
+        if clip.split is None:
+            first.setdefault("no split", numbered)
+        elif SIDE.fullmatch(clip.split):
+            first.setdefault("train, val or test", numbered)
+        elif FOLD.fullmatch(clip.split):
+            first.setdefault("folds", numbered)
+        else:
+            yield Finding(
+                "error",
+                line,
+                clip.id,
+                "unknown-split",
+                f"split {clip.split!r}",
+                "use train, val, test or fold-K, or run 'avarnet manifest split'",
+            )
+    if len(first) > 1:
+        line, clip = list(first.values())[1]
+        ways = " and ".join(f"{way} (line {at.line})" for way, at in first.items())
+        yield Finding(
+            "warning",
+            line,
+            clip.id,
+            "mixed-splits",
+            f"some clips have {ways}",
+            "split all clips with 'avarnet manifest split'",
+        )
+
+
+def _groups(clips: list[Numbered]) -> Iterator[Finding]:
+    groups: dict[str, dict[str, list[Numbered]]] = defaultdict(lambda: defaultdict(list))
+    for numbered in clips:
+        if numbered.clip.group is not None and numbered.clip.split is not None:
+            groups[numbered.clip.group][numbered.clip.split].append(numbered)
+    for group, sides in groups.items():
+        if len(sides) == 1:
+            continue
+        line, clip = list(sides.values())[1][0]
+        counts = ", ".join(f"{split} (clips: {len(members)})" for split, members in sides.items())
+        yield Finding(
+            "warning",
+            line,
+            clip.id,
+            "group-across-splits",
+            f"group {group} is in {counts}: what is learned from one leaks to the other",
+            "run 'avarnet manifest split', unless the split is the official one",
+        )
+
+
+def _file(numbered: Numbered, root: Path, probe: Probe | None) -> Iterator[Finding]:
+    line, clip = numbered
+    path, audio = clip.resolve(root), clip.resolve_audio(root)
+    duration = clip.duration
+    missing = [file for file in (path, audio) if file is not None and not os.path.isfile(file)]
+    for file in missing:
+        what = "is not a regular file" if os.path.exists(file) else "does not exist"
+        yield Finding(
+            "error",
+            line,
+            clip.id,
+            "missing-file",
+            f"{file} {what}",
+            "give the folder it is in with --root, or remove the line",
+        )
+    if not missing and not os.access(path, os.R_OK):
+        yield Finding(
+            "error", line, clip.id, "unreadable", f"no permission to read {path}", "ask its owner"
+        )
+    elif not missing and os.path.getsize(path) == 0:
+        yield Finding(
+            "error", line, clip.id, "empty-file", f"{path} is empty", "copy the file again"
+        )
+    elif not missing and probe is not None:
+        try:
+            probed = probe(path, audio)
+        except Exception as error:  # whatever a decoder says of a file from anywhere
+            yield Finding(
+                "error", line, clip.id, "unreadable", str(error), "replace the file or the line"
+            )
+        else:
+            yield from _length(numbered, probed)
+            duration = probed.duration
+            if not probed.sound:
+                yield Finding(
+                    "warning",
+                    line,
+                    clip.id,
+                    "no-sound",
+                    "the clip has no sound",
+                    "nothing to do: its sound is flagged as missing; or name a sound file (audio)",
+                )
+    for start, end in clip.intervals or ():
+        if duration is not None and end > duration + 1 / (clip.fps or 10):
+            yield Finding(
+                "error",
+                line,
+                clip.id,
+                "interval-outside",
+                f"anomaly from {start:g} to {end:g} s in a clip of {duration:g} s",
+                "correct the interval, or the file is another one than was annotated",
+            )
+
+
+def _length(numbered: Numbered, probed: Probed) -> Iterator[Finding]:
+    """Say where the file is shorter than its container states, or else than the manifest does."""
+    line, clip = numbered
+    stated = clip.duration
+    if probed.cut_short:
+        yield Finding(
+            "warning",
+            line,
+            clip.id,
+            "cut-short",
+            probed.cut_short,
+            "copy or download it again; as it is, what is there is read and flagged as cut short",
+        )
+    elif stated is not None and stated - probed.duration > LEAST_MISSING + stated / 100:
+        yield Finding(
+            "warning",
+            line,
+            clip.id,
+            "shorter-than-stated",
+            f"the manifest states {stated:g} s, but the file has {probed.duration:.1f} s",
+            "copy the file again if it was cut short, or correct the duration",
+        )

@@ -1,0 +1,241 @@
+"""Pages as a browser shows them: they need nothing from elsewhere, and curve and player agree."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from extract import Reader, glimpse
+from extract.synthetic import make_clip
+from features import Features, Recipe, Store, Writer
+from manifests import Clip, Interval, assign_split
+from train import Config, Predictor, Run, evaluate_run, judge_run, train_run
+from train.evaluation.intervals import Anomaly
+from train.report.prediction import write_prediction_page
+from train.report.run import Look, write_comparison, write_report
+
+RECIPE = Recipe(0.25, "fp32", {"video": {"features": 6}, "audio": {"features": 4}})
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+HOSTILE = (
+    "<img src=x onerror=alert(1)> </script> `${alert(2)}`"  # a label and an id that must stay text
+)
+WIDTHS = [1200, 390]  # a desktop's and a phone's
+CURSOR = "document.querySelector('#timeline .plotly-graph-div').layout.shapes[0].x0"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+
+
+class Visit:
+    """A page in the browser, and all that it complained of or asked for."""
+
+    def __init__(self, browser: Browser, file: Path, width: int) -> None:
+        self.page: Page = browser.new_page(viewport={"width": width, "height": 800})
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(file.as_uri())
+        self.page.wait_for_load_state("load")
+
+    def look(self, script: str) -> Any:
+        return self.page.evaluate(script)
+
+    def check(self, *allowed: Path) -> None:
+        # every plot is drawn, and none is wider than its place
+        self.page.wait_for_function(
+            "(plots => plots.length && plots.every(plot => plot.querySelector('svg') && "
+            "plot.querySelector('svg').clientWidth <= plot.parentElement.clientWidth))"
+            "([...document.querySelectorAll('.plotly-graph-div')])"
+        )
+        assert self.complaints == []
+        outside = {url for url in self.requests if not url.startswith("data:")}
+        assert outside == {file.as_uri() for file in allowed}
+        assert self.look("document.documentElement.scrollWidth <= innerWidth")
+
+
+def features(kind: int, seed: int) -> Features:
+    rng = np.random.default_rng(seed)
+    rows = {"video": rng.normal(kind, 1, (12, 6)), "audio": rng.normal(0, 1, (12, 4))}
+    heard = seed % 5 != 0
+    valid = {"video": np.ones(12, bool), "audio": np.full(12, heard)}
+    return Features({n: x.astype(np.float16) for n, x in rows.items()}, valid, 0.25, 3.0)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Clip], Store]:
+    path = tmp_path_factory.mktemp("store")
+    clips = []
+    with Writer(path, RECIPE) as writer:
+        for n in range(60):
+            name = f"{HOSTILE.replace('/', '')}{n}" if n < 30 else f"c{n}"
+            writer.add(name, features(n % 3, n))
+            label = ("Normal", HOSTILE, "Crash")[n % 3]
+            events = (Interval(0, 1),) if n % 3 else ()
+            clips.append(Clip(name, "x.mp4", (label,), intervals=events, fps=25))
+    gone = Clip("gone", "x.mp4", ("Crash",), split="train")
+    return [*assign_split(clips, test=0.4, val=0.2), gone], Store(path)
+
+
+@pytest.fixture(scope="module", params=["recognition", "detection"])
+def run(
+    world: tuple[list[Clip], Store],
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Run:
+    settings = Config(channels=8, stages=2, epochs=2, layers=2, task=request.param)
+    return train_run(*world, tmp_path_factory.mktemp("runs") / "run", settings)
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_clip(
+        tmp_path_factory.mktemp("film") / "a [b] #1 100%.mp4", "Police siren", 1, seconds=3.0
+    )
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_player_and_its_curve_agree(
+    run: Run, film: Path, browser: Browser, tmp_path: Path, width: int
+) -> None:
+    clip, predictor = features(2, 1), Predictor(run)
+    found = [Anomaly(0.5, 1.0, HOSTILE, 0.9), Anomaly(2.0, 2.5, "Crash", 0.8)]
+    answer = predictor(clip)._replace(intervals=found)
+    without = {name: predictor(clip, [name]) for name in clip.streams}
+    page = tmp_path / "pages" / "page.html"
+    page.parent.mkdir()
+    write_prediction_page(page, film, clip, run, answer, without)
+    visit = Visit(browser, page, width)
+    visit.page.wait_for_function("video.readyState >= 2")
+
+    visit.look("video.currentTime = 1.5")  # the curve follows the player
+    visit.page.wait_for_function(f"Math.abs({CURSOR} - 1.5) < 0.01")
+    assert "0:01.5" in visit.page.inner_text("#now")
+    visit.page.keyboard.press("n")
+    visit.page.wait_for_function("Math.abs(video.currentTime - 2.0) < 0.01")
+    current = "[...document.querySelectorAll('[aria-current=true]')].length"
+    visit.page.wait_for_function(f"{current} == 1")
+    visit.page.keyboard.press("p")
+    visit.page.wait_for_function("Math.abs(video.currentTime - 0.5) < 0.01")
+    visit.page.keyboard.press("ArrowRight")
+    visit.page.wait_for_function("Math.abs(video.currentTime - 1.5) < 0.01")
+
+    curve = visit.page.locator("#timeline .nsewdrag").first
+    curve.scroll_into_view_if_needed()
+    box = curve.bounding_box()
+    assert box is not None
+    for share in (0.3, 0.9):
+        visit.page.mouse.click(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
+        visit.page.wait_for_function(f"Math.abs(video.currentTime - {3 * share}) < 0.05")
+    visit.page.locator(".intervals button").first.click()
+    visit.page.wait_for_function(f"Math.abs({CURSOR} - 0.5) < 0.01")
+
+    visit.page.locator("h1").click()
+    visit.page.keyboard.press(" ")
+    visit.page.wait_for_function(f"!video.paused && {CURSOR} > 0.7")
+    visit.page.keyboard.press(" ")
+    visit.page.wait_for_function("video.paused")
+    visit.check(page, film)
+
+
+def test_the_name_of_a_class_is_never_part_of_the_program(
+    run: Run, film: Path, browser: Browser, tmp_path: Path
+) -> None:
+    clip = features(2, 1)
+    label = HOSTILE if HOSTILE in run.classes else "anomaly"
+    answer = Predictor(run)(clip)._replace(label=label, anomaly=None)  # no normal class
+    write_prediction_page(tmp_path / "page.html", film, clip, run, answer, {})
+    visit = Visit(browser, tmp_path / "page.html", 1200)
+    assert label in visit.page.inner_text("#now")
+    visit.check(tmp_path / "page.html", film)
+
+
+def test_a_film_that_cannot_be_played_leaves_a_page_that_can_be_read(
+    run: Run, browser: Browser, tmp_path: Path
+) -> None:
+    film = tmp_path / "broken.mp4"
+    film.write_bytes(b"nonsense" * 100)
+    clip, predictor = features(2, 5), Predictor(run)  # one without sound
+    answer = predictor(clip)._replace(intervals=[Anomaly(2.0, 2.5, "Crash", 0.8)])
+    write_prediction_page(tmp_path / "page.html", film, clip, run, answer, {})
+    visit = Visit(browser, tmp_path / "page.html", 1200)
+    visit.page.wait_for_selector("#unplayable", state="visible")
+    assert "no audio" in visit.page.inner_text("body")
+    visit.page.locator(".intervals button").click()
+    visit.page.wait_for_function(f"{CURSOR} == 2.0")
+    visit.check(tmp_path / "page.html", film)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_report_stands_alone(
+    world: tuple[list[Clip], Store],
+    run: Run,
+    film: Path,
+    browser: Browser,
+    tmp_path: Path,
+    width: int,
+) -> None:
+    seen: list[str] = []
+    reader = Reader()
+
+    def look(clip_id: str) -> Look | None:
+        seen.append(clip_id)
+        return Look(*glimpse(reader, film, None, 3.0)) if len(seen) % 2 else None
+
+    page = tmp_path / "report.html"
+    write_report(run, judge_run(run, world[1]), page, look, reasons={"gone": "the file is empty"})
+    reader.close()
+    visit = Visit(browser, page, width)
+    body = visit.page.inner_text("body")
+    assert HOSTILE in body
+    assert "the file is empty" in body
+    assert "without audio" in body
+    assert seen
+    pictures = visit.look(
+        "[...document.querySelectorAll('.clip img')].map(picture => picture.naturalWidth)"
+    )
+    assert pictures == [480] * len(pictures)
+    assert len(pictures) >= len(seen) // 2
+    visit.check(page)
+
+
+def test_runs_side_by_side(
+    world: tuple[list[Clip], Store], run: Run, browser: Browser, tmp_path: Path
+) -> None:
+    settings = replace(run.config, streams=("audio",), layers=1)
+    other = train_run(*world, tmp_path / "audio-only", settings)
+    for one in (run, other):
+        evaluate_run(one, world[1])
+    page = tmp_path / "compare.html"
+    write_comparison([run, other], page)
+    visit = Visit(browser, page, 1200)
+    body = visit.page.inner_text("body")
+    assert "audio-only" in body
+    assert ("McNemar" in body) == (run.config.task == "recognition")
+    visit.check(page)
+
+
+def test_a_glimpse_shows_frames_and_hears_sound(film: Path, tmp_path: Path) -> None:
+    reader = Reader()
+    seen = glimpse(reader, film, None, 3.0)
+    mute = glimpse(reader, make_clip(tmp_path / "m.mp4", "Normal", 1, 3.0, sound=False), None, 3.0)
+    reader.close()
+    assert seen.picture.startswith(b"\xff\xd8")
+    assert len(seen.loudness) == 200
+    assert 0.05 < float(seen.loudness.max()) <= 1
+    assert len(mute.loudness) == 0

@@ -1,0 +1,194 @@
+"""Two runs on the same held-out clips: is one better, or was it luck?"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.config import TrainError
+from train.evaluation.curves import AREAS, Ranking
+from train.evaluation.frames import DEFAULT_FPS, frames
+from train.evaluation.recognition import BOOTSTRAPS, percentile_interval
+from train.run import Run
+
+PERMUTATIONS = 1000
+
+
+def compare_runs(one: Path, other: Path, seed: int = 0) -> dict[str, Any]:
+    """Compare what two evaluated runs of one task say of the clips that both were judged by.
+
+    Detection is compared by the area under the curves of all frames, whose figures mean something
+    for the whole test set alone; so both must have been judged by the same clips.
+
+    Args:
+        one, other: folders of runs.
+        seed: of the bootstrap over clips (percentile interval, 95 %), and of the permutations.
+
+    Returns:
+        Plain data: ``task``; ``clips``, how many; and for each measure, ``accuracy``, or ``ap`` and
+        ``roc_auc``: ``values`` of both, ``difference``, other minus one, as ``{"value", "low",
+        "high"}`` from clips drawn anew, the same for both; and ``p``, how likely a difference like
+        theirs is between equals, two-sided. It is that of McNemar's exact test for accuracy; else
+        of permutations: clip by clip, it is chance whose ranks of the frames are whose (Bandos et
+        al., Statistics in Medicine 2005, with clips for cases). Recognition: ``only_one`` and
+        ``only_other``, how many clips only one of them has right; detection: ``frames``.
+
+    Raises:
+        TrainError: a run is not evaluated, they are of two tasks, no clip was held out in both, or
+            for detection other clips or annotations.
+    """
+    runs = Run.load(one), Run.load(other)
+    tasks = [run.config.task for run in runs]
+    if tasks[0] != tasks[1]:
+        raise TrainError(
+            f"{one} is a run of {tasks[0]}, {other} of {tasks[1]}: they cannot be compared with "
+            "each other"
+        )
+    compare = _detection if tasks[0] == "detection" else _recognition
+    return {"task": tasks[0], **compare(*runs, np.random.default_rng(seed))}
+
+
+def _recognition(one: Run, other: Run, rng: np.random.Generator) -> dict[str, Any]:
+    from scipy.stats import binomtest
+
+    said, told = _right(one), _right(other)
+    clips = sorted(said.keys() & told.keys())
+    if not clips:
+        raise TrainError(
+            f"{one.path} and {other.path} have no held-out clip in common: nothing to compare"
+        )
+    a, b = (np.array([right[clip] for clip in clips]) for right in (said, told))
+    draws = rng.integers(0, len(clips), (BOOTSTRAPS, len(clips)))
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    p = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return {
+        "clips": len(clips),
+        "accuracy": _measure((a.mean(), b.mean()), b[draws].mean(1) - a[draws].mean(1), p),
+        "only_one": only_a,
+        "only_other": only_b,
+    }
+
+
+def _detection(one: Run, other: Run, rng: np.random.Generator) -> dict[str, Any]:
+    truth, *scores = _frames(one, other)
+    clips = len(truth)
+    rankings = [Ranking(truth, own) for own in scores]
+    values = np.array([ranking.areas(np.ones(clips, np.int64)) for ranking in rankings])
+    if np.isnan(values).any():
+        raise TrainError(f"{one.path} and {other.path}: every frame is anomalous, or none is")
+    drawn = [
+        np.bincount(chosen, minlength=clips)
+        for chosen in rng.integers(0, clips, (BOOTSTRAPS, clips))
+    ]
+    draws = rankings[1].all_areas(drawn) - rankings[0].all_areas(drawn)
+    draws = draws[~np.isnan(draws[:, 0])]
+    # ranks, for the scores of two runs are of two scales
+    ranking = Ranking([*truth, *truth], [rank for own in scores for rank in _ranks(own)])
+    swapped = rng.integers(0, 2, (PERMUTATIONS, clips))
+    one_way, other_way = (np.concatenate([x, 1 - x], axis=1) for x in (swapped, 1 - swapped))
+    by_chance = np.abs(ranking.all_areas(one_way) - ranking.all_areas(other_way))
+    as_large = by_chance >= np.abs(values[1] - values[0]) - 1e-12
+    p = (1 + as_large.sum(0)) / (1 + PERMUTATIONS)
+    return {
+        "clips": clips,
+        "frames": sum(map(len, truth)),
+        **{name: _measure(values[:, k], draws[:, k], float(p[k])) for k, name in enumerate(AREAS)},
+    }
+
+
+def _measure(
+    values: Sequence[float] | NDArray[np.float64], draws: NDArray[np.float64], p: float
+) -> dict[str, Any]:
+    low, high = percentile_interval(draws)
+    return {
+        "values": [float(value) for value in values],
+        "difference": {
+            "value": float(values[1] - values[0]),
+            "low": float(low),
+            "high": float(high),
+        },
+        "p": p,
+    }
+
+
+def _frames(
+    one: Run, other: Run
+) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+    """Return truth, and the scores of both runs, of each held-out clip's frames.
+
+    Raises:
+        TrainError: they are not the same frames.
+    """
+    said, told = _scores(one), _scores(other)
+    for run, alone in ((one, said.keys() - told.keys()), (other, told.keys() - said.keys())):
+        if alone:
+            raise TrainError(
+                f"{one.path} and {other.path} were not judged by the same clips: only {run.path} "
+                f"has {len(alone)} ({', '.join(sorted(alone)[:3])}); train both on one manifest "
+                "and store"
+            )
+    ids = sorted(said)
+    for name in ("intervals", "fps"):
+        found = [i for i in ids if getattr(one.truth[i], name) != getattr(other.truth[i], name)]
+        if found:
+            raise TrainError(
+                f"{one.path} and {other.path} were not judged by the same annotations: the {name} "
+                f"of {len(found)} clips differ ({', '.join(found[:3])}); train both on one manifest"
+            )
+    steps = one.recipe.snippet_seconds, other.recipe.snippet_seconds
+    (truth, ours), (same, theirs) = (
+        frames([run.truth[i] for i in ids], [scores[i] for i in ids], step)
+        for run, scores, step in zip((one, other), (said, told), steps, strict=True)
+    )
+    for k, clip_id in enumerate(ids):
+        lengths = len(truth[k]), len(same[k])
+        # where the manifest tells no duration, each grid of snippets ends where it may
+        if abs(lengths[0] - lengths[1]) > max(steps) * (one.truth[clip_id].fps or DEFAULT_FPS) + 1:
+            raise TrainError(
+                f"{one.path} and {other.path} were not judged by the same frames: {clip_id} has "
+                f"{lengths[0]} in one, {lengths[1]} in the other; extract the same videos for both"
+            )
+        shorter = slice(min(lengths))
+        truth[k], ours[k], theirs[k] = truth[k][shorter], ours[k][shorter], theirs[k][shorter]
+    return truth, ours, theirs
+
+
+def _ranks(scores: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float64]]:
+    """Return each frame's rank among those of all clips; those of equal scores are averaged."""
+    from scipy.stats import rankdata
+
+    ends = np.cumsum([len(own) for own in scores])
+    return np.split(rankdata(np.concatenate(list(scores))), ends[:-1])
+
+
+def _right(run: Run) -> dict[str, bool]:
+    """Return clip id -> whether the run has it right."""
+    return {clip: said == label for clip, label, said in _rows(run, "clip", "label", "predicted")}
+
+
+def _scores(run: Run) -> dict[str, NDArray[np.float32]]:
+    """Return clip id -> the scores (T,) of its snippets."""
+    found: dict[str, list[str]] = {}
+    for clip, score in _rows(run, "clip", "score"):
+        found.setdefault(clip, []).append(score)
+    return {clip: np.array(scores, np.float32) for clip, scores in found.items()}
+
+
+def _rows(run: Run, *columns: str) -> Iterator[list[str]]:
+    """Yield these columns of what `evaluate` has written of the held-out clips."""
+    file = run.path / "predictions.csv"
+    try:
+        with open(file, newline="", encoding="utf-8") as lines:
+            for row in csv.DictReader(lines):
+                yield [row[name] for name in columns]
+    except OSError as error:
+        raise TrainError(
+            f"{run.path} has no predictions.csv; judge it first: avarnet evaluate {run.path}"
+        ) from error
+    except KeyError as error:
+        raise TrainError(f"{file} has no column {error}") from error

@@ -1,0 +1,253 @@
+"""Weakly supervised detection: clip labels in training, a score per snippet, judged per frame.
+
+Protocols: XD-Violence (Wu et al., "Not only Look, but also Listen", ECCV 2020): average precision
+over all frames of the 800 test videos; UCF-Crime (Sultani et al., CVPR 2018): area under the ROC
+curve over all frames of the 290. Each frame has the score of its snippet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from manifests import Clip
+from train.config import TrainError
+from train.evaluation.curves import AREAS, Ranking
+from train.evaluation.recognition import BOOTSTRAPS, percentile_interval
+from train.evaluation.segments import RECALL, false_alarms, segment_figures
+from train.losses import SMOOTHING_LIMIT, SMOOTHING_WEIGHT, average, mtcn_loss
+
+CLASSES = ["normal", "anomaly"]
+NORMAL_LABELS = ("A", "Normal", "normal")  # of XD-Violence; of UCF-Crime and VAAR
+SNIPPETS_PER_TOP = 16  # one snippet in 16, and one more, speaks for its clip
+CURVE_POINTS = 300
+DEFAULT_FPS = 25.0  # where a manifest tells no rate: it only sets how finely time is cut
+
+
+def top_pool(logits: Tensor, mask: Tensor) -> Tensor:
+    """Average each clip's most anomalous snippets to (batch, 2).
+
+    Args:
+        logits: (batch, 2, time), normal and anomalous.
+        mask: (batch, time), true inside the clip.
+    """
+    return average(logits, top_snippets(logits, mask))
+
+
+def top_snippets(logits: Tensor, mask: Tensor) -> Tensor:
+    """Return (batch, time), true at the k = floor(T / 16) + 1 highest snippets of each clip.
+
+    So many as XD-Violence's baseline takes.
+    """
+    margin = (logits[:, 1] - logits[:, 0]).masked_fill(~mask, -float("inf"))
+    rank = margin.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return mask & (rank < (mask.sum(1) // SNIPPETS_PER_TOP + 1)[:, None])
+
+
+def weak_loss(
+    logits: Tensor,
+    mask: Tensor,
+    targets: Tensor,
+    smoothing_weight: float = SMOOTHING_WEIGHT,
+    smoothing_limit: float = SMOOTHING_LIMIT,
+    class_weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    focus: float = 0.0,
+) -> Tensor:
+    """Return the loss of all stages where only the clips' labels are known.
+
+    Each stage has `mtcn_loss` with the snippets that the first stage finds the most anomalous for
+    those of its clip. The later stages also learn the first one's answer to every snippet: they see
+    so far that the clip's label alone would teach them whether, but not when.
+
+    Args: as those of `mtcn_loss`.
+    """
+    top = top_snippets(logits[0].detach(), mask)
+    total = mtcn_loss(
+        logits,
+        mask,
+        targets,
+        smoothing_weight,
+        smoothing_limit,
+        class_weights,
+        label_smoothing,
+        focus,
+        lambda stages, _: average(stages, top),
+    )
+    first = F.softmax(logits[0].detach(), dim=1)
+    apart = -(first * F.log_softmax(logits[1:], dim=2)).sum(2)
+    return total + (apart * mask).sum() / mask.sum().clamp(min=1)
+
+
+def weak_labels(clips: Sequence[Clip], normal: str) -> list[Clip]:
+    """Return the clips with one label of `CLASSES` each.
+
+    Args:
+        clips: with the labels of their data set.
+        normal: the label of clips without anomaly; one of `NORMAL_LABELS` if empty.
+
+    Raises:
+        TrainError: no clip has that label.
+    """
+    labels = {clip.label for clip in clips}
+    found = {normal} & labels if normal else labels & set(NORMAL_LABELS)
+    if not found:
+        raise TrainError(
+            f"detection needs normal clips too, and none is labelled {normal or NORMAL_LABELS}; "
+            f"name their label with --normal (there are {', '.join(sorted(labels))})"
+        )
+    return [replace(clip, labels=(CLASSES[clip.label not in found],)) for clip in clips]
+
+
+def frame_truth(clip: Clip, snippets: int, snippet_seconds: float) -> NDArray[np.uint8]:
+    """Return 0 or 1 for each frame of a clip, (frames,).
+
+    The frames are those of the clip's duration, or of its snippets where no duration is known: as
+    XD-Violence's baseline has 16 frames for each snippet.
+
+    Raises:
+        ManifestError: the clip has no annotation in time.
+    """
+    fps = clip.fps or DEFAULT_FPS
+    seconds = clip.duration or snippets * snippet_seconds
+    return clip.frame_labels(max(1, round(seconds * fps)), fps)
+
+
+def frame_scores(
+    scores: NDArray[np.float32], snippet_seconds: float, frames: int, fps: float
+) -> NDArray[np.float32]:
+    """Hold each snippet's score for its frames: (T,) to (frames,); the last one lasts.
+
+    >>> frame_scores(np.array([0.0, 1.0], np.float32), 0.5, 6, 4.0).tolist()
+    [0.0, 0.0, 1.0, 1.0, 1.0, 1.0]
+    """
+    snippet = np.floor(np.arange(frames) / fps / snippet_seconds + 1e-6).astype(np.int64)
+    return scores[np.minimum(snippet, len(scores) - 1)]
+
+
+def frame_metrics(
+    truth: Iterable[NDArray[np.uint8]], scores: Iterable[NDArray[np.float32]]
+) -> dict[str, float | int | None]:
+    """Return what the frames of some clips give, put one after the other.
+
+    Returns:
+        ``ap``: area under the precision-recall curve by trapezoids, XD-Violence's own figure;
+        ``average_precision``: the same in steps; ``roc_auc``; all None where the frames are of one
+        kind; ``frames`` and ``anomalous``, their number.
+    """
+    from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
+
+    said, real = np.concatenate(list(scores)), np.concatenate(list(truth))
+    counts = {"frames": len(real), "anomalous": int(real.sum())}
+    if not 0 < counts["anomalous"] < len(real):
+        return {"ap": None, "average_precision": None, "roc_auc": None, **counts}
+    precision, recall, _ = precision_recall_curve(real, said)
+    return {
+        "ap": float(auc(recall, precision)),
+        "average_precision": float(average_precision_score(real, said)),
+        "roc_auc": float(roc_auc_score(real, said)),
+        **counts,
+    }
+
+
+def frame_figures(
+    clips: Sequence[Clip], scores: Sequence[NDArray[np.float32]], snippet_seconds: float
+) -> dict[str, Any]:
+    """Return the `frame_metrics` of the snippets' scores (T,) of some clips."""
+    return frame_metrics(*frames(clips, scores, snippet_seconds))
+
+
+def frames(
+    clips: Sequence[Clip], scores: Sequence[NDArray[np.float32]], snippet_seconds: float
+) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.float32]]]:
+    """Return truth and score of each clip's frames, of snippets' scores (T,)."""
+    truth = [
+        frame_truth(clip, len(s), snippet_seconds) for clip, s in zip(clips, scores, strict=True)
+    ]
+    held = [
+        frame_scores(s, snippet_seconds, len(real), clip.fps or DEFAULT_FPS)
+        for clip, s, real in zip(clips, scores, truth, strict=True)
+    ]
+    return truth, held
+
+
+def detection(
+    clips: Sequence[Clip],
+    scores: Sequence[NDArray[np.float32]],
+    snippet_seconds: float,
+    normal: Sequence[bool],
+    seed: int = 0,
+    recall: float = RECALL,
+) -> dict[str, Any]:
+    """Judge the snippets' scores of some clips, frame by frame.
+
+    Args:
+        clips: with annotations in time and the labels of their data set.
+        scores: (T,) of each.
+        snippet_seconds: length of a snippet.
+        normal: which of them have no anomaly.
+        seed: of the bootstrap over clips (percentile intervals, 95 %).
+        recall: share of the anomalies to be noticed, at which false alarms are counted.
+
+    Returns:
+        `frame_metrics` of ``all`` clips, of the ``abnormal`` ones alone, and ``per_class``: of the
+        abnormal clips alone among whose labels it is; ``intervals`` of ``ap`` and ``roc_auc`` of
+        all clips, as ``[low, high]``; ``segments`` (`segment_figures`) and ``false_alarms``;
+        ``curves``, points of the precision-recall and ROC curves.
+    """
+    truth, held = frames(clips, scores, snippet_seconds)
+
+    def of(chosen: list[int]) -> dict[str, float | int | None]:
+        return frame_metrics((truth[i] for i in chosen), (held[i] for i in chosen))
+
+    abnormal = [i for i, is_normal in enumerate(normal) if not is_normal]
+    labels = sorted({label for i in abnormal for label in clips[i].labels})
+    per_class = {label: [i for i in abnormal if label in clips[i].labels] for label in labels}
+    return {
+        "all": of(list(range(len(clips)))),
+        "intervals": _intervals(truth, held, seed),
+        "segments": segment_figures(clips, scores, snippet_seconds, per_class, normal),
+        "false_alarms": false_alarms(clips, scores, snippet_seconds, recall),
+        "curves": _curves(np.concatenate(truth), np.concatenate(held)),
+        "abnormal": of(abnormal) if abnormal else None,
+        "per_class": {
+            label: {**of(chosen), "clips": len(chosen)} for label, chosen in per_class.items()
+        },
+        "clips": len(clips),
+    }
+
+
+def _intervals(
+    truth: Sequence[NDArray[np.uint8]], scores: Sequence[NDArray[np.float32]], seed: int
+) -> dict[str, list[float]]:
+    """Return 95 % intervals of AP and ROC-AUC, from clips drawn anew."""
+    clips = len(scores)
+    draws = Ranking(truth, scores).all_areas(
+        np.bincount(chosen, minlength=clips)
+        for chosen in np.random.default_rng(seed).integers(0, clips, (BOOTSTRAPS, clips))
+    )
+    draws = draws[~np.isnan(draws[:, 0])]
+    if not len(draws):
+        return {}
+    return dict(zip(AREAS, percentile_interval(draws).T.tolist(), strict=True))
+
+
+def _curves(truth: NDArray[np.uint8], scores: NDArray[np.float32]) -> dict[str, list[list[float]]]:
+    """Return some points (x, y) of the precision-recall and the ROC curve."""
+    from sklearn.metrics import precision_recall_curve, roc_curve
+
+    if not 0 < truth.sum() < len(truth):
+        return {}
+    precision, recall, _ = precision_recall_curve(truth, scores)
+    alarms, hits, _ = roc_curve(truth, scores)
+    result = {}
+    for name, x, y in (("precision_recall", recall, precision), ("roc", alarms, hits)):
+        some = np.unique(np.linspace(0, len(x) - 1, CURVE_POINTS).astype(int))
+        result[name] = np.stack([x[some], y[some]], axis=1).round(5).tolist()
+    return result

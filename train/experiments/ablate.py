@@ -1,0 +1,198 @@
+"""The paper's comparison: which streams, which fusion, which sequence model."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from features import Joined, Store
+from manifests import Clip
+from train.config import FUSIONS, MODELS, Config, TrainError
+from train.evaluation.evaluate import evaluate_run
+from train.fitting.trainer import Epoch
+from train.run import RUN_FILE, Run, train_run
+
+TIMED = 30  # forward passes of which the median is the latency
+Inputs = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]
+Progress = Callable[[str, int, int, Epoch, bool], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        name: of the variant, and of its run's folder.
+        streams, fusion, model: what it is made of.
+        parameters: numbers that are learned.
+        flops: of a clip of the median length, once forward; a multiplication and an addition are
+            two.
+        latency_ms: of that clip alone, on one thread of this machine's CPU.
+        metric: ``accuracy`` or ``ap``.
+        mean, std: of the metric over the seeds, each pooled over the folds; ``std`` is None of a
+            single seed.
+        together: the metric of the averaged answers of all seeds.
+    """
+
+    name: str
+    streams: tuple[str, ...]
+    fusion: str
+    model: str
+    parameters: int | None
+    flops: int | None
+    latency_ms: float | None
+    metric: str
+    mean: float
+    std: float | None
+    together: float
+
+
+def variants(streams: Sequence[str], config: Config) -> dict[str, Config]:
+    """Return name -> settings: every set of streams, every fusion and every model.
+
+    Each differs from the settings that are given in one thing only.
+
+    >>> list(variants(["video", "audio"], Config()))[:3]
+    ['video+audio', 'video', 'audio']
+    """
+    found = {}
+    for count in range(len(streams), 0, -1):
+        for some in combinations(streams, count):
+            found["+".join(some)] = replace(config, streams=some)
+    whole = replace(config, streams=tuple(streams))
+    for fusion in FUSIONS:
+        if fusion != config.fusion and len(streams) > 1:
+            if fusion == "bottleneck" and config.causal:
+                continue
+            found[f"{fusion}-fusion"] = replace(whole, fusion=fusion)
+    for model in MODELS:
+        if model != config.model:
+            found[model] = replace(whole, model=model)
+    return found
+
+
+def ablate(
+    clips: Sequence[Clip],
+    store: Store | Joined,
+    folder: Path,
+    config: Config,
+    processes: int = 1,
+    progress: Progress = lambda *_: None,
+) -> list[Row]:
+    """Train and judge all `variants`, each a run in the folder; the linear classifier comes last.
+
+    What is there already is not trained again, and what was interrupted is gone on with.
+
+    Args:
+        clips: labelled clips.
+        store: their features.
+        folder: of the runs; ``ablation.json`` has the table.
+        config: what the variants have in common.
+        processes: at most so many at work.
+        progress: called with the variant, and as `train_run` calls ``on_epoch``.
+
+    Raises:
+        TrainError: as `train_run` does, or a run there has other settings.
+    """
+    rows = []
+    for name, settings in variants(config.streams or list(store.recipe.streams), config).items():
+        path = folder / name
+        if (path / RUN_FILE).exists():
+            run = Run.load(path)
+            if replace(run.config, layers=settings.layers or run.config.layers) != replace(
+                settings, layers=settings.layers or run.config.layers
+            ):
+                raise TrainError(f"{path} was trained with other settings; give another folder")
+        else:
+            run = train_run(
+                clips,
+                store,
+                path,
+                settings,
+                processes=processes,
+                resume=True,
+                on_epoch=lambda *epoch, name=name: progress(name, *epoch),
+            )
+        found = evaluate_run(run, store)
+        rows.append(_row(name, run, found, store))
+        if len(rows) == 1:
+            linear = _linear(rows[0], found)
+    rows.append(linear)
+    text = json.dumps([asdict(row) for row in rows], indent=1) + "\n"
+    (folder / "ablation.json").write_text(text, encoding="utf-8")
+    return rows
+
+
+def _row(name: str, run: Run, found: dict[str, Any], store: Store | Joined) -> Row:
+    metric, together = _figure(found["model"])
+    over = found["seeds"][metric]
+    model = run.model(0)
+    length = int(np.median([len(next(iter(store[i].streams.values()))) for i in run.labels]))
+    inputs = (
+        {stream: torch.zeros(1, length, size) for stream, size in run.sizes.items()},
+        {stream: torch.ones(1, length, dtype=torch.bool) for stream in run.sizes},
+        torch.ones(1, length, dtype=torch.bool),
+    )
+    return Row(
+        name,
+        run.config.streams,
+        run.config.fusion if len(run.config.streams) > 1 else "none",
+        run.config.model,
+        sum(parameter.numel() for parameter in model.parameters()),
+        _flops(model, inputs),
+        _latency(model, inputs),
+        metric,
+        over["mean"],
+        over["std"],
+        together,
+    )
+
+
+def _linear(like: Row, found: dict[str, Any]) -> Row:
+    metric, value = _figure(found["linear"])
+    return Row(
+        "linear classifier", like.streams, "early", "averages", None, None, None, metric, value,
+        None, value,
+    )  # fmt: skip
+
+
+def _figure(judged: dict[str, Any]) -> tuple[str, float]:
+    if "accuracy" in judged:
+        return "accuracy", judged["accuracy"]["value"]
+    return "ap", judged["all"]["ap"]
+
+
+@torch.no_grad()
+def _flops(model: torch.nn.Module, inputs: Inputs) -> int:
+    counter = FlopCounterMode(display=False)
+    # the fused LSTM of oneDNN hides its products from the counter
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TF32 acceleration")  # said of any change of the flags
+        with torch.backends.mkldnn.flags(enabled=False), counter:
+            model(*inputs)
+    return int(counter.get_total_flops())
+
+
+@torch.no_grad()
+def _latency(model: torch.nn.Module, inputs: Inputs) -> float:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    times = []
+    for _ in range(TIMED):
+        start = time.perf_counter()
+        model(*inputs)
+        times.append(1000 * (time.perf_counter() - start))
+    torch.set_num_threads(threads)
+    return statistics.median(times)

@@ -1,0 +1,100 @@
+"""The whole network: streams, their fusion, and the sequence model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from train.config import Config
+from train.models.baselines import MODELS
+from train.models.fusion import FUSIONS, Streams
+from train.models.mtcn import MTCN
+
+
+class AVARNet(nn.Module):
+    """Streams that are readied, fused, and read by a sequence model.
+
+    Args:
+        sizes: stream name -> values per snippet.
+        num_classes: number of classes.
+        config: settings; ``layers`` must be settled (not 0).
+    """
+
+    def __init__(self, sizes: Mapping[str, int], num_classes: int, config: Config) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.streams = Streams(sizes, config.input_dropout, config.stream_dropout)
+        self.reader = Reader(self.streams.out_sizes, num_classes, config)
+
+    @property
+    def reach(self) -> int | None:
+        """How many snippets to each side decide on an answer; None if the whole clip may."""
+        # a change, which is a feature, is seen from the snippet before
+        return None if self.reader.reach is None else 1 + self.reader.reach
+
+    def forward(
+        self, streams: Mapping[str, Tensor], valid: Mapping[str, Tensor], mask: Tensor
+    ) -> Tensor:
+        """Return logits (stages, batch, num_classes, time); see `Streams` and `MTCN`."""
+        logits: Tensor = self.reader(self.streams(streams, valid), mask)
+        return logits
+
+
+class Reader(nn.Module):
+    """What of an `AVARNet` is learned by gradients: fusion and sequence model.
+
+    Late fusion is a sequence model for each stream, whose logits are averaged; every other fusion
+    makes one sequence for one model.
+
+    Args:
+        sizes: values per snippet of each stream, as `Streams` gives them.
+        num_classes, config: as `AVARNet`'s.
+    """
+
+    def __init__(self, sizes: Sequence[int], num_classes: int, config: Config) -> None:
+        super().__init__()
+        self.sizes = list(sizes)
+        self.fusion = None
+        inputs = self.sizes
+        if config.fusion != "late":
+            fuse = FUSIONS[config.fusion]
+            self.fusion = fuse(inputs, config.channels, config.dropout, config.causal)
+            inputs = [self.fusion.out_features]
+        self.models = nn.ModuleList(_model(size, num_classes, config) for size in inputs)
+
+    @property
+    def reach(self) -> int | None:
+        """As `AVARNet.reach`, of what `Streams` gives."""
+        parts = [cast(int | None, model.reach) for model in self.models]
+        if self.fusion is not None:
+            parts.append(self.fusion.reach)
+        known = [part for part in parts if part is not None]
+        return max(known) if len(known) == len(parts) else None
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Map (batch, time, sum of sizes) to logits (stages, batch, num_classes, time)."""
+        parts = torch.split(x, self.sizes, dim=2) if self.fusion is None else [self.fusion(x, mask)]
+        answers = [
+            model(part.transpose(1, 2), mask)
+            for model, part in zip(self.models, parts, strict=True)
+        ]
+        return answers[0] if len(answers) == 1 else torch.stack(answers).mean(0)
+
+
+def _model(in_features: int, num_classes: int, config: Config) -> nn.Module:
+    if config.model in ("mtcn", "tcn"):
+        return MTCN(
+            in_features,
+            num_classes,
+            config.stages if config.model == "mtcn" else 1,
+            config.layers,
+            config.channels,
+            config.causal,
+            config.dropout,
+        )
+    return MODELS[config.model](
+        in_features, num_classes, config.channels, config.causal, config.dropout
+    )
