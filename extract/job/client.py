@@ -426,6 +426,9 @@ class _Job:
             raise self.lookout.gone("the scheduler") from error
         except (KilledWorker, TimeoutError):  # the latter: lost during this call
             pass
+        except OSError:  # the way to it is cut
+            if future.status == "error":  # that is what the task raised
+                raise
         future.release()
         if report is None:
             self._after_death(batch)
