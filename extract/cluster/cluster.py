@@ -49,9 +49,11 @@ SETTINGS = {
     "distributed.scheduler.worker-saturation": 1.0,
     # a worker keeps an hour of call stacks: 2 GB of them when networks are at work
     "distributed.worker.profile.enabled": False,
+    # workers never import a module from the current folder, such as a user's train.py
+    "distributed.nanny.pre-spawn-environ.PYTHONSAFEPATH": "1",
 }
 # the batch system watches the memory; Dask's own limits would stop or kill workers long before
-PROLOGUE = [
+PROLOGUE = ["export PYTHONSAFEPATH=1"] + [  # no modules from the current folder
     f"export DASK_DISTRIBUTED__WORKER__{what}=False"
     for what in (
         "MEMORY__TARGET",

@@ -315,11 +315,12 @@ def start(module: str, memory_bytes: int, files: Sequence[int] = ()) -> subproce
     """
     # not by multiprocessing: a Dask worker's process may not have such children
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, module, str(memory_bytes), str(os.getpid())],
+        # -P: with -c, modules of the current folder (a user's extract.py) would hide ours
+        [sys.executable, "-P", "-c", PROGRAM, module, str(memory_bytes), str(os.getpid())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
         pass_fds=files,
         bufsize=PIPE_BYTES,
     )

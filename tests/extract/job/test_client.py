@@ -308,6 +308,7 @@ def test_the_script_of_a_job(kind: str, tmp_path: Path) -> None:
     cluster = Cluster(kind, queue=queue, walltime="02:00", cores=3, config=site)
     script = cluster.job_script()
     assert "--nworkers 3" in script
+    assert "export PYTHONSAFEPATH=1" in script
     assert "other" not in script  # what is asked for wins over the site's file
     if queue:
         assert "long" in script
