@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from extract.audio_windows import OVERLAP_SECONDS, WINDOW_SECONDS
-from extract.decoding.reader import Prepare
 from extract.live.trailing_windows import TRAILING
+from extract.preprocessing import Prepare
 from features.recipe import READING, READING_CHANGES
 
 READING_VERSION = max(READING_CHANGES)  # of the code that reads files; see there
