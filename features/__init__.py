@@ -1,6 +1,6 @@
 """The contract between the two stages: sharded HDF5 feature stores. numpy and h5py, never torch."""
 
-from features.card import Entry, Overview, entries, overview, write_card
+from features.card import write_card
 from features.clip_features import Features, Flag
 from features.format.shard import Shard
 from features.integrity import Damage, repair, try_folder, verify
@@ -12,6 +12,7 @@ from features.interop.convert import (
     import_npy,
 )
 from features.joined_store import Joined, join
+from features.overview import Entry, Overview, entries, overview
 from features.recipe import FeatureError, Recipe, VersionError, WriteError
 from features.similarity import Hit, Searcher, search
 from features.store import RECIPE_FILE, Store, create, read_recipe

@@ -21,10 +21,11 @@ from typing import Any, TypeVar
 import fsspec
 import numpy as np
 
-from features.card import CARD_FILE, Entry
+from features.card import CARD_FILE
 from features.clip_features import Features, Flag
 from features.format.shard import SHARD_NAME, Shard, file_hash, sync_folder, write_error
 from features.format.shard_index import Table, clip_digest, read_table
+from features.overview import Entry
 from features.recipe import FeatureError, Recipe
 from features.store import RECIPE_FILE, Store, create, read_recipe
 from features.writer import pack
