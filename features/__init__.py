@@ -4,13 +4,8 @@ from features.card import write_card
 from features.clip_features import Features, Flag
 from features.format.shard import Shard
 from features.integrity import Damage, repair, try_folder, verify
-from features.interop.convert import (
-    ImportSummary,
-    export_npy,
-    export_safetensors,
-    export_webdataset,
-    import_npy,
-)
+from features.interop.export import export_npy, export_safetensors, export_webdataset
+from features.interop.import_npy import ImportSummary, import_npy
 from features.joined_store import Joined, join
 from features.overview import Entry, Overview, entries, overview
 from features.recipe import FeatureError, Recipe, VersionError, WriteError
