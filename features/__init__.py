@@ -12,7 +12,8 @@ from features.recipe import FeatureError, Recipe, VersionError, WriteError
 from features.similarity import Hit, Searcher, search
 from features.store import RECIPE_FILE, Store, create, read_recipe
 from features.store_ops import Difference, compact, diff, drop, merge
-from features.transfer.push_pull import Remote, Transfer, pull, push
+from features.transfer.push_pull import Transfer, pull, push
+from features.transfer.remote import Remote
 from features.writer import Writer, pack, recover
 
 __all__ = [
