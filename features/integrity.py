@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from features.clip_features import Features
-from features.format.shard import SHARD_NAME, Shard
+from features.format.shard import Shard
+from features.format.shard_name import ShardName
 from features.recipe import FeatureError, Recipe, VersionError, WriteError
 from features.store import Store
 from features.writer import Writer, pack
@@ -102,7 +103,7 @@ def repair(path: Path, damages: list[Damage]) -> None:
         except VersionError:
             raise  # made by another avarnet: sound, for all that is known
         except FeatureError:
-            if SHARD_NAME.fullmatch(damage.shard.name):  # else a file that was never ours
+            if ShardName.parse(damage.shard.name):  # else a file that was never ours
                 ours.append(damage)
     # all of them first: a shard of the clips that are left may get the name of another damaged one
     aside = [damage.shard.rename(f"{damage.shard}{ASIDE}") for damage in ours]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from features.clip_features import Features, Flag
-from features.format.shard import write_error
+from features.format.shard_writer import write_error
 from features.recipe import UNREADABLE, FeatureError
 
 SPOOL = ".spool-"  # how the folder's name begins

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from features.clip_features import Features
-from features.format.shard import Shard, file_hash, sync_folder, write_error
+from features.format.shard import Shard
+from features.format.shard_name import file_hash
+from features.format.shard_writer import sync_folder, write_error
 from features.pending_clips import Spool
 from features.recipe import FeatureError
 from features.store import Store, create
@@ -45,7 +47,7 @@ def merge(sources: Collection[Path], target: Path) -> int:
                 continue
             try:
                 copy = shutil.copyfile(shard.path, scratch.path / name)
-                if file_hash(copy) == name[17:33]:
+                if file_hash(copy) in name:
                     copy.rename(target / name)
                     copied += 1
                 else:

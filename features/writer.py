@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 
 from features.clip_features import Features
-from features.format.shard import check_clip, write_shard
+from features.format.shard_writer import check_clip, write_shard
 from features.pending_clips import Spool, abandoned_spools
 from features.recipe import FeatureError, Recipe, WriteError
 from features.store import UNFINISHED, Store, create

@@ -28,8 +28,8 @@ import pytest
 from small_stores import RECIPE, SIZES, clip, fill, same
 
 from features import FeatureError, Features, Flag, Recipe, Shard, Store, compact, verify
-from features.format.shard import file_hash
 from features.format.shard_index import COLUMNS, clip_digest, clip_header, tables_checksum
+from features.format.shard_name import file_hash
 
 CASES = int(os.environ.get("AVARNET_FUZZ_CASES", "2000"))  # more of them use more seeds
 BATCH = 250  # cases in one process
