@@ -28,6 +28,7 @@ from extract.decoding import sound_track
 from extract.decoding.completeness import cut_short, lost_index
 from extract.decoding.packet_clock import PacketClock, demux
 from extract.decoding.sound_track import SAMPLE_RATE as SAMPLE_RATE
+from manifests import AvarnetError
 
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg")
 SOUND_BLOCK = 10 * SAMPLE_RATE  # samples that are handed on at once
@@ -41,7 +42,7 @@ HEAD = 64  # packets that show whether frames are put in order, and how late
 av.logging.set_level(None)
 
 
-class ClipError(Exception):
+class ClipError(AvarnetError):
     """A clip that cannot be read; the message says why, in one line."""
 
 
