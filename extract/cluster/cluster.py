@@ -24,7 +24,7 @@ from distributed.core import Status
 from extract.cluster import slurm
 from extract.device import pick_device
 from features.recipe import READING_CHANGES
-from manifests import reason
+from manifests import AvarnetError, reason
 
 QUEUES = {
     "slurm": "SLURMCluster",
@@ -74,8 +74,8 @@ VERSIONS = (
 )
 
 
-class ClusterError(Exception):
-    """A cluster that cannot be had; the message gives the way out."""
+class ClusterError(AvarnetError):
+    """A cluster that cannot be used; the message gives the way out."""
 
 
 class NotStartedError(Exception):

@@ -27,6 +27,7 @@ from extract.decoding import sound_track
 from extract.decoding.completeness import cut_short, lost_index
 from extract.decoding.frame_times import DecodingTimes, picture_packets, picture_stream
 from extract.decoding.packet_clock import PacketClock, demux
+from manifests import AvarnetError
 
 LONG_PAUSE = 3600.0  # seconds; longer clips have at least a frame a minute, or a damaged clock
 HEAD = 64  # packets that show whether frames are put in order, and how late
@@ -34,7 +35,7 @@ HEAD = 64  # packets that show whether frames are put in order, and how late
 av.logging.set_level(None)
 
 
-class ClipError(Exception):
+class ClipError(AvarnetError):
     """A clip that cannot be read; the message says why, in one line."""
 
 
