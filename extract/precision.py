@@ -14,7 +14,8 @@ from dask.distributed import KilledWorker
 from numpy.typing import NDArray
 
 from extract.backbones.base import FrameBackbone, SoundBackbone
-from extract.cluster.cluster import Cluster, ClusterError
+from extract.cluster.cluster import Cluster
+from extract.cluster.versions import ClusterError
 from extract.decoding.sound_placement import SAMPLE_RATE
 from extract.device import pick_device
 from extract.frame_batches import FRAMES_PER_BATCH

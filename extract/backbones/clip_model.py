@@ -22,20 +22,15 @@ from transformers import (
     CLIPModel,
 )
 
-from extract.backbones.base import (
-    WeightsError,
-    autocast,
+from extract.backbones.base import WeightsError, autocast, freeze, on_device, seeded, weights_hash
+from extract.backbones.checkpoint import check_folder
+from extract.backbones.hub import (
     cache_first,
-    freeze,
     load_complete,
     no_weights,
-    on_device,
     published_settings,
     quiet_transformers,
-    seeded,
-    weights_hash,
 )
-from extract.backbones.checkpoint import check_folder
 from extract.preprocessing import Preparation
 
 MODEL = "openai/clip-vit-base-patch32"  # if none is named

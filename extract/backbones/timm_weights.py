@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 from transformers import AutoConfig
 
-from extract.backbones.base import WeightsError, cache_first, no_weights, seeded
+from extract.backbones.base import WeightsError, seeded
 from extract.backbones.checkpoint import (
     check_folder,
     fit,
@@ -26,6 +26,7 @@ from extract.backbones.checkpoint import (
     read_json,
     read_tensors,
 )
+from extract.backbones.hub import cache_first, no_weights
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")

@@ -8,13 +8,12 @@ import signal
 import socket
 import time
 import tomllib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import distributions
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import dask
 import torch
@@ -22,8 +21,8 @@ from dask.distributed import Client, LocalCluster, WorkerPlugin
 from distributed.core import Status
 
 from extract.cluster import slurm
+from extract.cluster.versions import ClusterError, need_same_versions
 from extract.device import pick_device
-from features.recipe import READING_CHANGES
 from manifests import reason
 
 QUEUES = {
@@ -65,71 +64,8 @@ PROLOGUE = ["export PYTHONSAFEPATH=1"] + [  # no modules from the current folder
 ]
 
 
-# what `versions` returns, and the machine, said so that a worker of any version can tell it
-VERSIONS = (
-    "(next((d.version for d in __import__('importlib.metadata').metadata.distributions("
-    "name='avarnet')), 'unknown'), "
-    "max(getattr(__import__('features.recipe').recipe, 'READING_CHANGES', {1: ''})), "
-    "__import__('extract').__name__, __import__('platform').node())"
-)
-
-
-class ClusterError(Exception):
-    """A cluster that cannot be had; the message gives the way out."""
-
-
 class NotStartedError(Exception):
     """A cluster that was told to end before it was there."""
-
-
-class Versions(NamedTuple):
-    """Of this program: of the package, and of the code that reads files."""
-
-    package: str
-    reading: int
-
-    def __str__(self) -> str:
-        return f"avarnet {self.package} (version {self.reading} of the reading code)"
-
-
-def versions() -> Versions:
-    """Return the versions that are at work in this process."""
-    package = next((d.version for d in distributions(name="avarnet")), "unknown")
-    return Versions(package, max(READING_CHANGES))
-
-
-def other_versions(theirs: Versions, ours: Versions) -> str:
-    """Return what a worker has that is not ours, and the way out; "" if that is the same."""
-    if theirs == ours:
-        return ""
-    return (
-        f"{theirs}, and this machine has {ours}: features of two versions are not mixed. Install "
-        "the same one on both, start the workers anew and run the same command again"
-    )
-
-
-def need_same_versions(client: Client, workers: Collection[str]) -> None:
-    """Refuse workers of another version of this program.
-
-    Args:
-        client: of their cluster.
-        workers: their addresses.
-
-    Raises:
-        ClusterError: one of them has another version, or none.
-    """
-    found = client.run(eval, VERSIONS, workers=list(workers), on_error="return")
-    for worker, theirs in found.items():
-        if isinstance(theirs, OSError):
-            continue  # it is gone already
-        if isinstance(theirs, Exception):
-            raise ClusterError(
-                f"worker {worker} cannot import avarnet's packages ({theirs}); install "
-                "avarnet[extract] there"
-            )
-        package, reading, _, machine = theirs
-        if differing := other_versions(Versions(package, reading), versions()):
-            raise ClusterError(f"worker {worker} on {machine} has {differing}")
 
 
 @dataclass(frozen=True)
