@@ -41,7 +41,7 @@ if sys.platform == "linux":
 
 
 class WeightsError(Exception):
-    """A network that cannot be had; the message gives the ways out."""
+    """A network that cannot be loaded; the message gives the ways out."""
 
 
 class FrameBackbone(Protocol):
@@ -105,7 +105,7 @@ def load_backbone(
         stream: its name.
         source: where its weights come from; ``backbone`` is the name of an entry point. The
             streams ``video`` and ``audio`` have ``timm`` and ``transformers`` if it is absent.
-            With ``trailing_seconds``, sound is heard as a live stream has it; see `Trailing`.
+            With ``trailing_seconds``, sound is read as in a live stream; see `TrailingWindows`.
         device: where it runs.
         precision: ``fp32`` or ``bf16``.
 
@@ -141,7 +141,7 @@ def load_backbone(
 def refuse_random(
     stream: str, source: dict[str, Any], network: FrameBackbone | SoundBackbone, precision: str
 ) -> None:
-    """Refuse weights that are said to be pretrained and are the seeded random ones.
+    """Refuse weights that are declared pretrained and are the seeded random ones.
 
     Args:
         stream: the network's.

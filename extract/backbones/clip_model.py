@@ -155,7 +155,7 @@ def _preparation(processor: Any) -> Preparation:
     )
     if not (edge and all(usual) and abs(processor.rescale_factor * 255 - 1) < 1e-6):
         raise WeightsError(
-            "the clip network wants its frames prepared in another way than the published ones; "
+            "the network CLIP expects frames prepared in another way than the published ones; "
             "expected the shortest edge brought to size, a cut out of the centre, and values from "
             "0 to 1 that are normalised: give another checkpoint"
         )

@@ -1,4 +1,4 @@
-"""Checkpoints from the hub of models, its local cache or a folder; what is missing is said."""
+"""Checkpoints from the hub of models, its local cache or a folder."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def cache_first(load: Callable[[], Any]) -> Any:
 
     Left to themselves, the hub's clients retry for a minute on a node without internet.
     """
-    told_offline = hub.HF_HUB_OFFLINE
+    was_offline = hub.HF_HUB_OFFLINE
     hub.HF_HUB_OFFLINE = True
     try:
         return load()
     except Exception:
-        if told_offline or not hub_answers():
+        if was_offline or not hub_answers():
             raise
     finally:
-        hub.HF_HUB_OFFLINE = told_offline
+        hub.HF_HUB_OFFLINE = was_offline
     return load()
 
 
 def quiet_transformers() -> None:
-    """Keep what transformers says of a checkpoint, and its bars, from where nobody looks."""
+    """Silence the messages of transformers, and its bars where there is no terminal."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     if not sys.stderr.isatty():
         from transformers.utils.logging import disable_progress_bar
@@ -143,7 +143,7 @@ def published_settings(name: str, file: str) -> bool:
     if not Path(name).is_dir():
         try:
             found = Path(cache_first(lambda: hf_hub_download(name, file)))
-        except Exception:  # not there, or neither the hub nor its cache can tell
+        except Exception:  # there is none, or neither the hub nor its cache is available
             return False
     if not found.is_file():
         return False

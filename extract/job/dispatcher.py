@@ -46,7 +46,7 @@ class Dispatcher:
         settings: of the job.
         store_marker: the job's.
         summary: gets what becomes of the clips.
-        callbacks: see there.
+        callbacks: called with what happens.
         stopping: whether the job is to end early.
 
     Attributes:

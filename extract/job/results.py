@@ -21,7 +21,7 @@ SLOWEST = 5  # clips that the summary names
 
 @dataclass(frozen=True)
 class Callbacks:
-    """Who is told what happens; see `extract.job.client.extract`."""
+    """What is called with what happens; see `extract.job.client.extract`."""
 
     progress: Callable[[float, float], None] | None = None
     say: Callable[[str], None] = lambda text: None
