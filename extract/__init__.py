@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from extract.backbones.base import WeightsError
-    from extract.cluster.cluster import Cluster, ClusterError
+    from extract.cluster.cluster import Cluster
+    from extract.cluster.versions import ClusterError
     from extract.decoding.container import ClipError, footage
     from extract.decoding.messages import Files
     from extract.decoding.reader import Reader
@@ -53,7 +54,7 @@ __all__ = [
 _MODULES = {
     "ClipError": "decoding.container",
     "Cluster": "cluster.cluster",
-    "ClusterError": "cluster.cluster",
+    "ClusterError": "cluster.versions",
     "Extractor": "extractor",
     "Files": "decoding.messages",
     "Gap": "live.stream_receiver",

@@ -8,12 +8,12 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.audio_windows import Listening
+from extract.audio_windows import AudioWindows
 from extract.decoding.container import ClipError
 from extract.decoding.messages import Begin, End, Failed, Frame, Readable, Sound
 from extract.decoding.sound_placement import SAMPLE_RATE
 from extract.finite import Extracted, as_stored, clean_sound
-from extract.live.trailing_windows import TRAILING, Trailing
+from extract.live.trailing_windows import TRAILING, TrailingWindows
 from extract.recipe import Networks
 from features import Features, Flag
 
@@ -39,7 +39,7 @@ class ClipAssembly(Generic[T]):
         self._networks = networks
         self._begin: Begin | None = None
         self._end: End | Failed | None = None
-        self._sound: dict[str, Listening | Trailing] = {}  # stream -> its windows
+        self._sound: dict[str, AudioWindows | TrailingWindows] = {}  # stream -> its windows
 
     @property
     def video(self) -> Path:
@@ -86,7 +86,7 @@ class ClipAssembly(Generic[T]):
         assert self._begin is not None
         if not self._sound:
             self._sound = {
-                stream: (Trailing if TRAILING in network.recipe else Listening)(
+                stream: (TrailingWindows if TRAILING in network.recipe else AudioWindows)(
                     network, self._begin.snippets, self._snippet_seconds
                 )
                 for stream, network in self._networks.items()

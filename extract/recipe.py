@@ -50,7 +50,7 @@ def make_recipe(
         layers: hidden layers of `audio_model` whose mean is taken; see `parse_layers`.
         further: backbones that make a further stream each: ``flow``, or ``clip=MODEL`` to choose
             its network.
-        live: hear each snippet as `live_snippets` does, in a window that ends with it.
+        live: read the sound of each snippet as `live_snippets` does, in a window that ends with it.
         only: the streams to make, such as ``flow`` or ``audio``, instead of picture, sound and
             further ones.
 

@@ -21,19 +21,15 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
 )
 
-from extract.backbones.base import (
-    WeightsError,
-    autocast,
+from extract.backbones.base import WeightsError, autocast, freeze, seeded, weights_hash
+from extract.backbones.checkpoint import check_folder
+from extract.backbones.hub import (
     cache_first,
-    freeze,
     load_complete,
     no_weights,
     published_settings,
     quiet_transformers,
-    seeded,
-    weights_hash,
 )
-from extract.backbones.checkpoint import check_folder
 from extract.decoding.sound_placement import SAMPLE_RATE
 
 PROCESSOR = "preprocessor_config.json"

@@ -9,7 +9,8 @@ from typing import Any
 from dask.distributed import Client
 
 from extract.cluster import slurm
-from extract.cluster.cluster import SILENCE, Cluster, ClusterError, need_same_versions
+from extract.cluster.cluster import SILENCE, Cluster
+from extract.cluster.versions import ClusterError, need_same_versions
 
 LOST = 60.0  # seconds without its workers after which a job is over, if its queue cannot be asked
 RENEWALS = 3  # of a job whose workers finish nothing

@@ -105,7 +105,7 @@ def probe(path: Path) -> Media:
             decoder: av.VideoCodecContext | None = video.codec_context
             if decoder is None:
                 raise ClipError("there is no decoder for its picture: the file is damaged, or rare")
-            sound = sound_track.choose(container)
+            sound = sound_track.choose_sound_track(container)
             found = _packet_times(container, video, sound)
             _refuse_without_times(path, container, video, len(found.times))
             shown, lateness = found.times, None
@@ -175,7 +175,7 @@ class _PacketTimes(NamedTuple):
     """What a file's packets say, all in seconds on one clock that does not jump."""
 
     times: NDArray[np.float64]  # when each frame is shown, ascending
-    untimed: bool  # `times` are when each is decoded: when it is shown is not said
+    untimed: bool  # `times` are when each is decoded: when it is shown is unknown
     end: float  # of the last frame of `times`
     ends: dict[int, float]  # stream number -> when it ends
     jumps: int  # of the file's own clock

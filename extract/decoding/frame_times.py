@@ -13,7 +13,7 @@ from extract.decoding.packet_clock import PacketClock, demux
 
 
 class DecodingTimes:
-    """Sees to it that a stream's packets have a decoding time, and no false time of display.
+    """Gives a stream's packets a decoding time if they have none; takes false times of display.
 
     Args:
         container: of the stream.
@@ -41,7 +41,7 @@ class DecodingTimes:
 
 
 class DisplayTimes:
-    """Tells of a stream's frames, as they come, when they are shown: as ffmpeg guesses it.
+    """When a stream's frames are shown, as they come: as ffmpeg guesses it.
 
     That is their own time, unless there is none, or more of these times than of the decoding times
     do not ascend; then it is that of the packet which completed the frame. For live streams, of
@@ -62,13 +62,13 @@ class DisplayTimes:
         self._false_own = self._false_decoded = 0  # times that did not ascend
 
     def prepare(self, packet: av.Packet[Any]) -> None:
-        """See to the times of a packet of the stream before it is decoded."""
+        """Complete the times of a packet of the stream before it is decoded."""
         self._begun |= packet.pts is not None or packet.dts is not None
         if packet.size and self._begun:
             self._decoding.time(packet)
 
     def time(self, frame: av.VideoFrame) -> float | None:
-        """Return when a decoded frame is shown, in seconds; None if nothing tells."""
+        """Return when a decoded frame is shown, in seconds; None if it is unknown."""
         own, decoded = frame.pts, frame.dts
         if own is not None:
             self._false_own += own <= self._last_own
@@ -99,9 +99,9 @@ def picture_packets(
         container: open, at its beginning.
         video: the picture in it.
         jumps: put their times right; that takes the sound's packets too, see `PacketClock`.
-        untimed: see to their decoding times, as `DecodingTimes` does.
+        untimed: complete their decoding times; see `DecodingTimes`.
     """
-    sound = sound_track.choose(container) if jumps else None
+    sound = sound_track.choose_sound_track(container) if jumps else None
     clock = PacketClock(container, [video] if sound is None else [video, sound])
     packets = clock.packets() if jumps else demux(container, [video])
     decoding = DecodingTimes(container, video)

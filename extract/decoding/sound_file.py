@@ -56,7 +56,7 @@ def sound_blocks(
         video: the clip; its own track is read if `beside` is None.
         beside: the file of its sound, which begins with the first frame.
         media: of the clip; the sound of a long one is never in memory as a whole.
-        fault: is told what is wrong with it.
+        fault: gets what is wrong with it.
     """
     if beside is not None and media.duration <= LONG_SOUND:
         try:
@@ -99,7 +99,7 @@ def read_sound_file(path: Path) -> NDArray[np.float32]:
         ClipError: it cannot be read.
     """
     if not path.is_file():
-        raise ClipError(f"the sound file is not there: {path}")
+        raise ClipError(f"there is no such sound file: {path}")
     try:
         # absolute: libsndfile takes a file called - for standard input
         with soundfile.SoundFile(os.path.abspath(path)) as file:

@@ -16,7 +16,7 @@ LARGEST_SHARE = 0.02  # by which the length of packets is wrong whose times drif
 BLOCK = SAMPLE_RATE  # samples of a file that are handed on at once
 
 
-def choose(container: av.container.InputContainer) -> av.AudioStream | None:
+def choose_sound_track(container: av.container.InputContainer) -> av.AudioStream | None:
     """Return the one sound track that is read: the file's default, the first if there are several.
 
     Where none is marked as default, it is the one that FFmpeg thinks best in the programme of the
@@ -93,7 +93,7 @@ class SoundTrack:
         placing = SoundPlacement(BLOCK)
         packets = frames = 0
         with av.open(self._url) as container:
-            stream = choose(container)
+            stream = choose_sound_track(container)
             if stream is None:
                 return
             stamps = StampFilter(container)

@@ -21,6 +21,10 @@ class Task(NamedTuple):
     audio: Path | None = None
     duration: float | None = None  # seconds, if known
 
+    @property
+    def files(self) -> list[Path]:
+        return [self.video] if self.audio is None else [self.video, self.audio]
+
 
 def batches(
     tasks: Sequence[Task],

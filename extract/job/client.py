@@ -6,14 +6,17 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from extract.cluster.cluster import Cluster, ClusterError, NotStartedError, versions
+from extract.cluster.cluster import Cluster, NotStartedError
+from extract.cluster.versions import ClusterError, versions
 from extract.decoding.isolated_process import MEMORY_BYTES
 from extract.extractor import Extractor
 from extract.job.batching import Task
-from extract.job.dispatcher import Callbacks, Dispatcher, refusal
+from extract.job.dispatcher import Dispatcher
 from extract.job.failures import file_state, read_failures, write_failures
 from extract.job.interrupt import first_interrupt
-from extract.job.log import earlier_refusal, log
+from extract.job.log import log
+from extract.job.refusal import earlier_refusal, refusal
+from extract.job.results import Callbacks
 from extract.job.shared_disk import StoreMarker, missing_clips
 from extract.job.summary import Summary
 from extract.job.worker import JobSettings, MakeExtractor
@@ -108,7 +111,7 @@ def extract(
                         client, cluster, settings, store_marker, summary, callbacks, stopping
                     )
                     unfinished = dispatcher.run(todo)
-                    write_failures(store, (failures | dispatcher.failures).values())
+                    write_failures(store, (failures | dispatcher.results.failures).values())
         except NotStartedError:
             summary.left = [task.clip_id for task in todo]
         finally:

@@ -3,48 +3,38 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from dask.distributed import CancelledError, Client, Future, KilledWorker
 
-from extract.cluster.cluster import SILENCE, Cluster, ClusterError
+from extract.cluster.cluster import SILENCE, Cluster
 from extract.cluster.monitor import WorkerMonitor
-from extract.finite import MOST, NotFiniteError, Tally
+from extract.cluster.versions import ClusterError
 from extract.job import worker
+from extract.job.access import FileAccess
 from extract.job.batching import MOST_FOOTAGE, MOST_FOOTAGE_GPU, Task, batches
-from extract.job.failures import Failure, add_failure, file_state
 from extract.job.interrupt import StopRequest
-from extract.job.log import log, log_refusal
+from extract.job.log import log
+from extract.job.results import Callbacks, Results
 from extract.job.shared_disk import STORE_AWAY, StoreMarker, missing_clips, unreadable
 from extract.job.summary import Summary
-from extract.job.worker import JobSettings, Outcome, Report
+from extract.job.worker import JobSettings, Report
 from features import RECIPE_FILE, Recipe, Store, WriteError, recover
 
 CHECK_SECONDS = 10.0  # between two checks of the workers
 QUEUED_BATCHES = 3  # with the scheduler for each process; the rest waits here
 FILES_PER_PROBE = 200  # whose length one task reads
 TRIES = 3  # of a clip whose worker dies
-SLOWEST = 5  # clips that the summary names
 NAMED = 3  # workers that a message names
 SHARE = (
     "The store and the videos must be on disks that this machine and all workers see at the same "
     "paths: mount them there (or give --root, or another folder for the store), and run the same "
     "command again"
 )
-
-
-@dataclass(frozen=True)
-class Callbacks:
-    """Who is told what happens; see `extract.job.client.extract`."""
-
-    progress: Callable[[float, float], None] | None = None
-    say: Callable[[str], None] = lambda text: None
-    on_failure: Callable[[str, str], None] = lambda clip_id, reason: None
 
 
 class Dispatcher:
@@ -56,11 +46,11 @@ class Dispatcher:
         settings: of the job.
         store_marker: the job's.
         summary: gets what becomes of the clips.
-        callbacks: see there.
+        callbacks: called with what happens.
         stopping: whether the job is to end early.
 
     Attributes:
-        failures: clip id -> failure.
+        results: what is finished.
     """
 
     def __init__(
@@ -77,22 +67,16 @@ class Dispatcher:
         self.store = settings.store
         self.store_marker = store_marker
         self.summary, self.callbacks, self.stopping = summary, callbacks, stopping
-        self.recipe = Recipe.from_json(settings.recipe)
-        self.failures: dict[str, Failure] = {}
-        self._tally = Tally(0)
+        self.results = Results(
+            settings.store, Recipe.from_json(settings.recipe), summary, callbacks
+        )
         self._attempts: dict[str, int] = {}
-        self._lengths: dict[str, float] = {}  # clip -> seconds
-        self._times: list[tuple[str, float]] = []
-        self._done = self._total = 0.0  # seconds of footage
         self._waiting: list[list[Task]] = []
         self._running: dict[Future, list[Task]] = {}
         self._finished: SimpleQueue[Future] = SimpleQueue()
-        # workers may see other disks than this machine does; those are known by their addresses
-        self._without_access: dict[str, set[str]] = {}  # clip -> workers that do not see its files
-        self._access_problems: dict[str, str] = {}  # worker -> the first thing it does not see
-        self._last_access_problem = 0.0
+        self._access = FileAccess()
         self._deferred: list[list[Task]] = []  # batches whose files no present worker sees
-        self._allowed: dict[Future, set[str]] = {}  # workers, where not all may do a batch
+        self._allowed: dict[Future, set[str]] = {}  # addresses, where not all may do a batch
         self._monitor = WorkerMonitor(cluster, client)
         self._last_check = time.monotonic()
 
@@ -105,11 +89,8 @@ class Dispatcher:
             WriteError: the store cannot be written.
         """
         durations = self._durations(tasks)
-        self._lengths = {t.clip_id: d for t, d in zip(tasks, durations, strict=True)}
-        self._total = sum(durations)
-        rows_per_second = len(self.recipe.streams) / self.recipe.snippet_seconds
-        self._tally = Tally(self._total * rows_per_second)
-        self._show_progress()
+        lengths = {task.clip_id: d for task, d in zip(tasks, durations, strict=True)}
+        self.results.start(lengths)
         most = MOST_FOOTAGE_GPU if self.cluster.on_gpus else MOST_FOOTAGE
         self._waiting = batches(tasks, durations, self.cluster.processes, most)[::-1]
         self.stopping.on_stop = lambda: self.client.run(worker.stop)
@@ -118,11 +99,10 @@ class Dispatcher:
         finally:
             self.stopping.on_stop = None
         self.client.run(worker.seal)
-        self.summary.slowest = sorted(self._times, key=lambda row: -row[1])[:SLOWEST]
         known = {*self.summary.extracted, *self.summary.failed}
         self.summary.left = [task.clip_id for task in tasks if task.clip_id not in known]
-        self._refuse_not_finite(over=not self.summary.left)
-        problems = self.summary.workers_without_access = list(self._access_problems.values())
+        self.results.finish()
+        problems = self.summary.workers_without_access = list(self._access.problems.values())
         undone = sum(map(len, self._deferred))
         if not undone:
             return None
@@ -153,15 +133,14 @@ class Dispatcher:
 
     def _submit(self, batch: list[Task]) -> None:
         """Give a batch to a worker: to none that has reported that it does not see its files."""
-        excluded = self._excluded_workers(batch)
+        excluded = self._access.excluded(batch)
         allowed = None
         if excluded:
             allowed = [address for address in self._monitor.addresses() if address not in excluded]
             if not allowed:
                 self._deferred.append(batch)
                 return
-        paths = {path for task in batch for path in (task.video, task.audio) if path}
-        readable = {path for path in paths if not unreadable(path)}
+        readable = {path for task in batch for path in task.files if not unreadable(path)}
         future = self.client.submit(
             worker.extract_batch, batch, readable, self.settings, pure=False, workers=allowed
         )
@@ -180,11 +159,8 @@ class Dispatcher:
         if not self._deferred:
             return bool(self._waiting)
         few = len(self._monitor.names()) < self.cluster.processes
-        since = time.monotonic() - self._last_access_problem
+        since = time.monotonic() - self._access.last_problem
         return self.cluster.queued and few and since < SILENCE
-
-    def _excluded_workers(self, batch: list[Task]) -> set[str]:
-        return set().union(*(self._without_access.get(task.clip_id, ()) for task in batch))
 
     def _durations(self, tasks: Sequence[Task]) -> list[float]:
         """Return each clip's length: the manifest's, or what the workers find in the file."""
@@ -222,7 +198,7 @@ class Dispatcher:
         present = set(self._monitor.addresses())
         deferred, self._deferred = self._deferred, []
         for batch in deferred:
-            possible = present - self._excluded_workers(batch)
+            possible = present - self._access.excluded(batch)
             (self._waiting if possible else self._deferred).append(batch)
         for future, workers in list(self._allowed.items()):
             if future not in self._running:
@@ -260,11 +236,10 @@ class Dispatcher:
             if outcome.clip_id in missing:
                 continue
             if outcome.error is None:
-                self._extracted(outcome.clip_id, outcome.footage)
-                self._times.append((outcome.clip_id, outcome.seconds))
-                self._count_rows(outcome)
+                self.results.extracted(outcome.clip_id, outcome.footage, outcome)
             else:
-                self._failed(tasks[outcome.clip_id], outcome.error, "read")
+                attempts = self._attempts.get(outcome.clip_id, 1)
+                self.results.failed(tasks[outcome.clip_id], outcome.error, "read", attempts)
         self._try_elsewhere(report, tasks, missing)
         video = sum(outcome.footage for outcome in report.outcomes)
         seconds = sum(outcome.seconds for outcome in report.outcomes)
@@ -274,26 +249,8 @@ class Dispatcher:
             f"worker {report.worker}: {len(report.outcomes)} of {len(batch)} clips, {failed} "
             f"failed, {video:.1f} s of video in {seconds:.1f} s",
         )
-        self._show_progress()
-        self._refuse_not_finite(over=False)
-
-    def _count_rows(self, outcome: Outcome) -> None:
-        counts = outcome.counts
-        rows = sum(counts.rows.values())
-        lost = sum(counts.broken.values()) + sum(counts.not_finite.values())
-        self.summary.rows += rows
-        self.summary.not_finite += lost
-        self._tally.add(counts.rows, counts.not_finite)
-        if lost:
-            log(self.store, f"clip {outcome.clip_id}: {lost} of {rows} rows are not finite")
-        if lost > MOST * rows:
-            self.summary.not_finite_clips[outcome.clip_id] = lost / rows
-
-    def _refuse_not_finite(self, over: bool) -> None:
-        """Refuse a recipe under which too many rows are no finite numbers."""
-        if why := self._tally.verdict(over):
-            log_refusal(self.store, self.recipe.fingerprint, why)
-            raise refusal(self.store, why)
+        self.results.show_progress()
+        self.results.check_finite(over=False)
 
     def _try_elsewhere(
         self, report: Report, tasks: dict[str, Task], missing: Collection[str]
@@ -305,16 +262,13 @@ class Dispatcher:
             tasks: clip id -> task, of its batch.
             missing: clips that it finished, and that are not found in the store.
         """
-        reasons = {
-            outcome.clip_id: f"it does not see {outcome.unreadable}"
-            for outcome in report.outcomes
-            if outcome.unreadable
-        }
-        for clip_id in list(reasons):
-            task = tasks[clip_id]
-            if any(unreadable(path) for path in (task.video, task.audio) if path):
-                del reasons[clip_id]  # it has been taken away meanwhile, from this machine too
-                self._waiting.append([task])
+        reasons: dict[str, str] = {}
+        for outcome in report.outcomes:
+            task = tasks[outcome.clip_id]
+            if outcome.unreadable and any(map(unreadable, task.files)):
+                self._waiting.append([task])  # taken away meanwhile, from this machine too
+            elif outcome.unreadable:
+                reasons[task.clip_id] = f"it does not see {outcome.unreadable}"
         if missing:
             why = f"it has put clips into {self.store} that are not found there: {min(missing)}"
             reasons |= dict.fromkeys(missing, why)
@@ -325,21 +279,10 @@ class Dispatcher:
             reasons |= {clip_id: why for clip_id in tasks if clip_id not in tried}
         if not reasons:
             return
-        self._last_access_problem = time.monotonic()
-        if report.address not in self._access_problems:
-            problem = (
-                f"worker {report.worker} on {report.machine}: {next(iter(reasons.values()))}; this "
-                "machine does"
-            )
-            self._access_problems[report.address] = problem
+        if problem := self._access.note(report, next(iter(reasons.values()))):
             log(self.store, problem)
             self.callbacks.say(f"{problem}. Its clips are tried on other workers")
-        by_excluded: dict[frozenset[str], list[Task]] = {}
-        for clip_id in reasons:
-            excluded = self._without_access.setdefault(clip_id, set())
-            excluded.add(report.address)
-            by_excluded.setdefault(frozenset(excluded), []).append(tasks[clip_id])
-        self._waiting += by_excluded.values()
+        self._waiting += self._access.exclude(report.address, (tasks[i] for i in reasons))
 
     def _wait_for_marker(self) -> None:
         """Wait until this machine sees the job's marker, which a worker does not see.
@@ -363,48 +306,15 @@ class Dispatcher:
         rest = []
         for task in batch:
             if task.clip_id in stored:
-                self._extracted(task.clip_id, stored[task.clip_id].duration)
+                self.results.extracted(task.clip_id, stored[task.clip_id].duration)
                 continue
             attempt = self._attempts[task.clip_id] = self._attempts.get(task.clip_id, 0) + 1
             if attempt == TRIES:
-                self._failed(
-                    task, f"the worker died while it had this clip, {TRIES} times", "worker"
-                )
+                reason = f"the worker died while it had this clip, {TRIES} times"
+                self.results.failed(task, reason, "worker", attempt)
             else:
                 rest.append(task)
         log(self.store, f"a worker died: {len(rest)} of its {len(batch)} clips to be tried again")
         again = [rest] if len(rest) < len(batch) else [[task] for task in rest]
         self._waiting += [some for some in again if some]
-        self._show_progress()
-
-    def _extracted(self, clip_id: str, seconds: float) -> None:
-        self.summary.extracted.append(clip_id)
-        self.summary.footage += seconds
-        self._done += self._lengths[clip_id]
-
-    def _failed(self, task: Task, reason: str, stage: str) -> None:
-        self.summary.failed[task.clip_id] = reason
-        self.callbacks.on_failure(task.clip_id, reason)
-        attempts = self._attempts.get(task.clip_id, 1)
-        failure = Failure(task.clip_id, reason, stage, attempts, file_state(task.video))
-        self.failures[task.clip_id] = failure
-        with suppress(OSError):  # the folder may be away; at the end all are written
-            add_failure(self.store, failure)
-        self._done += self._lengths[task.clip_id]
-
-    def _show_progress(self) -> None:
-        if self.callbacks.progress:
-            self.callbacks.progress(self._done, self._total)
-
-
-def refusal(store: Path, why: str) -> NotFiniteError:
-    """Return the error of a recipe that does not work, with the ways out.
-
-    Args:
-        store: folder of the store.
-        why: see `Tally.verdict`.
-    """
-    return NotFiniteError(
-        f"recipe refused: {why}. Take --precision fp32, another network or other --layers, or a "
-        f"checkpoint that is not damaged, in a new store; {store} can be deleted"
-    )
+        self.results.show_progress()

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from dask.distributed import get_worker
 
-from extract.cluster.cluster import ClusterError, Versions, other_versions, versions
+from extract.cluster.versions import ClusterError, Versions, other_versions, versions
 from extract.decoding.container import ClipError, footage
 from extract.finite import Extracted
 from extract.job.batching import Task
@@ -200,8 +200,8 @@ class Worker:
         for task in batch:
             hidden = [
                 f"{path} ({why})"
-                for path in (task.video, task.audio)
-                if path and path in readable and (why := unreadable(path))
+                for path in task.files
+                if path in readable and (why := unreadable(path))
             ]
             if hidden:
                 outcomes.append(Outcome(task.clip_id, unreadable=hidden[0]))

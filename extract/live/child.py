@@ -15,7 +15,7 @@ from extract.decoding.container import ClipError, reason
 from extract.decoding.frame_times import DisplayTimes
 from extract.decoding.isolated_process import Connection
 from extract.decoding.packet_clock import demux
-from extract.decoding.sound_track import StampFilter, choose
+from extract.decoding.sound_track import StampFilter, choose_sound_track
 from extract.live.messages import Begin, Broken, End, Message, Request, SnippetData
 from extract.live.time_grid import TimeGrid
 
@@ -61,12 +61,12 @@ def _open(request: Request) -> av.container.InputContainer:
     options = {**OPTIONS, "follow": "1"}  # wait for more at the file's end, till the time is over
     with suppress(OSError):  # FFmpeg says what is wrong with it
         if time.time() - os.path.getmtime(url.removeprefix("file:")) > request.grown_seconds:
-            del options["analyzeduration"]  # all is there: also a track that begins late is found
+            del options["analyzeduration"]  # it is whole: also a track that begins late is found
     return av.open(url, options=options, timeout=request.grown_seconds)
 
 
 def _decode(container: av.container.InputContainer, request: Request, send: Send) -> None:
-    video, track = container.streams.best("video"), choose(container)
+    video, track = container.streams.best("video"), choose_sound_track(container)
     if not isinstance(video, av.VideoStream):
         raise ClipError("there is no picture in it")
     if container.format.name in RAW:
@@ -75,7 +75,7 @@ def _decode(container: av.container.InputContainer, request: Request, send: Send
             "shown; put it into a container at its camera's rate: ffmpeg -framerate RATE -i SOURCE "
             "-c:v libx264 -tune zerolatency -f mpegts - | avarnet watch -"
         )
-    video.codec_context.thread_count = 1  # the networks want the cores
+    video.codec_context.thread_count = 1  # the cores are for the networks
     streams: list[av.VideoStream | av.AudioStream] = [video]
     if track is not None and request.window:
         streams.append(track)

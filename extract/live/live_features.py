@@ -4,7 +4,7 @@ A frame is the one shown at the snippet's middle, as offline. Sound cannot be as
 offline, where a snippet lies within a window of 20 s: here the window ends with the snippet
 (`extract.live.trailing_windows`). A recipe of `make_recipe(live=True)`, which is that of `avarnet
 extract --live`, has the same windows, and the rows of a stream are those of its recording. By any
-other recipe the network goes by all that it hears, so that the rows of sound are of another kind:
+other recipe a window decides on each row of it, so that the rows of sound are of another kind:
 with random weights, their cosine with the offline ones is 0.89 (benchmarks/RESULTS.md).
 """
 
@@ -60,7 +60,7 @@ def live_snippets(
 
     Raises:
         ClipError: the source cannot be opened, or not again.
-        WeightsError: the networks cannot be had, or are not those of the recipe.
+        WeightsError: the networks cannot be loaded, or are not those of the recipe.
     """
     networks = networks_of(recipe, pick_device(device))
     prepare = {name: eye.prepare for name, eye in networks.items() if eye.reads == "frames"}

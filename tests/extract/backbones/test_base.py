@@ -89,7 +89,7 @@ def test_the_hubs_cache_serves_offline(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("extract.backbones.base.hub_answers", lambda: False)
+    monkeypatch.setattr("extract.backbones.hub.hub_answers", lambda: False)
 
 
 def test_missing_weights_give_three_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:

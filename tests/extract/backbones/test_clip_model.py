@@ -77,7 +77,7 @@ def test_a_stream_beside_picture_and_sound(
 
 
 def test_checkpoints_that_will_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("extract.backbones.base.hub_answers", lambda: False)
+    monkeypatch.setattr("extract.backbones.hub.hub_answers", lambda: False)
     with pytest.raises(WeightsError, match=r"(?s)clip.*nobody/none.*--stream clip=FOLDER"):
         Clip({"name": "nobody/none"}, CPU, "fp32")
     save_wav2vec2(tmp_path / "sound")

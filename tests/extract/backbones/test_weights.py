@@ -40,7 +40,7 @@ State = dict[str, Any]
 
 @pytest.fixture(autouse=True)
 def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("extract.backbones.base.hub_answers", lambda: False)
+    monkeypatch.setattr("extract.backbones.hub.hub_answers", lambda: False)
 
 
 def trained(name: str, seed: int = 7, **options: Any) -> nn.Module:

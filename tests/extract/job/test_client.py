@@ -21,11 +21,12 @@ from slurm import free_ports
 from small_stores import RECIPE, clip, same
 
 from extract import Cluster, ClusterError, Task, choose_precision, extract, status
-from extract.cluster.cluster import versions
+from extract.cluster.versions import versions
 from extract.job.batching import LEAST_FOOTAGE, MOST_FOOTAGE, batches
-from extract.job.dispatcher import Callbacks, Dispatcher
+from extract.job.dispatcher import Dispatcher
 from extract.job.failures import read_failures
 from extract.job.interrupt import StopRequest
+from extract.job.results import Callbacks
 from extract.job.shared_disk import StoreMarker
 from extract.job.summary import Summary
 from extract.job.worker import JobSettings
