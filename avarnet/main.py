@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from importlib.metadata import version
@@ -42,17 +43,16 @@ debugging = False
 
 def main() -> None:
     """Run the command line; what fails is one message, and a traceback only with --debug."""
+    # processes that a command starts do not search the current folder for modules either
+    os.environ["PYTHONSAFEPATH"] = "1"
     try:
         app(prog_name="avarnet")
     except Exception as error:
         if debugging:
             raise
-        # those of train and extract are imported only by the commands that need them
-        parts_errors = ("TrainError", "ClipError", "ClusterError", "DeviceError", "WeightsError")
-        expected = (manifests.ManifestError, features.FeatureError, OSError)
         if isinstance(error, OSError) and isinstance(error.filename, str | Path):
             fail(f"{error.filename}: {manifests.reason(error)}")
-        if isinstance(error, expected) or type(error).__name__ in parts_errors:
+        if isinstance(error, manifests.AvarnetError | features.FeatureError | OSError):
             fail(str(error))
         again = f"avarnet --debug {shlex.join(sys.argv[1:])}"
         fail(

@@ -142,8 +142,8 @@ def networks(run: Path) -> tuple[float, dict[float, float], float]:
     """Return the ms for a frame, for a window of sound by its length, and for a score."""
     import torch
 
-    from extract.decoding.media import SAMPLE_RATE
-    from extract.extractor import networks_of
+    from extract.decoding.sound_placement import SAMPLE_RATE
+    from extract.recipe import networks_of
     from train import LiveScorer, Run
 
     loaded = Run.load(run)
@@ -168,9 +168,9 @@ def extraction(run: Path) -> dict[str, float]:
     import torch
 
     from extract.audio_windows import Listening
-    from extract.decoding.media import SAMPLE_RATE
-    from extract.extractor import networks_of
+    from extract.decoding.sound_placement import SAMPLE_RATE
     from extract.live.trailing_windows import Trailing
+    from extract.recipe import networks_of
     from train import Run
 
     ear = networks_of(Run.load(run).recipe, torch.device("cpu"))["audio"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.decoding.sound_track import SAMPLE_RATE
+from extract.decoding.sound_placement import SAMPLE_RATE
 
 if TYPE_CHECKING:  # which imports this module
     from extract.backbones.base import SoundBackbone

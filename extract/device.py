@@ -10,8 +10,10 @@ from contextlib import contextmanager
 import joblib
 import torch
 
+from manifests import AvarnetError
 
-class DeviceError(Exception):
+
+class DeviceError(AvarnetError):
     """A device that cannot run the networks; the message says why, and the way out."""
 
 

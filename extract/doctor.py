@@ -19,8 +19,10 @@ from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 
 from extract.cluster.cluster import QUEUES
-from extract.decoding.reader import End, Failed, Frame, Message, Preparation, Reader, Sound
+from extract.decoding.messages import End, Failed, Frame, Message, Sound
+from extract.decoding.reader import Reader
 from extract.job.batching import Task
+from extract.preprocessing import Preparation
 from extract.synthetic import write_video
 
 # FFmpeg's encoders of picture and sound; every build has its own mpeg4

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from extract.backbones.base import FrameBackbone, SoundBackbone
 from extract.cluster.cluster import Cluster, ClusterError
-from extract.decoding.media import SAMPLE_RATE
+from extract.decoding.sound_placement import SAMPLE_RATE
 from extract.device import pick_device
-from extract.extractor import FRAMES_PER_BATCH, load_networks
+from extract.frame_batches import FRAMES_PER_BATCH
+from extract.recipe import load_networks
 
 SAME = 0.999  # cosine of each row of bfloat16 with that of float32, at the least
 FASTER = 1.1  # times, to be worth features that others cannot mix with theirs

@@ -1,6 +1,6 @@
 """What is to be processed: clips, labels, intervals and splits. No torch, no h5py."""
 
-from manifests.clip import Clip, Interval, ManifestError
+from manifests.clip import AvarnetError, Clip, Interval, ManifestError
 from manifests.jsonl import default_root, parse, read, reason, relative_path, write
 from manifests.sources.csv import from_csv
 from manifests.sources.folders import from_folders
@@ -14,6 +14,7 @@ from manifests.validate import Finding, Probed, check
 __all__ = [
     "CODES",
     "VIDEO_SUFFIXES",
+    "AvarnetError",
     "Clip",
     "Finding",
     "Found",

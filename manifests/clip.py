@@ -17,7 +17,14 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 UNWRITABLE = re.compile(r"[\x00\ud800-\udfff]")  # names no file, or is not Unicode text
 
 
-class ManifestError(ValueError):
+class AvarnetError(Exception):
+    """What a user can put right; the message says what is wrong where, and the way out.
+
+    The base of the errors of all parts but `features`, which knows none of the others.
+    """
+
+
+class ManifestError(AvarnetError, ValueError):
     """A manifest or a list that cannot be used; the message names the place and the way out."""
 
 

@@ -31,6 +31,7 @@ def avarnet(*words: object, cwd: Path | None = None, code: int = 0) -> str:
     out, err = StringIO(), StringIO()
     with (
         patch("sys.argv", ["avarnet", *map(str, words)]),
+        patch.dict(os.environ),
         chdir(cwd or Path.cwd()),
         redirect_stdout(out),
         redirect_stderr(err),

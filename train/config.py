@@ -6,19 +6,20 @@ import json
 import tomllib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from manifests import reason
+from manifests import AvarnetError, reason
 
-TASKS = ("recognition", "detection")
-MODELS = ("mtcn", "tcn", "lstm", "transformer", "linear")
-FUSIONS = ("early", "gated", "bottleneck", "cross", "late")
+Task = Literal["recognition", "detection"]
+Model = Literal["mtcn", "tcn", "lstm", "transformer", "linear"]
+Fusion = Literal["early", "gated", "bottleneck", "cross", "late"]
+TASKS, MODELS, FUSIONS = get_args(Task), get_args(Model), get_args(Fusion)
 LOSSES = ("cross_entropy", "focal")
 SAMPLINGS = ("clips", "classes")
 ATTENTION_HEADS = 4
 
 
-class TrainError(Exception):
+class TrainError(AvarnetError):
     """Something that keeps a run from being trained or read; the message gives the way out."""
 
 

@@ -115,7 +115,7 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Judge a run and write its report; false alarms are counted as last time, if not told."""
     import train as stage2
-    from extract.job.batching import read_failures
+    from extract.job.failures import read_failures
     from train.report.run import write_report
 
     if manifest is not None and not manifest.is_file():

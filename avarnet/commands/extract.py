@@ -313,7 +313,7 @@ def _print_status(status: Status, as_json: bool) -> None:
 
 def _print_plan(clips: Sequence[manifests.Clip], root: Path, store: Path, cluster: Cluster) -> None:
     """What `extract` would do: the tasks, and the script of a job."""
-    from extract.decoding.media import footage
+    from extract.decoding.container import footage
     from extract.job.batching import batches
 
     held = set(features.Store(store)) if (store / "recipe.json").exists() else set()
@@ -369,8 +369,8 @@ def print_summary(summary: Summary, store: Path) -> None:
         for clip_id, reason in sorted(summary.failed.items()):
             table.add_row(plain(clip_id), plain(reason))
         out.print(table)
-    for blind in summary.blind:
-        out.print(f"[yellow]{plain(blind)}[/]; other workers did its clips", soft_wrap=True)
+    for problem in summary.workers_without_access:
+        out.print(f"[yellow]{plain(problem)}[/]; other workers did its clips", soft_wrap=True)
     if summary.not_tried:
         out.print(
             f"not tried again, as files that failed before have not changed: "

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.gpu_steps import CPU, STEP_SECONDS, Findings, Options, sources
-from extract.extractor import load_networks
+from extract.recipe import load_networks
 
 Array = NDArray[np.floating]
 LEAST_COSINE = {"fp32": 0.9999, "bf16": 0.999}

@@ -31,9 +31,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from extract.audio_windows import OVERLAP_SECONDS, WINDOW_SECONDS
-from extract.decoding.reader import Prepare
 from extract.live.trailing_windows import TRAILING
+from extract.preprocessing import Prepare
 from features.recipe import READING, READING_CHANGES
+from manifests import AvarnetError
 
 READING_VERSION = max(READING_CHANGES)  # of the code that reads files; see there
 GROUP = "avarnet.backbones"  # of entry points
@@ -50,8 +51,8 @@ if sys.platform == "linux":
             libc.mallopt(parameter, 2**30)
 
 
-class WeightsError(Exception):
-    """A network that cannot be had; the message gives the ways out."""
+class WeightsError(AvarnetError):
+    """A network that cannot be loaded; the message gives the ways out."""
 
 
 class FrameBackbone(Protocol):

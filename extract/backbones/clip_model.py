@@ -36,7 +36,7 @@ from extract.backbones.base import (
     weights_hash,
 )
 from extract.backbones.checkpoint import check_folder
-from extract.decoding.reader import Preparation
+from extract.preprocessing import Preparation
 
 MODEL = "openai/clip-vit-base-patch32"  # if none is named
 USUAL = [

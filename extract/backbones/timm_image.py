@@ -21,7 +21,7 @@ from extract.backbones.base import (
     weights_hash,
 )
 from extract.backbones.timm_weights import load_timm
-from extract.decoding.reader import Preparation
+from extract.preprocessing import Preparation
 
 
 class VideoBackbone:

@@ -34,7 +34,7 @@ from extract.backbones.base import (
     weights_hash,
 )
 from extract.backbones.checkpoint import check_folder
-from extract.decoding.media import SAMPLE_RATE
+from extract.decoding.sound_placement import SAMPLE_RATE
 
 PROCESSOR = "preprocessor_config.json"
 # names on the hub that are often meant, for those who mistype one

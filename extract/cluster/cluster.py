@@ -24,7 +24,7 @@ from distributed.core import Status
 from extract.cluster import slurm
 from extract.device import pick_device
 from features.recipe import READING_CHANGES
-from manifests import reason
+from manifests import AvarnetError, reason
 
 QUEUES = {
     "slurm": "SLURMCluster",
@@ -49,9 +49,11 @@ SETTINGS = {
     "distributed.scheduler.worker-saturation": 1.0,
     # a worker keeps an hour of call stacks: 2 GB of them when networks are at work
     "distributed.worker.profile.enabled": False,
+    # workers never import a module from the current folder, such as a user's train.py
+    "distributed.nanny.pre-spawn-environ.PYTHONSAFEPATH": "1",
 }
 # the batch system watches the memory; Dask's own limits would stop or kill workers long before
-PROLOGUE = [
+PROLOGUE = ["export PYTHONSAFEPATH=1"] + [  # no modules from the current folder
     f"export DASK_DISTRIBUTED__WORKER__{what}=False"
     for what in (
         "MEMORY__TARGET",
@@ -72,8 +74,8 @@ VERSIONS = (
 )
 
 
-class ClusterError(Exception):
-    """A cluster that cannot be had; the message gives the way out."""
+class ClusterError(AvarnetError):
+    """A cluster that cannot be used; the message gives the way out."""
 
 
 class NotStartedError(Exception):

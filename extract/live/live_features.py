@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from extract.backbones.base import SoundBackbone
 from extract.device import pick_device
-from extract.extractor import Networks, networks_of
 from extract.finite import as_stored, clean_sound
-from extract.live.stream_receiver import Gap, Receiver, Whole
+from extract.live.stream_receiver import Gap, ReceivedSnippet, Receiver
 from extract.live.trailing_windows import TRAILING, Tail, frames_of, row_of, trailing_seconds
+from extract.recipe import Networks, networks_of
 from features import Recipe
 
 
@@ -82,20 +82,20 @@ def _row(network: SoundBackbone, tails: Sequence[Tail]) -> NDArray[np.float32] |
     return row_of(frames)
 
 
-def _snippet(whole: Whole, networks: Networks) -> Snippet:
+def _snippet(received: ReceivedSnippet, networks: Networks) -> Snippet:
     rows, valid = {}, {}
     for name, network in networks.items():
         row = None
         if network.reads == "sound":
-            row = _row(network, whole.sound)
-        elif name in whole.pixels:
-            (row,) = network([whole.pixels[name]])
+            row = _row(network, received.sound)
+        elif name in received.pixels:
+            (row,) = network([received.pixels[name]])
         kept, fine = as_stored(np.zeros(network.features, np.float32) if row is None else row)
         rows[name], valid[name] = kept, row is not None and bool(fine)
     return Snippet(
-        whole.start,
-        whole.end,
+        received.start,
+        received.end,
         rows,
         valid,
-        whole.received,
+        received.received,
     )

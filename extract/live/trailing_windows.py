@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.decoding.sound_track import SAMPLE_RATE
+from extract.decoding.sound_placement import SAMPLE_RATE
 
 if TYPE_CHECKING:  # the receiving process must stay without torch
     from extract.backbones.base import SoundBackbone

@@ -450,7 +450,7 @@ IMPORTS = {
     "features": {"manifests", "extract", "train", "torch"},
     "train": {"extract", "timm", "transformers", "av", "dask", "sklearn", "scipy"},
     "extract": {"train", "torch"},
-    "extract.decoding.reader": {"train", "torch", "scipy"},
+    "extract.decoding.child": {"train", "torch", "scipy"},
     "extract.job.client": {"train", "timm", "transformers", "scipy"},
     "avarnet": {"extract", "train", "torch"},
 }

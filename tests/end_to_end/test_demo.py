@@ -7,8 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from own_modules import write_own_modules
+
 
 def test_demo(tmp_path: Path) -> None:
+    write_own_modules(tmp_path)
     done = subprocess.run(
         [sys.executable, "-m", "avarnet", "demo", "demo"],
         cwd=tmp_path,
@@ -17,6 +20,7 @@ def test_demo(tmp_path: Path) -> None:
         timeout=800,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert not list(tmp_path.glob("*.ran"))
     assert done.stdout.strip().splitlines()[-1] == "Report: demo/run/report.html"
     assert "These backbones were random" in " ".join(done.stdout.split())
     assert "RANDOM WEIGHTS" in done.stderr

@@ -17,7 +17,8 @@ from small_networks import save_wav2vec2
 from extract import WeightsError, choose_precision, make_recipe
 from extract.backbones.timm_image import VideoBackbone
 from extract.backbones.transformers_audio import AudioBackbone
-from extract.decoding.media import frames, probe
+from extract.decoding.container import probe
+from extract.decoding.frames import frames
 from extract.precision import SAME
 from features import Recipe
 

@@ -15,7 +15,8 @@ from transformers import AutoTokenizer, CLIPImageProcessor
 
 from extract import Extractor, WeightsError, make_recipe, read_text
 from extract.backbones.clip_model import Clip
-from extract.decoding.media import frames, probe
+from extract.decoding.container import probe
+from extract.decoding.frames import frames
 
 CPU = torch.device("cpu")
 

@@ -28,7 +28,8 @@ from extract.backbones.base import refuse_random, seeded
 from extract.backbones.clip_model import Clip
 from extract.backbones.timm_image import VideoBackbone
 from extract.backbones.transformers_audio import AudioBackbone
-from extract.decoding.media import frames, probe
+from extract.decoding.container import probe
+from extract.decoding.frames import frames
 from features import Recipe
 
 CPU = torch.device("cpu")

@@ -9,8 +9,10 @@ import av
 import numpy as np
 from PIL import Image
 
-from extract.decoding.media import SAMPLE_RATE
-from extract.decoding.reader import Begin, End, Failed, Frame, Preparation, Reader, Sound
+from extract.decoding.messages import Begin, End, Failed, Frame, Sound
+from extract.decoding.reader import Reader
+from extract.decoding.sound_placement import SAMPLE_RATE
+from extract.preprocessing import Preparation
 
 CASES = 1000
 PREPARE = {"video": Preparation(64, (64, 64), Image.Resampling.BILINEAR)}
