@@ -38,8 +38,8 @@ class Hit(NamedTuple):
     Attributes:
         clip: its id.
         similarity: cosine of the whole clip, -1 to 1.
-        start, end: its moment that is most like what was asked for, in seconds; all of it if it is
-            no longer than that.
+        start, end: its moment that is most like the query, in seconds; all of the clip if it is no
+            longer than that.
         moment: cosine of that moment.
     """
 
@@ -195,7 +195,7 @@ class Searcher:
             if means is None:
                 means, damaged = make_means(shard)
                 self.damaged |= damaged
-                if not damaged:  # else they are made again once that is mended
+                if not damaged:  # else they are made again once the shard is repaired
                     keep_means(shard, means)
                     means = load_means(shard) or means  # mapped, they take no memory
                 done += len(shard)

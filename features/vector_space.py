@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 # worked on at once, so that they stay in the processor's cache; on busy cores, products of larger
 # blocks took two to ten times as long
 BLOCK_CLIPS = 256
-ROUNDING = 1e-6  # of a value, in float32; a smaller deviation is none
+ROUNDING = 1e-6  # of a value, in float32; a smaller deviation counts as zero
 
 
 class VectorSpace:

@@ -51,9 +51,9 @@ def watch(
     recipe = recipe.only(loaded.config.streams)
     say_random(recipe)
     say_reading(recipe, run)
-    if recipe.foresighted_streams:
+    if recipe.streams_with_lookahead:
         err.print(
-            f"[yellow bold]HEARS OTHERWISE[/] ({', '.join(recipe.foresighted_streams)}): "
+            f"[yellow bold]HEARS OTHERWISE[/] ({', '.join(recipe.streams_with_lookahead)}): "
             f"{plain(str(run))} was trained on sound heard in windows of 20 s around a snippet, "
             "and in a stream nothing comes after it yet. The rows differ, and the scores may be "
             "wrong. The way out: 'avarnet extract MANIFEST NEW-STORE --live', and a run that is "

@@ -50,7 +50,7 @@ def write_shard(
 
     Raises:
         FeatureError: a clip does not fit the recipe, or its id is not a valid one.
-        WriteError: the disk is full, or the folder is read-only or gone; nothing is left behind.
+        WriteError: the disk is full, or the folder is read-only or missing; nothing is left behind.
     """
     for clip_id, clip in clips.items():
         check_clip(clip_id, clip, recipe)
@@ -88,13 +88,13 @@ class _Sink(io.RawIOBase):
         self._disk = disk
         self.error: OSError | None = None
 
-    def _try(self, action: Callable[[], int], otherwise: int) -> int:
+    def _try(self, action: Callable[[], int], default: int) -> int:
         if self.error is None:
             try:
                 return action()
             except OSError as error:
                 self.error = error
-        return otherwise
+        return default
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
@@ -130,7 +130,7 @@ def write_error(folder: Path, error: Exception | None) -> WriteError:
     else:
         reason = str(error)
     return WriteError(
-        f"{folder}: cannot write there ({reason}); what was sealed is safe: mend this and run the "
+        f"{folder}: cannot write there ({reason}); what was sealed is safe: fix this and run the "
         "same command again"
     )
 
@@ -167,7 +167,7 @@ def _fill(file: h5py.File, recipe: Recipe, clips: Mapping[str, Features]) -> Non
         for part, array in (("digest", tables[-1]), ("valid", valid)):
             file.create_dataset(f"streams/{name}/{part}", data=array, track_times=False)
     for name, settings in recipe.streams.items():
-        # space is given out in the order of writing: the rows come last, so that the tables of a
+        # HDF5 allocates in the order of writing: the rows come last, so that the tables of a
         # distant shard can be read from its first bytes
         shape = (int(lengths.sum()), int(settings["features"]))
         rows = file.create_dataset(f"streams/{name}/rows", shape, dtype="<f2", track_times=False)

@@ -256,7 +256,7 @@ def _moved_when_complete(folder: Path) -> Iterator[Path]:
             os.replace(path, folder / path.name)
     except (OSError, SafetensorError) as error:
         raise WriteError(
-            f"{folder}: cannot export there ({error}); nothing was exported: mend this and run the "
+            f"{folder}: cannot export there ({error}); nothing was exported: fix this and run the "
             "same command again"
         ) from error
     finally:

@@ -176,7 +176,7 @@ class _Pattern(NamedTuple):
         """Return clip id -> its files.
 
         Raises:
-            FeatureError: there are none.
+            FeatureError: no file fits.
         """
         found: dict[str, CropFiles] = {}
         unmatched = ""

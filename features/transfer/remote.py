@@ -40,7 +40,7 @@ class Remote:
     """A store at a URL, listed and read without fetching it.
 
     Raises:
-        FeatureError: there is none, or it cannot be reached.
+        FeatureError: there is no store, or it cannot be reached.
     """
 
     def __init__(self, url: str) -> None:
@@ -51,10 +51,10 @@ class Remote:
 
     @property
     def recipe(self) -> Recipe:
-        """Recipe of the store there."""
+        """Recipe of the store."""
         content = self.read_small(RECIPE_FILE)
         if content is None:
-            raise FeatureError(f"{self.url} is no feature store: it has no {RECIPE_FILE}")
+            raise FeatureError(f"{self.url} is not a feature store: it has no {RECIPE_FILE}")
         try:
             return Recipe.from_json(content.decode())
         except (FeatureError, UnicodeDecodeError) as error:
@@ -64,7 +64,7 @@ class Remote:
         """Make the place a store of `recipe`; a store that exists there must have the same one.
 
         Raises:
-            FeatureError: it has another one, or nothing can be written there.
+            FeatureError: it has another one, or the place cannot be written to.
         """
         if self.url.startswith(("http://", "https://")):
             raise FeatureError(f"{self.url}: http can only be pulled from; push to another place")
@@ -165,7 +165,7 @@ class Remote:
             try:
                 size = self._fs.size(path)
             except FileNotFoundError as error:
-                cause = error.__cause__  # fsspec's http says "not found" of any failure
+                cause = error.__cause__  # fsspec's http reports any failure as "not found"
                 if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
                     raise cause from None
                 return None
@@ -237,7 +237,7 @@ class Remote:
         try:
             started = self._fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key)
         except Exception as error:
-            if "NoSuchUpload" not in str(error):  # what some servers say when there is none
+            if "NoSuchUpload" not in str(error):  # how some servers report none
                 raise
             started = {}
         uploads = [up["UploadId"] for up in started.get("Uploads", []) if up["Key"] == key]
@@ -320,7 +320,7 @@ class Remote:
             if name:
                 raise FeatureError(
                     f"{self.url}: the transfer of {name} was cut off ({reason}); run the same "
-                    "command again to go on where it stopped"
+                    "command again to resume where it stopped"
                 ) from error
             raise FeatureError(f"{self.url}: cannot be reached or read ({reason})") from error
 

@@ -315,7 +315,7 @@ def test_a_manifest_moves_with_its_root(clips: Path, tmp_path: Path) -> None:
         (["train", "none.jsonl", "s", "r"], 1, "avarnet manifest folders"),
         (["evaluate", "nowhere"], 1, "no finished run"),
         (["predict", "nowhere", "x.mp4"], 1, "no finished run"),
-        (["features", "info", "nowhere"], 1, "no feature store"),
+        (["features", "info", "nowhere"], 1, "not a feature store"),
         (["manifest", "folders", "nowhere", "-o", "m.jsonl"], 1, "no such folder"),
         (["manifest", "xd-violence", "--lists", ".", "-o", "m"], 1, "official lists"),
         (["extract"], 2, "Missing argument"),

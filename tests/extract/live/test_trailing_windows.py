@@ -128,7 +128,7 @@ def test_a_recipe_says_so(recipe: Recipe, sound_model: str, tmp_path: Path) -> N
     changed = [line.split(":")[0] for line in live.differences(recipe)]
     assert changed == [f"streams.audio.{n}_seconds" for n in ("overlap", "trailing", "window")]
     assert live.fingerprint != recipe.fingerprint
-    assert (live.foresighted_streams, recipe.foresighted_streams) == ([], ["audio"])
+    assert (live.streams_with_lookahead, recipe.streams_with_lookahead) == ([], ["audio"])
     with Writer(tmp_path / "store", recipe):
         pass
     with pytest.raises(FeatureError, match=r"audio.trailing_seconds: 1.0, not absent"):
