@@ -41,6 +41,7 @@ from extract.job.batching import (
     write_failures,
 )
 from extract.job.interrupt import Stopping, first_interrupt
+from extract.job.timings import add_timing
 from extract.job.witness import PATIENCE, Mark, Witness, machine, unseen
 from features import (
     RECIPE_FILE,
@@ -458,6 +459,8 @@ class _Job:
             f"worker {report.worker}: {len(report.outcomes)} of {len(batch)} clips, {failed} "
             f"failed, {video:.1f} s of video in {seconds:.1f} s",
         )
+        with suppress(OSError):
+            add_timing(self.store, video, seconds)
         self._show()
         self._judge(over=False)
 
