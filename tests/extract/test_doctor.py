@@ -12,6 +12,8 @@ import pytest
 from extract import doctor
 from extract.decoding.reader import End, Reader, Sound
 
+pytestmark = pytest.mark.slow
+
 
 def test_codecs_are_read_or_not_tried(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -25,6 +25,8 @@ from extract.job.batching import LEAST_FOOTAGE, MOST_FOOTAGE, batches, read_fail
 from extract.job.client import Summary, _Job
 from features import FeatureError, Recipe, Store, WriteError, Writer, recover, verify
 
+pytestmark = pytest.mark.slow
+
 TWO = Cluster(workers=2)
 
 
