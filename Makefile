@@ -8,13 +8,20 @@ GPU_PACKAGES := av cffi dask dask-jobqueue distributed locket partd plotly pycpa
 PLATFORMS := $(patsubst %,--platform %_x86_64,manylinux_2_28 manylinux_2_27 manylinux_2_17 \
     manylinux2014 manylinux1)
 
-.PHONY: demo test lint gpu-wheels clean
+.PHONY: demo test quick soak lint gpu-wheels clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/avarnet demo
 
 test: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest -n 3
+
+quick: $(VENV)/installed-test
+	$(VENV)/bin/python -m pytest -n 2 -m "not slow and not soak"
+
+# the same as some of the tests, many times over: no limit of time for one of them
+soak: $(VENV)/installed-test
+	$(VENV)/bin/python -m pytest -n 2 -m soak --timeout 0
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .

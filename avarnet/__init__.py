@@ -35,7 +35,8 @@ def _take_own_parts() -> None:
 
 _take_own_parts()
 
+from avarnet import pipelines  # noqa: E402
 from avarnet.main import app, main  # noqa: E402
 
 __version__ = version("avarnet")
-__all__ = ["__version__", "app", "main"]
+__all__ = ["__version__", "app", "main", "pipelines"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
-import features
 import manifests
 from avarnet.console import counted, err, fail, plain, shown
+from avarnet.pipelines import has_extract
 
 if TYPE_CHECKING:
     from features import Recipe
@@ -50,11 +49,6 @@ def moved_models(
     return replace(recipe, source=source)
 
 
-def root_of(manifest: Path, root: Path | None) -> Path:
-    """Return what the paths of a manifest are relative to."""
-    return root if root is not None else manifests.default_root(manifest)
-
-
 def say_left_out(found: manifests.Found, console: Console) -> None:
     """Tell what is in a folder of videos and was not taken."""
     if found.left_out:
@@ -85,12 +79,6 @@ def found_json(found: manifests.Found) -> dict[str, Any]:
     }
 
 
-def open_stores(stores: list[Path]) -> features.Store | features.Joined:
-    """Open a store, or several as one whose clips have the streams of all."""
-    opened = [features.Store(path) for path in stores]
-    return opened[0] if len(opened) == 1 else features.join(*opened)
-
-
 def need_device(name: str) -> None:
     """Refuse a device that this machine has not, and say where `auto` passes over a GPU.
 
@@ -114,19 +102,6 @@ def need_device(name: str) -> None:
     else:
         return
     fail(f"--device {name}: torch cannot use it here ({why}); see 'avarnet doctor'")
-
-
-def has_extract() -> bool:
-    needed = (
-        "av",
-        "dask",
-        "dask_jobqueue",
-        "distributed",
-        "soundfile",
-        "timm",
-        "transformers",
-    )
-    return all(importlib.util.find_spec(name) for name in needed)
 
 
 def need_extract() -> None:

@@ -32,6 +32,9 @@ Ids = Annotated[Path | None, typer.Option(help="A file of clip ids, one a line."
 VideoModel = Annotated[str | None, typer.Option(help="The video model's folder, if it has moved.")]
 VideoWeights = Annotated[Path | None, typer.Option(help="The video weights file, if it has moved.")]
 AudioModel = Annotated[str | None, typer.Option(help="The sound model's folder, if it has moved.")]
+Join = Annotated[
+    list[Path] | None, typer.Option(help="A store with more streams of the same clips.")
+]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
 Processes = Annotated[
     int | None,

@@ -1,26 +1,28 @@
 """Stage 2: fuse, MTCN, train, evaluate, predict, report; from a feature store alone.
 
-scikit-learn is imported where it is used: it takes half as long as torch does, and `predict` and
-`watch` do without.
+What a name needs is imported when it is asked for: torch takes seconds, and scikit-learn half as
+long again, which `predict` and `watch` do without.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from train.config import Config, TrainError
-from train.evaluation.compare import compare_runs
-from train.evaluation.evaluate import evaluate_run, judge_run
-from train.experiments.ablate import ablate
-from train.experiments.sweep import Search, sweep
-from train.export import export_run
-from train.losses import mtcn_loss
-from train.models.mtcn import MTCN
-from train.models.network import AVARNet
-from train.predict import Prediction, Predictor
-from train.run import Run, train_run
-from train.streaming import LiveScorer
-
 if TYPE_CHECKING:
+    from train.config import Config, TrainError
+    from train.evaluation.compare import compare_runs
+    from train.evaluation.evaluate import evaluate_run, judge_run
+    from train.experiments.ablate import ablate
+    from train.experiments.sweep import Search, sweep
+    from train.export import export_run
+    from train.losses import mtcn_loss
+    from train.models.mtcn import MTCN
+    from train.models.network import AVARNet
+    from train.predict import Prediction, Predictor
+    from train.run import Run, train_run
     from train.sklearn_estimator import MTCNClassifier
+    from train.streaming import LiveScorer
 
 __all__ = [
     "MTCN",
@@ -42,11 +44,30 @@ __all__ = [
     "sweep",
     "train_run",
 ]
+_MODULES = {
+    "MTCN": "models.mtcn",
+    "AVARNet": "models.network",
+    "Config": "config",
+    "LiveScorer": "streaming",
+    "MTCNClassifier": "sklearn_estimator",
+    "Prediction": "predict",
+    "Predictor": "predict",
+    "Run": "run",
+    "Search": "experiments.sweep",
+    "TrainError": "config",
+    "ablate": "experiments.ablate",
+    "compare_runs": "evaluation.compare",
+    "evaluate_run": "evaluation.evaluate",
+    "export_run": "export",
+    "judge_run": "evaluation.evaluate",
+    "mtcn_loss": "losses",
+    "sweep": "experiments.sweep",
+    "train_run": "run",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "MTCNClassifier":  # is a class of scikit-learn's
-        from train.sklearn_estimator import MTCNClassifier
-
-        return MTCNClassifier
+    # so no file of this folder may be called like one of these names: it would be found instead
+    if name in _MODULES:
+        return getattr(import_module(f"train.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'train' has no attribute {name!r}")

@@ -12,12 +12,18 @@ from rich.table import Table
 
 import features
 import manifests
-from avarnet.commands.evaluate import evaluate_run, print_metrics
-from avarnet.commands.extract import extract_clips, print_summary
-from avarnet.commands.predict import print_prediction, write_page
-from avarnet.commands.train import train_models
-from avarnet.console import DONE, SOME_FAILED, out, plain
+from avarnet import pipelines
+from avarnet.console import DONE, SOME_FAILED, fail, out, plain
 from avarnet.inputs import need_extract, say_random
+from avarnet.steps import (
+    best_epochs,
+    extraction_progress,
+    print_best_epochs,
+    print_metrics,
+    print_prediction,
+    print_summary,
+    training_progress,
+)
 
 app = typer.Typer()
 
@@ -55,27 +61,33 @@ def demo(
     out.print(f"2. Extracting the features of {len(clips)} clips, once")
     recipe = stage1.make_recipe("mobilevit_xxs", weights="random")
     say_random(recipe)
-    summary = extract_clips(clips, folder, store, recipe)
+    with extraction_progress(store) as callbacks:
+        summary = pipelines.extract(clips, folder, store, recipe, **callbacks)
     print_summary(summary, store)
     note("extract", f"{len(features.Store(store))} clips in {plain(str(store))}")
     out.print("3. Training the MTCN from the store alone")
     if run.exists():
         shutil.rmtree(run)
-    trained = train_models(clips, features.Store(store), run, stage2.Config(), manifest)
+    config = stage2.Config()
+    with training_progress(config.epochs) as on_epoch:
+        trained = pipelines.train(
+            clips, features.Store(store), run, config, manifest=manifest, on_epoch=on_epoch
+        )
+    print_best_epochs(best_epochs(trained))
     note("train", f"{len(trained.history())} epochs")
     out.print("4. Evaluating it on the clips held out")
-    metrics = evaluate_run(trained)
+    metrics = pipelines.evaluate(trained)
     print_metrics(metrics, trained)
     accuracy = metrics["model"]["accuracy"]["value"]
     note("evaluate", f"accuracy {accuracy:.2f} of {metrics['model']['clips']} clips")
     out.print("5. Scoring a clip it has never seen (a synthetic police siren)")
-    clip = stage1.Extractor(recipe)(unseen)
-    predictor = stage2.Predictor(trained)
-    answer = predictor(clip)
-    print_prediction(unseen, clip, answer)
     page = folder / "unseen.html"
-    write_page(page, unseen, clip, predictor, answer, quiet=True)
-    note("predict", f"{plain(answer.label)} ({answer.confidence:.2f}); {plain(str(page))}")
+    (found,) = pipelines.predict(trained, [unseen], recipe=recipe, pages={unseen: page})
+    if isinstance(found, pipelines.Unreadable):
+        fail(f"{found.video}: {found.reason}")
+    print_prediction(found)
+    label, confidence = found.prediction.label, found.prediction.confidence
+    note("predict", f"{plain(label)} ({confidence:.2f}); {plain(str(page))}")
     out.print(happened)
     out.print(f"Everything is in {plain(str(folder))}: manifest.jsonl, store, run.")
     out.print(

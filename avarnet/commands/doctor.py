@@ -17,8 +17,9 @@ from rich.filesize import decimal
 
 import features
 from avarnet.console import DONE, FAILED, counted, named, out, plain, print_json
-from avarnet.inputs import AUDIO_MODEL, EXTRACT_EXTRA, VIDEO_MODEL, has_extract
+from avarnet.inputs import AUDIO_MODEL, EXTRACT_EXTRA, VIDEO_MODEL
 from avarnet.options import Json
+from avarnet.pipelines import has_extract
 
 app = typer.Typer()
 

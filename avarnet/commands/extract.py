@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
 
 import features
 import manifests
+from avarnet import pipelines
 from avarnet.console import (
     DONE,
     SOME_FAILED,
@@ -22,7 +20,6 @@ from avarnet.console import (
     ended_by_ctrl_c,
     err,
     fail,
-    footage_bar,
     out,
     plain,
     print_json,
@@ -32,14 +29,14 @@ from avarnet.inputs import (
     VIDEO_MODEL,
     need_device,
     need_extract,
-    root_of,
     say_assumed,
     say_random,
 )
 from avarnet.options import Device, Json, Manifest, Root, StorePath
+from avarnet.steps import extraction_progress, print_summary
 
 if TYPE_CHECKING:
-    from extract import Cluster, Status, Summary, Task
+    from extract import Cluster, Status
     from features import Recipe
 
 NOT_BEGUN = "interrupted before anything was begun"
@@ -176,22 +173,23 @@ def extract(
         err.print(f"loading {plain(_loaded(video_model, audio_model, stream, only))}")
     with ended_by_ctrl_c(NOT_BEGUN):
         cluster = stage1.Cluster(
-            scheduler,
-            workers,
-            _range(adapt) if adapt else None,
-            queue,
-            walltime,
-            cores,
-            memory,
-            gpus,
-            interface,
-            cluster_config,
-            device,
+            scheduler=scheduler,
+            workers=workers,
+            adapt=_range(adapt) if adapt else None,
+            queue=queue,
+            walltime=walltime,
+            cores=cores,
+            memory=memory,
+            gpus=gpus,
+            interface=interface,
+            config=cluster_config,
+            device=device,
         )
         if cluster.scheduler == "local":
             need_device(device)
     if dry_run:
-        _print_plan(clips, root_of(manifest, root), store, cluster)
+        plan = pipelines.plan_extraction(clips, pipelines.root_of(manifest, root), store, cluster)
+        _print_plan(plan, store)
         return
     with ended_by_ctrl_c(NOT_BEGUN):
         try:
@@ -213,15 +211,17 @@ def extract(
             recipe = _with_best_precision(recipe, store, device, cluster)
     say_random(recipe)
     say_assumed(recipe)
-    summary = extract_clips(
-        clips,
-        root_of(manifest, root),
-        store,
-        recipe,
-        cluster=cluster,
-        retry_failed=retry_failed,
-        memory_bytes=int(clip_memory * 2**30),
-    )
+    with extraction_progress(store) as callbacks:
+        summary = pipelines.extract(
+            clips,
+            pipelines.root_of(manifest, root),
+            store,
+            recipe,
+            cluster=cluster,
+            retry_failed=retry_failed,
+            memory_bytes=int(clip_memory * 2**30),
+            **callbacks,
+        )
     if as_json:
         print_json({"store": str(store), "fingerprint": recipe.fingerprint, **asdict(summary)})
     else:
@@ -263,39 +263,6 @@ def _range(text: str) -> tuple[int, int]:
     return int(fewest), int(most)
 
 
-def _tasks(clips: Sequence[manifests.Clip], root: Path) -> list[Task]:
-    from extract import Task
-
-    return [Task(c.id, c.resolve(root), c.resolve_audio(root), c.duration) for c in clips]
-
-
-def extract_clips(
-    clips: Sequence[manifests.Clip],
-    root: Path,
-    store: Path,
-    recipe: Recipe,
-    **settings: Any,
-) -> Summary:
-    import extract as stage1
-
-    failed: list[str] = []
-    try:
-        with footage_bar("extracting", lambda: len(failed)) as progress:
-            summary = stage1.extract(
-                _tasks(clips, root),
-                store,
-                recipe,
-                progress=progress,
-                say=lambda text: err.print(plain(text), highlight=False, soft_wrap=True),
-                on_failure=lambda clip_id, reason: failed.append(clip_id),
-                **settings,
-            )
-        features.write_card(store, {clip.id: clip.label for clip in clips})
-        return summary
-    except KeyboardInterrupt:
-        fail(f"interrupted; what is finished is in {store}: run the same command again to go on")
-
-
 def _print_status(status: Status, as_json: bool) -> None:
     if as_json:
         print_json(status._asdict())
@@ -311,88 +278,25 @@ def _print_status(status: Status, as_json: bool) -> None:
         out.print(f"[red]failed[/] {plain(f'{clip_id}: {reason}')}", soft_wrap=True)
 
 
-def _print_plan(clips: Sequence[manifests.Clip], root: Path, store: Path, cluster: Cluster) -> None:
-    """What `extract` would do: the tasks, and the script of a job."""
-    from extract.decoding.container import footage
-    from extract.job.batching import batches
-
-    held = set(features.Store(store)) if (store / "recipe.json").exists() else set()
-    todo = [task for task in _tasks(clips, root) if task.clip_id not in held]
-    with ThreadPoolExecutor() as pool:
-        lengths = list(pool.map(lambda t: t.duration or footage(t.video), todo))
-    seconds = {task.clip_id: length for task, length in zip(todo, lengths, strict=True)}
-    plan = batches(todo, lengths, cluster.processes)
+def _print_plan(plan: pipelines.Plan, store: Path) -> None:
+    footage = sum(plan.batches)
     out.print(
-        f"{counted(len(todo), 'clip')} to extract (already in {plain(str(store))}: "
-        f"{len(clips) - len(todo)}), {clock(sum(lengths))} of video, in "
-        f"{counted(len(plan), 'task')}; processes: {cluster.processes}"
+        f"{counted(plan.clips, 'clip')} to extract (already in {plain(str(store))}: "
+        f"{plan.present}), {clock(footage)} of video, in {counted(len(plan.batches), 'task')}; "
+        f"processes: {plan.processes}"
     )
-    if plan:
-        by_task = sorted(sum(seconds[task.clip_id] for task in batch) for batch in plan)
+    if plan.batches:
         out.print(
-            f"video in a task: {clock(by_task[0])} to {clock(by_task[-1])}, "
-            f"{len(todo) / len(plan):.1f} clips on average"
+            f"video in a task: {clock(min(plan.batches))} to {clock(max(plan.batches))}, "
+            f"{plan.clips / len(plan.batches):.1f} clips on average"
         )
-    rate = _rate_so_far(store)
-    if rate and plan:
-        time = sum(lengths) / rate / cluster.processes
+    if plan.seconds:
         out.print(
-            f"about {clock(time)}, as a process did {rate:.2f} x real time here so far; where "
-            "other processors or networks are to work, that says little"
+            f"about {clock(plan.seconds)}, as a process did {plan.speed:.2f} x real time here so "
+            "far; on other processors, or with other networks, it may be quite different"
         )
     else:
         out.print("no estimate of the time: no task has been done for this store yet")
-    if cluster.queued:
+    if plan.job_script:
         out.print("\nThe script of a job:\n")
-        print(cluster.job_script())
-
-
-def _rate_so_far(store: Path) -> float | None:
-    """Return seconds of video for a second of a process, from the store's log."""
-    try:
-        log = (store / "extract.log").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    found = re.findall(r" ([\d.]+) s of video in ([\d.]+) s$", log, re.MULTILINE)
-    video, seconds = (sum(float(row[k]) for row in found) for k in (0, 1))
-    return video / seconds if seconds else None
-
-
-def print_summary(summary: Summary, store: Path) -> None:
-    if summary.damaged:
-        out.print(
-            f"[yellow]taken out: {counted(len(summary.damaged), 'damaged shard')}[/] (renamed to "
-            "*.damaged, to be deleted); the clips hurt there were extracted again"
-        )
-    if summary.failed:
-        table = Table("failed clip", "reason")
-        for clip_id, reason in sorted(summary.failed.items()):
-            table.add_row(plain(clip_id), plain(reason))
-        out.print(table)
-    for problem in summary.workers_without_access:
-        out.print(f"[yellow]{plain(problem)}[/]; other workers did its clips", soft_wrap=True)
-    if summary.not_tried:
-        out.print(
-            f"not tried again, as files that failed before have not changed: "
-            f"{counted(len(summary.not_tried), 'clip')} (--retry-failed tries them)"
-        )
-    if len(summary.extracted) > len(summary.slowest) > 0:
-        slow = ", ".join(f"{clip_id} {seconds:.1f} s" for clip_id, seconds in summary.slowest)
-        out.print(f"slowest: {plain(slow)}", soft_wrap=True)
-    if summary.not_finite:
-        share = summary.not_finite / summary.rows
-        out.print(
-            f"[yellow]not finite: {summary.not_finite:,} of {counted(summary.rows, 'row')}[/] "
-            f"({share:.1%}); they are invalid, and their clips are flagged"
-        )
-    if summary.not_finite_clips:
-        table = Table("clip with many rows that are not finite", "share")
-        for clip_id, share in sorted(summary.not_finite_clips.items()):
-            table.add_row(plain(clip_id), f"{share:.1%}")
-        out.print(table)
-    speed = summary.footage / summary.seconds if summary.seconds else 0.0
-    out.print(
-        f"{counted(len(summary.extracted), 'clip')} extracted, {len(summary.already)} there "
-        f"before, {len(summary.failed)} failed: {clock(summary.footage)} of video in "
-        f"{clock(summary.seconds)} ({speed:.1f} x real time) -> {plain(str(store))}"
-    )
+        print(plan.job_script)

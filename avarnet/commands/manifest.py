@@ -22,8 +22,9 @@ from avarnet.console import (
     print_json,
     shown,
 )
-from avarnet.inputs import EXTRACT_EXTRA, found_json, has_extract, root_of, say_left_out
+from avarnet.inputs import EXTRACT_EXTRA, found_json, say_left_out
 from avarnet.options import Json, Manifest, Output, Root
+from avarnet.pipelines import has_extract, root_of
 
 NAMED = 5  # clips of one equal problem, in what is printed
 

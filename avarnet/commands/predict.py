@@ -6,22 +6,20 @@ import csv
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 import manifests
+from avarnet import pipelines
 from avarnet.console import (
     ANOMALY,
     FAILED,
     SOME_FAILED,
-    clock,
     err,
     fail,
     footage_bar,
     out,
-    plain,
     print_json,
     shown,
 )
@@ -35,10 +33,7 @@ from avarnet.inputs import (
     say_reading,
 )
 from avarnet.options import AudioModel, Device, Json, RunPath, VideoModel, VideoWeights
-
-if TYPE_CHECKING:
-    from features import Features
-    from train import Prediction, Predictor
+from avarnet.steps import print_prediction
 
 app = typer.Typer()
 
@@ -85,25 +80,29 @@ def predict(
         if loaded.normal is None:
             out.print("the run knows no normal class (train --normal LABEL): no intervals")
     say_reading(recipe, run)
-    extractor = stage1.Extractor(recipe, device, other_reading=True)
-    predictor = stage2.Predictor(loaded)
     answers: list[dict[str, Any]] = [
         {"video": str(folder), "error": why} for folder, why in unreadable.items()
     ]
+    total = sum(stage1.footage(file) for file in files) if err.is_terminal else 0.0
     with footage_bar("scoring") as bar:
-        total = sum(stage1.footage(file) for file in files) if err.is_terminal else 0.0
-        clips = (stage1.Files(file, None) for file in files)
-        for (video, _), clip in extractor.stream(clips, lambda seconds: bar(seconds, total)):
-            if isinstance(clip, stage1.ClipError):
-                answers.append({"video": str(video), "error": str(clip)})
-                err.print(f"[red]failed:[/] {shown(f'{video}: {clip}')}", soft_wrap=True)
+        for found in pipelines.predict(
+            loaded,
+            files,
+            recipe=recipe,
+            device=device,
+            pages=pages,
+            progress=lambda seconds: bar(seconds, total),
+        ):
+            if isinstance(found, pipelines.Unreadable):
+                answers.append({"video": str(found.video), "error": found.reason})
+                failure = shown(f"{found.video}: {found.reason}")
+                err.print(f"[red]failed:[/] {failure}", soft_wrap=True)
                 continue
-            answer = predictor(clip)
-            answers.append(_answer(video, clip, answer))
+            answers.append(_answer(found))
             if not quiet:
-                print_prediction(video, clip, answer)
-            if html is not None:
-                write_page(pages[video], video, clip, predictor, answer, quiet)
+                print_prediction(found)
+                if found.page:
+                    out.print(f"page: {shown(found.page)}", soft_wrap=True)
     if as_json:
         print_json(answers)
     if as_csv:
@@ -157,51 +156,22 @@ def _pages(files: list[Path], html: Path | None) -> dict[Path, Path]:
     return {file: html / f"{name}.html" for file, name in zip(files, names, strict=True)}
 
 
-def write_page(
-    page: Path, video: Path, clip: Features, predictor: Predictor, answer: Prediction, quiet: bool
-) -> None:
-    from train.report.prediction import write_prediction_page
-
-    run = predictor.run
-    streams = [name for name in run.config.streams if clip.valid[name].any()]
-    without = {name: predictor(clip, [name]) for name in streams if len(streams) > 1}
-    page.parent.mkdir(parents=True, exist_ok=True)
-    write_prediction_page(page, video, clip, run, answer, without)
-    if not quiet:
-        out.print(f"page: {shown(page)}", soft_wrap=True)
-
-
-def _answer(video: Path, clip: Features, answer: Prediction) -> dict[str, Any]:
+def _answer(scored: pipelines.Scored) -> dict[str, Any]:
+    clip, prediction = scored.clip, scored.prediction
     return {
-        "video": str(video),
-        "label": answer.label,
-        "confidence": answer.confidence,
-        "probabilities": answer.probabilities,
+        "video": str(scored.video),
+        "label": prediction.label,
+        "confidence": prediction.confidence,
+        "probabilities": prediction.probabilities,
         "duration": clip.duration,
-        "intervals": [interval._asdict() for interval in answer.intervals],
+        "intervals": [interval._asdict() for interval in prediction.intervals],
         "snippet_seconds": clip.snippet_seconds,
         "streams": {name: int(valid.sum()) for name, valid in clip.valid.items()},
         "scores": {
-            name: [round(float(score), 4) for score in answer.scores[:, column]]
-            for column, name in enumerate(answer.probabilities)
+            name: [round(float(score), 4) for score in prediction.scores[:, column]]
+            for column, name in enumerate(prediction.probabilities)
         },
     }
-
-
-def print_prediction(video: Path, clip: Features, answer: Prediction) -> None:
-    out.print(f"{shown(video)}: [bold]{plain(answer.label)}[/] ({answer.confidence:.2f})")
-    for name, valid in clip.valid.items():
-        if not valid.any():
-            out.print(f"  no {name} in this clip: answered without it")
-    if answer.anomaly is None:
-        return
-    if not answer.intervals:
-        out.print(f"  no anomaly; the highest score is {answer.anomaly.max():.2f}")
-    else:
-        table = Table("from", "to", "class", "anomaly, at most")
-        for start, end, label, score in answer.intervals:
-            table.add_row(clock(start, 1), clock(end, 1), plain(label), f"{score:.2f}")
-        out.print(table)
 
 
 def _print_intervals(answers: list[dict[str, Any]]) -> None:

@@ -11,8 +11,9 @@ from rich.table import Table
 
 import features
 from avarnet.console import DONE, SOME_FAILED, clips_bar, fail, out, plain, print_json
-from avarnet.inputs import need_extract, open_stores, say_random
-from avarnet.options import Json, StorePath
+from avarnet.inputs import need_extract, say_random
+from avarnet.options import Join, Json, StorePath
+from avarnet.pipelines import open_stores
 
 if TYPE_CHECKING:
     from features import Recipe
@@ -37,9 +38,7 @@ def search(
     text_model: Annotated[
         str | None, typer.Option(help="The folder of the text's network, if it has moved.")
     ] = None,
-    join: Annotated[
-        list[Path] | None, typer.Option(help="A store with more streams of the same clips.")
-    ] = None,
+    join: Join = None,
     as_json: Json = False,
 ) -> None:
     """Find clips, and moments in them, that are like one of the store, or fit a text.

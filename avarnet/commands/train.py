@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.progress import Progress
 from rich.table import Table
 
-import features
 import manifests
-from avarnet.console import clips_bar, counted, err, fail, first_of, out, plain, print_json
-from avarnet.inputs import need_device, open_stores, say_random
-from avarnet.options import Device, Json, Manifest, Processes, RunPath, StorePath
-
-if TYPE_CHECKING:
-    from train import Run
+from avarnet import pipelines
+from avarnet.console import clips_bar, counted, err, first_of, out, plain, print_json
+from avarnet.inputs import need_device, say_random
+from avarnet.options import Device, Join, Json, Manifest, Processes, RunPath, StorePath
+from avarnet.steps import best_epochs, print_best_epochs, training_progress
+from train.config import Config, Fusion, Model, Task
 
 app = typer.Typer()
 
-FEW_A_CLASS = 3  # validation clips of each class, below which a run is told so
+FEW_A_CLASS = 3  # validation clips of each class, below which a run's user is warned
+
+Seeds = Annotated[
+    int | None,
+    typer.Option(
+        help="Train with so many seeds; their predictions are averaged.",
+        show_default=str(Config.seeds),
+    ),
+]
+Epochs = Annotated[
+    int | None, typer.Option(help="At most this many.", show_default=str(Config.epochs))
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option(help="TOML with any setting; options take precedence.")
+]
 
 
 @app.command(epilog="Example: `avarnet train videos.jsonl store run --folds 5`")
@@ -31,11 +43,11 @@ def train(
     store: StorePath,
     run: RunPath,
     task: Annotated[
-        Literal["recognition", "detection"] | None,
+        Task | None,
         typer.Option(
             help="A class for each clip; or a score for each snippet, learned from which clips are "
-            "normal and judged by the manifest's intervals.",
-            show_default="recognition",
+            "normal and evaluated on the manifest's intervals.",
+            show_default=Config.task,
         ),
     ] = None,
     normal: Annotated[
@@ -46,28 +58,25 @@ def train(
         str | None, typer.Option(help="Comma-separated.", show_default="all in the store")
     ] = None,
     fusion: Annotated[
-        Literal["early", "gated", "bottleneck", "cross", "late"] | None,
-        typer.Option(help="How the streams become one sequence.", show_default="early"),
+        Fusion | None,
+        typer.Option(help="How the streams become one sequence.", show_default=Config.fusion),
     ] = None,
     model: Annotated[
-        Literal["mtcn", "tcn", "lstm", "transformer", "linear"] | None,
-        typer.Option(help="What reads that sequence.", show_default="mtcn"),
+        Model | None,
+        typer.Option(help="What reads that sequence.", show_default=Config.model),
     ] = None,
     causal: Annotated[
-        bool | None, typer.Option("--causal", help="Let no answer see the future, for streams.")
+        bool | None,
+        typer.Option("--causal", help="Let no prediction see the future: for live streams."),
     ] = None,
     folds: Annotated[
         int | None,
         typer.Option(help="Cross-validate; a manifest's own split is then not used."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(show_default="0")] = None,
-    seeds: Annotated[
-        int | None, typer.Option(help="Train so often; the answers are averaged.", show_default="1")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(help="At most this many.")] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="TOML with any setting; options win over it.")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(show_default=str(Config.seed))] = None,
+    seeds: Seeds = None,
+    epochs: Epochs = None,
+    config: ConfigFile = None,
     device: Device = "cpu",
     processes: Processes = None,
     resume: Annotated[
@@ -76,15 +85,11 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Log to RUN/tensorboard too.")
     ] = False,
-    join: Annotated[
-        list[Path] | None, typer.Option(help="A store with more streams of the same clips.")
-    ] = None,
+    join: Join = None,
     as_json: Json = False,
 ) -> None:
     """Stage 2: train the MTCN to recognise clips, or to detect when something happens in them."""
-    import train as stage2
-
-    settings = stage2.Config.load(
+    settings = Config.load(
         config,
         task=task,
         normal=normal,
@@ -99,32 +104,23 @@ def train(
     )
     clips = manifests.read(manifest)
     need_device(device)
-    opened = open_stores([store, *(join or [])])
+    opened = pipelines.open_stores([store, *(join or [])])
     if not as_json:
         say_random(opened.recipe)
-    trained = train_models(
-        clips,
-        opened,
-        run,
-        settings,
-        manifest,
-        device,
-        quiet=as_json,
-        processes=processes,
-        resume=resume,
-        tensorboard=tensorboard,
-    )
-    fewest = min(len(part.val) for part in trained.parts)
-    if fewest < FEW_A_CLASS * len(trained.classes) and not as_json:
-        out.print(
-            f"[yellow]only {counted(fewest, 'validation clip')}[/], of {len(trained.classes)} "
-            "classes: chance has a say in which epoch is the best",
-            soft_wrap=True,
+    with training_progress(settings.epochs, as_json) as on_epoch:
+        trained = pipelines.train(
+            clips,
+            opened,
+            run,
+            settings,
+            manifest=manifest,
+            device=device,
+            processes=processes,
+            resume=resume,
+            tensorboard=tensorboard,
+            on_epoch=on_epoch,
         )
-    best = [
-        max(rows, key=lambda row: (row["val_recall"], -row["val_loss"]))
-        for rows in _by_model(trained.history())
-    ]
+    best = best_epochs(trained)
     if as_json:
         print_json(
             {
@@ -136,6 +132,14 @@ def train(
             }
         )
         return
+    print_best_epochs(best)
+    fewest = min(len(part.val) for part in trained.parts)
+    if fewest < FEW_A_CLASS * len(trained.classes):
+        out.print(
+            f"[yellow]only {counted(fewest, 'validation clip')}[/], of {len(trained.classes)} "
+            "classes: which epoch is the best is partly chance",
+            soft_wrap=True,
+        )
     if trained.left_out:
         what = counted(len(trained.left_out), "clip")
         out.print(
@@ -153,111 +157,18 @@ def train(
     out.print(f"run in {plain(str(run))}; next: avarnet evaluate {plain(str(run))}")
 
 
-def train_models(
-    clips: Sequence[manifests.Clip],
-    store: features.Store | features.Joined,
-    run: Path,
-    settings: Any,
-    manifest: Path,
-    device: str = "cpu",
-    quiet: bool = False,
-    processes: int | None = None,
-    resume: bool = False,
-    tensorboard: bool = False,
-) -> Run:
-    """Train with a table on the way: a row an epoch, or the best epoch of each model."""
-    import joblib
-    import torch
-
-    import train as stage2
-    from train.fitting.trainer import Epoch
-
-    torch_device = torch.device(
-        "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
-    )
-    if processes is None:  # one device is shared by no more than one process
-        processes = joblib.cpu_count() if torch_device.type == "cpu" else 1
-    log = _tensorboard(run) if tensorboard else None
-    bests: dict[int, Epoch] = {}
-    with Progress(console=err, transient=True, disable=quiet or not err.is_terminal) as bar:
-        task = bar.add_task("training", total=None)
-
-        def show(number: int, count: int, epoch: Epoch, best: bool) -> None:
-            if log is not None:
-                for name, value in asdict(epoch).items():
-                    log.add_scalar(f"{name}/model-{number}", value, epoch.epoch)
-            if best:
-                bests[number] = epoch
-            if count == 1 and not quiet:
-                if epoch.epoch == 1:
-                    out.print(EPOCH_HEADER, highlight=False)
-                out.print(_epoch_row(epoch) + ("  best" if best else ""), highlight=False)
-            bar.update(task, total=count * settings.epochs, advance=1)
-
-        trained = stage2.train_run(
-            clips,
-            store,
-            run,
-            settings,
-            device=torch_device,
-            processes=processes,
-            resume=resume,
-            manifest=manifest,
-            on_epoch=show,
-        )
-    if log is not None:
-        log.close()
-    if not quiet and len(bests) > 1:
-        header = f"  fold  seed {EPOCH_HEADER}"
-        out.print("the best epoch of each model:", header, sep="\n", highlight=False)
-        for number, (fold, seed) in enumerate(trained.models):
-            out.print(f"{fold:6d} {seed:5d} {_epoch_row(bests[number])}", highlight=False)
-    return trained
-
-
-EPOCH_HEADER = " epoch  train loss  val loss  val accuracy  val recall"
-
-
-def _epoch_row(epoch: Any) -> str:
-    return (
-        f"{epoch.epoch:6d} {epoch.train_loss:11.4f} {epoch.val_loss:9.4f} "
-        f"{epoch.val_accuracy:13.3f} {epoch.val_recall:11.3f}"
-    )
-
-
-def _tensorboard(run: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        fail("--tensorboard needs a package more: pip install tensorboard")
-    return SummaryWriter(str(run / "tensorboard"))
-
-
-def _by_model(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    models: dict[tuple[int, int], list[dict[str, Any]]] = {}
-    for row in rows:
-        models.setdefault((row["seed"], row["fold"]), []).append(row)
-    return list(models.values())
-
-
 @app.command(epilog="Example: `avarnet ablate videos.jsonl store runs --folds 5 --seeds 5`")
 def ablate(
     manifest: Manifest,
     store: StorePath,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="For the runs and the table.")],
-    task: Annotated[
-        Literal["recognition", "detection"] | None, typer.Option(show_default="recognition")
-    ] = None,
+    task: Annotated[Task | None, typer.Option(show_default=Config.task)] = None,
     folds: Annotated[int | None, typer.Option(help="Cross-validate.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Train so often.", show_default="1")] = None,
-    epochs: Annotated[int | None, typer.Option(help="At most this many.")] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="TOML with any setting; options win over it.")
-    ] = None,
+    seeds: Seeds = None,
+    epochs: Epochs = None,
+    config: ConfigFile = None,
     processes: Processes = None,
-    join: Annotated[
-        list[Path] | None, typer.Option(help="A store with more streams of the same clips.")
-    ] = None,
+    join: Join = None,
     as_json: Json = False,
 ) -> None:
     """Compare streams, fusions and sequence models: a run of each, and a table of all."""
@@ -265,9 +176,9 @@ def ablate(
 
     import train as stage2
 
-    settings = stage2.Config.load(config, task=task, folds=folds, seeds=seeds, epochs=epochs)
+    settings = Config.load(config, task=task, folds=folds, seeds=seeds, epochs=epochs)
     clips = manifests.read(manifest)
-    opened = open_stores([store, *(join or [])])
+    opened = pipelines.open_stores([store, *(join or [])])
     if not as_json:
         say_random(opened.recipe)
     with Progress(console=err, transient=True, disable=as_json or not err.is_terminal) as bar:
@@ -317,7 +228,7 @@ def sweep(
 
     search = stage2.Search.load(file)
     clips = manifests.read(manifest)
-    opened = open_stores([store])
+    opened = pipelines.open_stores([store])
     if not as_json:
         say_random(opened.recipe)
     with clips_bar("trials", as_json) as show:

@@ -22,6 +22,7 @@ from extract.job.log import log
 from extract.job.results import Callbacks, Results
 from extract.job.shared_disk import STORE_AWAY, StoreMarker, missing_clips, unreadable
 from extract.job.summary import Summary
+from extract.job.timings import add_timing
 from extract.job.worker import JobSettings, Report
 from features import RECIPE_FILE, Recipe, Store, WriteError, recover
 
@@ -249,6 +250,8 @@ class Dispatcher:
             f"worker {report.worker}: {len(report.outcomes)} of {len(batch)} clips, {failed} "
             f"failed, {video:.1f} s of video in {seconds:.1f} s",
         )
+        with suppress(OSError):
+            add_timing(self.store, video, seconds)
         self.results.show_progress()
         self.results.check_finite(over=False)
 

@@ -25,6 +25,8 @@ from extract.synthetic import make_clip
 from features import Recipe, Shard, Store, Writer
 from manifests import Clip, Interval, read, write
 
+pytestmark = pytest.mark.slow
+
 BACKBONES = ["--weights", "random", "--video-model", "mobilevit_xxs"]
 
 
@@ -448,11 +450,13 @@ def test_a_laptop_without_stage_1(project: dict[str, Any], clips: Path, tmp_path
 IMPORTS = {
     "manifests": {"features", "extract", "train", "torch", "h5py"},
     "features": {"manifests", "extract", "train", "torch"},
-    "train": {"extract", "timm", "transformers", "av", "dask", "sklearn", "scipy"},
+    "train": {"extract", "torch"},
+    "train.predict": {"extract", "timm", "transformers", "av", "dask", "sklearn", "scipy"},
+    "train.run": {"extract", "timm", "transformers", "av", "dask", "sklearn", "scipy"},
     "extract": {"train", "torch"},
     "extract.decoding.child": {"train", "torch", "scipy"},
     "extract.job.client": {"train", "timm", "transformers", "scipy"},
-    "avarnet": {"extract", "train", "torch"},
+    "avarnet": {"extract", "torch"},  # and of train its configuration alone
 }
 
 

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from own_modules import write_own_modules
+
+pytestmark = pytest.mark.slow
 
 
 def test_demo(tmp_path: Path) -> None:

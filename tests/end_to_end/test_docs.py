@@ -35,6 +35,8 @@ from extract.synthetic import make_clip
 from features import Features, Recipe, pack
 from manifests import Clip, write
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(avarnet.__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CLASSES = ("Crash", "Explosion", "Normal", "Police siren")

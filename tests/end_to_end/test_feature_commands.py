@@ -13,6 +13,8 @@ from small_stores import RECIPE, clip, fill, same
 from features import Store, pack
 from manifests import Clip, write
 
+pytestmark = pytest.mark.slow
+
 CLIPS = {f"{'ab'[n % 2]}/{n}": clip(6 + n, n + 1) for n in range(12)}
 
 

@@ -22,6 +22,8 @@ from extract.decoding.container import probe
 from extract.synthetic import make_clip
 from manifests import VIDEO_SUFFIXES, Clip, write
 
+pytestmark = pytest.mark.slow
+
 # FFmpeg's muxers and the encoder that each can hold -> suffixes
 KINDS = {
     ("mp4", "mpeg4"): [".mp4", ".m4v"],

@@ -17,6 +17,8 @@ from avarnet import console as terminal
 from extract.synthetic import make_clip
 from features import Store, verify
 
+pytestmark = pytest.mark.slow
+
 CLIPS = 12
 NOISE = re.compile(r"Traceback|Error\b|Exception|distributed|asyncio|tornado|never retrieved")
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from extract import Task, extract
 from features import Recipe, Store
 from manifests import assign_folds, from_folders, with_groups
 from train import Config, evaluate_run, train_run
+
+pytestmark = pytest.mark.slow
 
 
 def test_some_real_clips(shared: Path, recipe: Recipe, tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from servers import free_port, rtsp
 
 from extract.synthetic import make_clip
 
+pytestmark = pytest.mark.slow
+
 Line = dict[str, Any]
 
 

@@ -13,6 +13,8 @@ from extract import doctor
 from extract.decoding.messages import End, Sound
 from extract.decoding.reader import Reader
 
+pytestmark = pytest.mark.slow
+
 
 def test_codecs_are_read_or_not_tried(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

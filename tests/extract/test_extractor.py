@@ -27,6 +27,8 @@ from extract.preprocessing import Prepare
 from extract.synthetic import SOUND_RATE, make_clip, write_video
 from features import FeatureError, Features, Flag, Recipe, Store, Writer, verify
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def extractor(recipe: Recipe) -> Extractor:

@@ -25,6 +25,8 @@ from extract import Cluster, Extractor, NotFiniteError, Task, extract, live_snip
 from extract.synthetic import make_clip
 from features import FeatureError, Features, Flag, Recipe, Store, Writer, overview, verify
 
+pytestmark = pytest.mark.slow
+
 STEP = 4000  # samples of a snippet
 TWO = Cluster(workers=2)
 

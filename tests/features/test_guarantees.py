@@ -33,22 +33,24 @@ from features import (
     verify,
 )
 
-KILLS = 200
-# a clean server process that has the imports and forks the writers, which `small` holds because
+pytestmark = pytest.mark.slow
+
+# a clean server process that has the imports and forks the writers, which `small_stores` holds as
 # this module's own imports would slow their start
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["features", "small"])
+SERVER.set_forkserver_preload(["features", "small_stores"])
 
 
 def only_a_store(path: Path) -> bool:
     return {file.suffix for file in path.iterdir()} <= {".h5", ".json", ".md"}
 
 
-def test_killed_at_any_moment(tmp_path: Path) -> None:
-    """Kill a writer at 200 random moments; the next one goes on after its last clip."""
+@pytest.mark.parametrize("kills", [200, pytest.param(5000, marks=pytest.mark.soak)])
+def test_killed_at_any_moment(kills: int, tmp_path: Path) -> None:
+    """Kill a writer at random moments; the next one goes on after its last clip."""
     rng = np.random.default_rng(0)
     expected = 0
-    for _ in range(KILLS):
+    for _ in range(kills):
         receiving, sending = SERVER.Pipe(duplex=False)
         writer = SERVER.Process(target=write_until_killed, args=(tmp_path, expected, sending))
         writer.start()
@@ -77,7 +79,7 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
         if len(store.shards) > 20:
             compact(tmp_path)  # or opening all of them would take most of the time
         assert set(store) == {f"clip-{number}" for number in range(expected)}
-    assert expected > KILLS
+    assert expected > kills
     store = Store(tmp_path)
     assert sum(map(len, store.shards)) == expected  # none is there twice
     assert verify(tmp_path) == (expected, [])

@@ -11,6 +11,8 @@ from features import Features, Recipe, Store, Writer
 from manifests import Clip
 from train import Config, evaluate_run, train_run
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"video": 12, "audio": 8}
 RECIPE = Recipe(0.25, "fp32", {name: {"features": size} for name, size in SIZES.items()})
 CLIPS, HELD_OUT = 400, 200

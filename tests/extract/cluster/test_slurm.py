@@ -21,6 +21,8 @@ from small_stores import RECIPE, clip, same
 from extract import Cluster, ClusterError, Task, extract
 from features import Store, recover, verify
 
+pytestmark = pytest.mark.slow
+
 CLIPS = 40
 
 

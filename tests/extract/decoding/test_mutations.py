@@ -7,12 +7,15 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+import pytest
 from PIL import Image
 
 from extract.decoding.messages import Begin, End, Failed, Frame, Sound
 from extract.decoding.reader import Reader
 from extract.decoding.sound_placement import SAMPLE_RATE
 from extract.preprocessing import Preparation
+
+pytestmark = pytest.mark.slow
 
 CASES = 1000
 PREPARE = {"video": Preparation(64, (64, 64), Image.Resampling.BILINEAR)}
@@ -71,10 +74,14 @@ def mutate(whole: bytes, rng: np.random.Generator) -> bytes:
     return bytes(content)
 
 
-def test_a_thousand_damaged_videos(tmp_path: Path) -> None:
+SOAK = [pytest.param(seed, marks=pytest.mark.soak) for seed in range(50, 100)]
+
+
+@pytest.mark.parametrize("seed", [4, *SOAK])
+def test_a_thousand_damaged_videos(seed: int, tmp_path: Path) -> None:
     codecs = [("libx264", "aac"), ("mpeg4", "aac"), ("libx265", "aac"), ("mpeg2video", "aac")]
     wholes = [encode(tmp_path / f"{codec}.mp4", codec, sound) for codec, sound in codecs]
-    rng = np.random.default_rng(4)
+    rng = np.random.default_rng(seed)
     files = []
     for number in range(CASES):
         file = tmp_path / f"{number}.mp4"

@@ -32,6 +32,8 @@ from extract.job.summary import Summary
 from extract.job.worker import JobSettings
 from features import FeatureError, Recipe, Store, WriteError, Writer, recover, verify
 
+pytestmark = pytest.mark.slow
+
 TWO = Cluster(workers=2)
 
 

@@ -21,6 +21,8 @@ from extract import Cluster, ClusterError, Task, extract
 from extract.job.failures import FAILURES
 from features import Store, verify
 
+pytestmark = pytest.mark.slow
+
 
 class Site:
     """A scheduler, and workers each of which may have another disk at some folder."""

@@ -19,6 +19,8 @@ from extract.live import stream_receiver as receiver
 from extract.synthetic import make_clip
 from features import Recipe
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,8 @@ import servers
 import features
 from features import FeatureError, Features, Recipe, Remote, Store, pack, pull, push, verify
 
+pytestmark = pytest.mark.slow
+
 WIDTH = 1000
 RECIPE = Recipe(0.25, "fp32", {"video": {"features": WIDTH}, "audio": {"features": 8}})
 MB = 10**6

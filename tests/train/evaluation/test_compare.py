@@ -19,6 +19,8 @@ from small_stores import RECIPE
 from manifests import Clip, Interval
 from train import Config, Run, TrainError, compare_runs
 
+pytestmark = pytest.mark.slow
+
 Scores = NDArray[np.float32]
 DRAWS = 200
 

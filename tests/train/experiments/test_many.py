@@ -35,6 +35,8 @@ from train import (
 from train.evaluation.recognition import calibration
 from train.experiments.ablate import variants
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"video": 6, "audio": 4}
 RECIPE = Recipe(0.25, "fp32", {name: {"features": size} for name, size in SIZES.items()})
 SMALL = Config(channels=8, stages=2, epochs=4, patience=4)

@@ -21,6 +21,8 @@ from train.evaluation.intervals import Anomaly
 from train.report.prediction import write_prediction_page
 from train.report.run import Look, write_comparison, write_report
 
+pytestmark = pytest.mark.slow
+
 RECIPE = Recipe(0.25, "fp32", {"video": {"features": 6}, "audio": {"features": 4}})
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 HOSTILE = (

@@ -1,0 +1,377 @@
+"""The parts put together: extract, train, evaluate, predict. Nothing here prints.
+
+What happens on the way goes to callbacks, what comes of it is returned; the commands are these
+functions, with options before and tables behind.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import features
+import manifests
+
+if TYPE_CHECKING:
+    from extract import Cluster, Summary, Task
+    from train import Config, Prediction, Predictor, Run
+    from train.fitting.trainer import Epoch
+    from train.report.run import Look
+
+    OnEpoch = Callable[[int, int, Epoch, bool], None]
+
+STAGE_1 = ("av", "dask", "dask_jobqueue", "distributed", "soundfile", "timm", "transformers")
+
+
+def has_extract() -> bool:
+    """Return whether the packages of stage 1 are installed."""
+    return all(importlib.util.find_spec(name) for name in STAGE_1)
+
+
+def open_stores(stores: Sequence[Path]) -> features.Store | features.Joined:
+    """Open a store, or several as one whose clips have the streams of all."""
+    opened = [features.Store(path) for path in stores]
+    return opened[0] if len(opened) == 1 else features.join(*opened)
+
+
+def root_of(manifest: Path, root: Path | None) -> Path:
+    """Return what the paths of a manifest are relative to.
+
+    Args:
+        manifest: the file.
+        root: what a user gives for it; None takes the manifest's folder.
+    """
+    return root if root is not None else manifests.default_root(manifest)
+
+
+def extract(
+    clips: Sequence[manifests.Clip], root: Path, store: Path, recipe: features.Recipe, **job: Any
+) -> Summary:
+    """Extract the features of a manifest's clips into a store, and write the store's card.
+
+    Args:
+        clips: of the manifest.
+        root: what their paths are relative to.
+        store: folder of the store; made if absent.
+        recipe: of the features; see `extract.make_recipe`.
+        job: where and how; the keyword arguments of `extract.extract`, callbacks among them.
+    """
+    from extract import extract as extract_tasks
+
+    summary = extract_tasks(_tasks(clips, root), store, recipe, **job)
+    features.write_card(store, {clip.id: clip.label for clip in clips})
+    return summary
+
+
+def _tasks(clips: Sequence[manifests.Clip], root: Path) -> list[Task]:
+    from extract import Task
+
+    return [Task(c.id, c.resolve(root), c.resolve_audio(root), c.duration) for c in clips]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `extract` would do.
+
+    Attributes:
+        clips: to extract.
+        present: clips that the store has already.
+        batches: seconds of video of each task.
+        processes: that would work at once.
+        speed: seconds of video for a second of a process, in this store so far; None if none was
+            extracted yet.
+        job_script: of one job in a batch system's queue; empty elsewhere.
+    """
+
+    clips: int
+    present: int
+    batches: list[float]
+    processes: int
+    speed: float | None
+    job_script: str
+
+    @property
+    def seconds(self) -> float | None:
+        """About how long it would take; None if nothing is known."""
+        return sum(self.batches) / self.speed / self.processes if self.speed else None
+
+
+def plan_extraction(
+    clips: Sequence[manifests.Clip], root: Path, store: Path, cluster: Cluster
+) -> Plan:
+    """Return what `extract` would do, and do nothing.
+
+    Args:
+        clips: of the manifest.
+        root: what their paths are relative to.
+        store: folder of the store.
+        cluster: where to work.
+    """
+    from extract import footage
+    from extract.job.batching import batches
+    from extract.job.timings import mean_speed
+
+    present = set(features.Store(store)) if (store / features.RECIPE_FILE).exists() else set()
+    tasks = [task for task in _tasks(clips, root) if task.clip_id not in present]
+    with ThreadPoolExecutor() as pool:
+        lengths = list(pool.map(lambda task: task.duration or footage(task.video), tasks))
+    seconds = {task.clip_id: length for task, length in zip(tasks, lengths, strict=True)}
+    divided = batches(tasks, lengths, cluster.processes)
+    return Plan(
+        clips=len(tasks),
+        present=len(clips) - len(tasks),
+        batches=[sum(seconds[task.clip_id] for task in batch) for batch in divided],
+        processes=cluster.processes,
+        speed=mean_speed(store),
+        job_script=cluster.job_script() if cluster.queued else "",
+    )
+
+
+def train(
+    clips: Sequence[manifests.Clip],
+    store: features.Store | features.Joined,
+    run: Path,
+    config: Config,
+    *,
+    manifest: Path | None = None,
+    device: str = "cpu",
+    processes: int | None = None,
+    resume: bool = False,
+    tensorboard: bool = False,
+    on_epoch: OnEpoch = lambda *_: None,
+) -> Run:
+    """Train the models of a run.
+
+    Args:
+        clips: labelled clips.
+        store: their features.
+        run: the run's folder; must not hold a finished run.
+        config: settings.
+        manifest: where the clips were read from; the run notes it for its report.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``auto``, which takes a GPU if there is
+            one.
+        processes: at most so many at work, where there are several models; None takes one for each
+            core, or one on another device.
+        resume: go on with the run that was interrupted in this folder.
+        tensorboard: write the epochs to ``RUN/tensorboard`` too.
+        on_epoch: called with (number of the model, how many there are, epoch, best so far).
+
+    Raises:
+        TrainError: most mistakes, before the first epoch.
+    """
+    import joblib
+    import torch
+
+    from train import train_run
+
+    gpu = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = torch.device(gpu if device == "auto" else device)
+    if processes is None:  # one device is shared by no more than one process
+        processes = joblib.cpu_count() if chosen.type == "cpu" else 1
+    log = _tensorboard(run) if tensorboard else None
+
+    def note(number: int, count: int, epoch: Epoch, best: bool) -> None:
+        if log is not None:
+            for name, value in asdict(epoch).items():
+                log.add_scalar(f"{name}/model-{number}", value, epoch.epoch)
+        on_epoch(number, count, epoch, best)
+
+    trained = train_run(
+        clips,
+        store,
+        run,
+        config,
+        device=chosen,
+        processes=processes,
+        resume=resume,
+        manifest=manifest,
+        on_epoch=note,
+    )
+    if log is not None:
+        log.close()
+    return trained
+
+
+def _tensorboard(run: Path) -> Any:
+    from train import TrainError
+
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise TrainError("--tensorboard needs another package: pip install tensorboard") from error
+    return SummaryWriter(str(run / "tensorboard"))
+
+
+def evaluate(
+    run: Run,
+    stores: Sequence[Path] = (),
+    *,
+    manifest: Path | None = None,
+    root: Path | None = None,
+    page: Path | None = None,
+    recall: float | None = None,
+) -> dict[str, Any]:
+    """Evaluate a run on its held-out clips, and write its report.
+
+    Args:
+        run: a trained run.
+        stores: its features, if they have moved since.
+        manifest: its manifest, if that has moved: where the videos are.
+        root: what the manifest's paths are relative to; None takes its folder.
+        page: the report; None takes ``RUN/report.html``.
+        recall: detection: share of the anomalies to be noticed, at which false alarms are counted;
+            None takes that of the last time.
+
+    Returns:
+        The metrics; see `train.judge_run`.
+    """
+    from extract.job.failures import read_failures
+    from train import judge_run
+    from train.report.run import write_report
+
+    if manifest is not None and not manifest.is_file():
+        raise manifests.ManifestError(
+            f"{manifest}: no such file; give the run's manifest, or leave it out"
+        )
+    store = open_stores(stores or run.stores)
+    evaluation = judge_run(run, store, _last_recall(run) if recall is None else recall)
+    failures = {i: f.reason for path in store.paths for i, f in read_failures(path).items()}
+    page = page or run.path / "report.html"
+    with _pictures(run, store, manifest or run.manifest, root) as (look, no_pictures):
+        write_report(run, evaluation, page, look, no_pictures, failures)
+    return evaluation.metrics
+
+
+def _last_recall(run: Run) -> float:
+    """Return the recall at which the run's false alarms were counted, if they were."""
+    from train import TrainError
+    from train.evaluation.segments import RECALL
+
+    try:
+        recall: float = run.evaluation()["model"]["false_alarms"]["asked"]
+    except (TrainError, KeyError):
+        return RECALL
+    return recall
+
+
+@contextmanager
+def _pictures(
+    run: Run, store: features.Store | features.Joined, manifest: Path | None, root: Path | None
+) -> Iterator[tuple[Callable[[str], Look | None], str]]:
+    """Yield what shows a clip in the report; or one that shows nothing, and why."""
+    why = ""
+    if manifest is None or not manifest.is_file():
+        why = "the manifest that says where the videos are is not at hand (--manifest)"
+    elif not has_extract():
+        why = "stage 1, which reads videos, is not installed"
+    if manifest is None or why:
+        yield lambda clip_id: None, why
+        return
+    import extract as stage1
+    from train.report.run import Look
+
+    clips = {clip.id: clip for clip in manifests.read(manifest)}
+    base = root_of(manifest, root)
+
+    def look(clip_id: str) -> Look | None:
+        if clip_id not in clips:
+            return None
+        clip = clips[clip_id]
+        files = (clip.resolve(base), clip.resolve_audio(base))
+        try:
+            return Look(*stage1.glimpse(reader, *files, store[clip_id].duration))
+        except stage1.ClipError:
+            return None
+
+    with closing(stage1.Reader()) as reader:
+        yield look, f"the videos below {base} cannot be read (--root)"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a run predicts of one video.
+
+    Attributes:
+        video: the file.
+        clip: its features.
+        prediction: of the run.
+        page: that shows it, if one was asked for.
+    """
+
+    video: Path
+    clip: features.Features
+    prediction: Prediction
+    page: Path | None = None
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A video that could not be read, and why."""
+
+    video: Path
+    reason: str
+
+
+def predict(
+    run: Run,
+    videos: Sequence[Path],
+    *,
+    recipe: features.Recipe | None = None,
+    device: str = "auto",
+    pages: dict[Path, Path] | None = None,
+    progress: Callable[[float], None] = lambda seconds: None,
+) -> Iterator[Scored | Unreadable]:
+    """Predict what videos show, one after the other, as they are read.
+
+    Args:
+        run: a trained run.
+        videos: files.
+        recipe: the run's, with networks that have moved; None takes the run's own.
+        device: of the networks; see `extract.Extractor`.
+        pages: video -> the HTML file to write of it.
+        progress: called with the seconds of video done.
+
+    Raises:
+        WeightsError: the networks cannot be loaded; at once, and so are all errors but those of
+            single videos.
+    """
+    from extract import Extractor
+    from train import Predictor
+
+    extractor = Extractor(recipe or run.recipe, device, other_reading=True)
+    return _predict(extractor, Predictor(run), videos, pages or {}, progress)
+
+
+def _predict(
+    extractor: Any,
+    predictor: Predictor,
+    videos: Sequence[Path],
+    pages: dict[Path, Path],
+    progress: Callable[[float], None],
+) -> Iterator[Scored | Unreadable]:
+    from extract import ClipError, Files
+
+    files = (Files(video, None) for video in videos)
+    for (video, _), clip in extractor.stream(files, progress):
+        if isinstance(clip, ClipError):
+            yield Unreadable(video, str(clip))
+            continue
+        found = Scored(video, clip, predictor(clip), pages.get(video))
+        if found.page:
+            _write_page(predictor, found, found.page)
+        yield found
+
+
+def _write_page(predictor: Predictor, scored: Scored, page: Path) -> None:
+    from train.report.prediction import write_prediction_page
+
+    run, clip = predictor.run, scored.clip
+    streams = [name for name in run.config.streams if clip.valid[name].any()]
+    without = {name: predictor(clip, [name]) for name in streams if len(streams) > 1}
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_prediction_page(page, scored.video, clip, run, scored.prediction, without)

@@ -1,0 +1,200 @@
+"""The steps of the pipelines at a terminal: their progress, and what comes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import Progress
+from rich.table import Table
+
+from avarnet import pipelines
+from avarnet.console import clock, counted, err, fail, footage_bar, out, plain, shown
+from avarnet.inputs import say_random
+
+if TYPE_CHECKING:
+    from extract import Summary
+    from train import Run
+    from train.fitting.trainer import Epoch
+
+EPOCH_HEADER = " epoch  train loss  val loss  val accuracy  val recall"
+
+
+@contextmanager
+def extraction_progress(store: Path) -> Iterator[dict[str, Callable[..., None]]]:
+    """Yield the callbacks of `pipelines.extract`, which draw a bar and print what goes wrong."""
+    failed: list[str] = []
+    try:
+        with footage_bar("extracting", lambda: len(failed)) as progress:
+            yield {
+                "progress": progress,
+                "say": lambda text: err.print(plain(text), highlight=False, soft_wrap=True),
+                "on_failure": lambda clip_id, reason: failed.append(clip_id),
+            }
+    except KeyboardInterrupt:
+        fail(f"interrupted; what is finished is in {store}: run the same command again to go on")
+
+
+def print_summary(summary: Summary, store: Path) -> None:
+    """Print what became of an extraction.
+
+    Args:
+        summary: of it.
+        store: where it went.
+    """
+    if summary.damaged:
+        out.print(
+            f"[yellow]taken out: {counted(len(summary.damaged), 'damaged shard')}[/] (renamed to "
+            "*.damaged, to be deleted); the clips hurt there were extracted again"
+        )
+    if summary.failed:
+        table = Table("failed clip", "reason")
+        for clip_id, reason in sorted(summary.failed.items()):
+            table.add_row(plain(clip_id), plain(reason))
+        out.print(table)
+    for problem in summary.workers_without_access:
+        out.print(f"[yellow]{plain(problem)}[/]; other workers did its clips", soft_wrap=True)
+    if summary.not_tried:
+        out.print(
+            f"not tried again, as files that failed before have not changed: "
+            f"{counted(len(summary.not_tried), 'clip')} (--retry-failed tries them)"
+        )
+    if len(summary.extracted) > len(summary.slowest) > 0:
+        slow = ", ".join(f"{clip_id} {seconds:.1f} s" for clip_id, seconds in summary.slowest)
+        out.print(f"slowest: {plain(slow)}", soft_wrap=True)
+    if summary.not_finite:
+        share = summary.not_finite / summary.rows
+        out.print(
+            f"[yellow]not finite: {summary.not_finite:,} of {counted(summary.rows, 'row')}[/] "
+            f"({share:.1%}); they are invalid, and their clips are flagged"
+        )
+    if summary.not_finite_clips:
+        table = Table("clip with many rows that are not finite", "share")
+        for clip_id, share in sorted(summary.not_finite_clips.items()):
+            table.add_row(plain(clip_id), f"{share:.1%}")
+        out.print(table)
+    speed = summary.footage / summary.seconds if summary.seconds else 0.0
+    out.print(
+        f"{counted(len(summary.extracted), 'clip')} extracted, {len(summary.already)} there "
+        f"before, {len(summary.failed)} failed: {clock(summary.footage)} of video in "
+        f"{clock(summary.seconds)} ({speed:.1f} x real time) -> {plain(str(store))}"
+    )
+
+
+@contextmanager
+def training_progress(
+    epochs: int, quiet: bool = False
+) -> Iterator[Callable[[int, int, Epoch, bool], None]]:
+    """Yield the callback of `pipelines.train`: a row an epoch of one model, a bar of several.
+
+    Args:
+        epochs: of a model, at most.
+        quiet: print nothing.
+    """
+    with Progress(console=err, transient=True, disable=quiet or not err.is_terminal) as bar:
+        task = bar.add_task("training", total=None)
+
+        def show(number: int, count: int, epoch: Epoch, best: bool) -> None:
+            if count == 1 and not quiet:
+                if epoch.epoch == 1:
+                    out.print(EPOCH_HEADER, highlight=False)
+                out.print(_epoch_row(vars(epoch)) + ("  best" if best else ""), highlight=False)
+            bar.update(task, total=count * epochs, advance=1)
+
+        yield show
+
+
+def best_epochs(run: Run) -> list[dict[str, Any]]:
+    """Return the best epoch of each model, as the run's history has it."""
+    models: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for row in run.history():
+        models.setdefault((row["seed"], row["fold"]), []).append(row)
+    return [
+        max(rows, key=lambda row: (row["val_recall"], -row["val_loss"])) for rows in models.values()
+    ]
+
+
+def print_best_epochs(best: list[dict[str, Any]]) -> None:
+    """Print the best epoch of each model, if there are several."""
+    if len(best) == 1:
+        return
+    header = f"  fold  seed {EPOCH_HEADER}"
+    out.print("the best epoch of each model:", header, sep="\n", highlight=False)
+    for row in best:
+        out.print(f"{row['fold']:6d} {row['seed']:5d} {_epoch_row(row)}", highlight=False)
+
+
+def _epoch_row(row: Mapping[str, Any]) -> str:
+    return (
+        f"{row['epoch']:6d} {row['train_loss']:11.4f} {row['val_loss']:9.4f} "
+        f"{row['val_accuracy']:13.3f} {row['val_recall']:11.3f}"
+    )
+
+
+def print_metrics(metrics: dict[str, Any], run: Run) -> None:
+    """Print how good a run of recognition is.
+
+    Args:
+        metrics: of the run.
+        run: it.
+    """
+    model, linear = metrics["model"], metrics["linear"]
+    say_random(run.recipe)
+    if metrics["held_out"] == "test":
+        what = counted(model["clips"], "held-out clip")
+    else:
+        what = counted(model["clips"], "validation clip") + " (no test split: too good)"
+    out.print(f"{what}, {counted(metrics['parts'], 'model')}")
+    model_name = run.config.model
+    table = Table("", model_name, "95 % interval", "linear", "95 % interval")
+    for name in ("accuracy", "precision", "recall", "f1"):
+        cells: list[str] = []
+        for row in (model[name], linear[name]):
+            cells += [f"{row['value']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}"]
+        table.add_row(name if name == "accuracy" else f"macro {name}", *cells)
+    out.print(table)
+    if len(metrics["models"]["each"]) > 1:
+        each = metrics["models"]
+        out.print(
+            f"single models (folds x seeds): accuracy {each['accuracy']['mean']:.3f} ± "
+            f"{each['accuracy']['std']:.3f}, macro f1 {each['f1']['mean']:.3f} ± "
+            f"{each['f1']['std']:.3f}",
+            highlight=False,
+        )
+    ece = [row["calibration"]["ece"] for row in (model, linear)]
+    out.print(
+        f"calibration error (ECE): {model_name} {ece[0]:.3f}, linear {ece[1]:.3f}", highlight=False
+    )
+    table = Table("class", "clips", "precision", "recall", "F1", title=f"{model_name}, by class")
+    for name, row in model["per_class"].items():
+        scores = (f"{row[key]:.3f}" for key in ("precision", "recall", "f1"))
+        table.add_row(plain(name), str(row["clips"]), *scores)
+    out.print(table)
+    columns = map(str, range(1, len(run.classes) + 1))
+    table = Table(
+        "is / taken for", *columns, title=f"{model_name}, confusion", padding=(0, 0, 0, 1)
+    )
+    for number, (name, counts) in enumerate(zip(run.classes, model["confusion"], strict=True), 1):
+        marks = [str(count) if count else "." for count in counts]
+        table.add_row(f"{number} {plain(name)}", *marks)
+    out.print(table)
+
+
+def print_prediction(scored: pipelines.Scored) -> None:
+    """Print what a run predicts of a video."""
+    clip, answer = scored.clip, scored.prediction
+    out.print(f"{shown(scored.video)}: [bold]{plain(answer.label)}[/] ({answer.confidence:.2f})")
+    for name, valid in clip.valid.items():
+        if not valid.any():
+            out.print(f"  no {name} in this clip: predicted without it")
+    if answer.anomaly is None:
+        return
+    if not answer.intervals:
+        out.print(f"  no anomaly; the highest score is {answer.anomaly.max():.2f}")
+    else:
+        table = Table("from", "to", "class", "anomaly, at most")
+        for start, end, label, score in answer.intervals:
+            table.add_row(clock(start, 1), clock(end, 1), plain(label), f"{score:.2f}")
+        out.print(table)
