@@ -29,7 +29,7 @@ class JobSettings:
         recipe: as JSON.
         store: folder of the store.
         marker: of the job, in the store.
-        device: as the `Extractor`'s.
+        device: ``auto`` (CUDA, then Apple's MPS, then the CPU) or a torch device.
         memory_bytes: that reading a clip may take.
         make: makes the extractor.
         made_by: the versions of this program that the job has.
