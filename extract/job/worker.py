@@ -151,7 +151,11 @@ class Worker:
         self._sees_store: dict[JobSettings, bool] = {}  # when it was last looked for
 
     def extract(self, batch: list[Task], readable: set[Path], job: JobSettings) -> Report:
-        """See `extract_batch`."""
+        """Extract clips; see `extract_batch`.
+
+        Args:
+            batch, readable, job: see there.
+        """
         dask_worker = get_worker()
         name, address, host = str(dask_worker.name), dask_worker.address, machine()
         if differing := other_versions(versions(), job.made_by):
