@@ -1,4 +1,4 @@
-"""What people see: messages, numbers, progress bars."""
+"""What is printed: messages, numbers, progress bars."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from rich.table import Table
 
 DONE, FAILED, SOME_FAILED, ANOMALY = 0, 1, 3, 4  # exit codes; 2, wrong usage, is Typer's own
 PIPE_WIDTH = 100_000  # characters; of a pipe or a file, which have no edge to cut anything at
-# what would steer a terminal, or cannot be written in UTF-8; lines may be broken
+# control characters, and what cannot be written in UTF-8; newlines and tabs may stay
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # a bracket, and whether Rich would take it for the beginning of a tag
 BRACKET = re.compile(r"(\\*)\[(?=([a-z#/@][^\[\]]*\])?)")

@@ -1,4 +1,4 @@
-"""What commands are given: stores, manifests, devices, and whether stage 1 is there."""
+"""What commands share: their inputs are checked, and users are warned of what is in them."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def moved_models(
     return replace(recipe, source=source)
 
 
-def say_left_out(found: manifests.Found, console: Console) -> None:
-    """Tell what is in a folder of videos and was not taken."""
+def print_left_out(found: manifests.Found, console: Console) -> None:
+    """Print what is in a folder of videos and was not taken."""
     if found.left_out:
         kinds = [f"{suffix or 'no suffix'} {n}" for suffix, n in found.left_out.most_common()]
         more = f", and {counted(len(kinds) - SUFFIXES, 'suffix', 'suffixes')} more"
@@ -80,7 +80,7 @@ def found_json(found: manifests.Found) -> dict[str, Any]:
 
 
 def need_device(name: str) -> None:
-    """Refuse a device that this machine has not, and say where `auto` passes over a GPU.
+    """Refuse a device that this machine does not have, and warn where `auto` passes over a GPU.
 
     Nothing is begun on a GPU here: where each admits one process, that is not this one.
     """
@@ -109,7 +109,7 @@ def need_extract() -> None:
         fail(EXTRACT_EXTRA)
 
 
-def say_random(recipe: Recipe) -> None:
+def warn_of_random_weights(recipe: Recipe) -> None:
     if recipe.random_streams:
         err.print(
             f"[yellow bold]RANDOM WEIGHTS[/] ({', '.join(recipe.random_streams)}): these networks "
@@ -118,14 +118,14 @@ def say_random(recipe: Recipe) -> None:
         )
 
 
-def say_assumed(recipe: Recipe) -> None:
+def warn_of_assumptions(recipe: Recipe) -> None:
     for name, source in recipe.source.items():
         if "assumed" in source:
             text = plain(f"({name}): {source['assumed']}")
             err.print(f"[yellow bold]ASSUMED[/] {text}", soft_wrap=True)
 
 
-def say_reading(recipe: Recipe, run: Path) -> None:
+def warn_of_other_reading(recipe: Recipe, run: Path) -> None:
     """Warn where a run was trained on features that other code read; needs stage 1."""
     import extract as stage1
 

@@ -1,4 +1,4 @@
-"""`avarnet doctor`: what is there, what lacks, and what to do."""
+"""`avarnet doctor`: what is installed, what is missing, and what to do."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OPTIONAL = {  # extra -> what tells that it is installed, and what needs it
 
 
 class Check(NamedTuple):
-    """What `doctor` says of one thing: all is well, something one may want is not, it is broken."""
+    """One finding of `doctor`: all is well, something optional is missing, or it is broken."""
 
     check: str
     state: Literal["ok", "note", "broken"]
@@ -49,7 +49,7 @@ def doctor(
     ] = Path(),
     as_json: Json = False,
 ) -> None:
-    """Try what avarnet needs of this machine, and say the way out of what is wrong."""
+    """Check what avarnet needs of this machine; where something is wrong, print what to do."""
     colours = {"ok": "green", "note": "yellow", "broken": "red"}
     checks = []
     for check in _checks(folder):

@@ -29,8 +29,8 @@ from avarnet.inputs import (
     VIDEO_MODEL,
     need_device,
     need_extract,
-    say_assumed,
-    say_random,
+    warn_of_assumptions,
+    warn_of_random_weights,
 )
 from avarnet.options import Device, Json, Manifest, Root, StorePath
 from avarnet.steps import extraction_progress, print_summary
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from extract import Cluster, Status
     from features import Recipe
 
-NOT_BEGUN = "interrupted before anything was begun"
+NOT_BEGUN = "interrupted before anything was started"
 app = typer.Typer()
 
 
@@ -138,10 +138,10 @@ def extract(
         bool, typer.Option("--retry-failed", help="Try also what failed before and is unchanged.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+        bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")
     ] = False,
     status: Annotated[
-        bool, typer.Option("--status", help="Say how far a job is, while it runs or later.")
+        bool, typer.Option("--status", help="Print how far a job is, while it runs or later.")
     ] = False,
     root: Root = None,
     as_json: Json = False,
@@ -209,8 +209,8 @@ def extract(
             raise typer.BadParameter(str(error)) from error
         if precision == "auto":
             recipe = _with_best_precision(recipe, store, device, cluster)
-    say_random(recipe)
-    say_assumed(recipe)
+    warn_of_random_weights(recipe)
+    warn_of_assumptions(recipe)
     with extraction_progress(store) as callbacks:
         summary = pipelines.extract(
             clips,

@@ -27,7 +27,7 @@ from avarnet.console import (
     plain,
     print_json,
 )
-from avarnet.inputs import lines_of, say_assumed, say_random
+from avarnet.inputs import lines_of, warn_of_assumptions, warn_of_random_weights
 from avarnet.options import Ids, Json, StorePath, Url
 
 app = typer.Typer(no_args_is_help=True, help="Look into feature stores; share and reshape them.")
@@ -66,8 +66,8 @@ def features_info(store: StorePath, as_json: Json = False) -> None:
     out.print(table)
     for reason in opened.unreadable.values():
         out.print(f"[red]unreadable:[/] {plain(reason)}")
-    say_random(opened.recipe)
-    say_assumed(opened.recipe)
+    warn_of_random_weights(opened.recipe)
+    warn_of_assumptions(opened.recipe)
 
 
 @app.command("list", epilog="Example: `avarnet features list s3://team/surv-fight`")
@@ -98,7 +98,7 @@ def _entries(store: str) -> list[features.Entry]:
 
 @app.command("verify", epilog="Example: `avarnet features verify store`")
 def features_verify(store: StorePath, as_json: Json = False) -> None:
-    """Read every byte and say whether it is as it was written."""
+    """Read every byte and check that it is as it was written."""
     with bytes_bar("verifying", as_json) as progress:
         intact, damages = features.verify(store, progress)
     if as_json:
@@ -107,14 +107,14 @@ def features_verify(store: StorePath, as_json: Json = False) -> None:
     else:
         for damage in damages:
             if not damage.readable:
-                hurt = "all its clips are lost; which ones it had cannot be told"
+                hurt = "all its clips are lost; which ones it had is unknown"
             elif damage.clips:
                 hurt = f"clips hurt: {', '.join(damage.clips)}"
             else:
                 hurt = "no clip of it is hurt"
             out.print(f"[red]damaged[/] {plain(f'{damage.reason}; {hurt}')}", soft_wrap=True)
         if damages:
-            out.print("Run 'avarnet extract' again: it does just these clips again. Or copy them.")
+            out.print("Run 'avarnet extract' again: it extracts just these clips. Or copy them.")
         out.print(f"{counted(intact, 'clip')} intact, {counted(len(damages), 'damaged shard')}")
     raise typer.Exit(FAILED if damages else DONE)
 

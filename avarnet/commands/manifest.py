@@ -22,13 +22,13 @@ from avarnet.console import (
     print_json,
     shown,
 )
-from avarnet.inputs import EXTRACT_EXTRA, found_json, say_left_out
+from avarnet.inputs import EXTRACT_EXTRA, found_json, print_left_out
 from avarnet.options import Json, Manifest, Output, Root
 from avarnet.pipelines import has_extract, root_of
 
 NAMED = 5  # clips of one equal problem, in what is printed
 
-app = typer.Typer(no_args_is_help=True, help="Say what there is to process.")
+app = typer.Typer(no_args_is_help=True, help="Make and check lists of the clips to process.")
 
 
 @app.command("folders", epilog="Example: `avarnet manifest folders videos -o videos.jsonl`")
@@ -39,7 +39,7 @@ def manifest_folders(
         Path | None,
         typer.Option(
             help="CSV with columns clip and source (the recording). Clips that it does not name "
-            "count as a recording of their own; both they and names that are no clip are told."
+            "count as a recording of their own; both they and names that are no clip are listed."
         ),
     ] = None,
     root: Root = None,
@@ -232,7 +232,7 @@ def _write_manifest(
         what = counted(len(unknown), "name")
         out.print(f"[yellow]in the file of groups, but no clip: {what}[/] ({first_of(unknown)})")
     if found is not None:
-        say_left_out(found, out)
+        print_left_out(found, out)
     if refused:
         what = counted(len(refused), "video")
         out.print(f"[red]left out, as its name can be no clip's id: {what}[/] (rename the file)")

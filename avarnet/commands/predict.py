@@ -1,4 +1,4 @@
-"""`avarnet predict`: what a run says of new videos."""
+"""`avarnet predict`: what a run predicts of new videos."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from avarnet.inputs import (
     moved_models,
     need_device,
     need_extract,
-    say_left_out,
-    say_random,
-    say_reading,
+    print_left_out,
+    warn_of_other_reading,
+    warn_of_random_weights,
 )
 from avarnet.options import AudioModel, Device, Json, RunPath, VideoModel, VideoWeights
 from avarnet.steps import print_prediction
@@ -76,10 +76,10 @@ def predict(
     pages = _pages(files, html)
     quiet = as_json or as_csv
     if not quiet:
-        say_random(recipe)
+        warn_of_random_weights(recipe)
         if loaded.normal is None:
             out.print("the run knows no normal class (train --normal LABEL): no intervals")
-    say_reading(recipe, run)
+    warn_of_other_reading(recipe, run)
     answers: list[dict[str, Any]] = [
         {"video": str(folder), "error": why} for folder, why in unreadable.items()
     ]
@@ -124,7 +124,7 @@ def _listed(videos: list[Path]) -> tuple[list[Path], dict[Path, str]]:
     for path in videos:
         if path.is_dir():
             below = manifests.videos_below(path)
-            say_left_out(below, err)
+            print_left_out(below, err)
             if not below.videos:
                 fail(f"{path}: no videos in this folder")
             found += below.videos

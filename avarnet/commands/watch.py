@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avarnet.console import err, plain
-from avarnet.inputs import moved_models, need_device, need_extract, say_random, say_reading
+from avarnet.inputs import (
+    moved_models,
+    need_device,
+    need_extract,
+    warn_of_other_reading,
+    warn_of_random_weights,
+)
 from avarnet.options import AudioModel, Device, RunPath, VideoModel, VideoWeights
 
 if TYPE_CHECKING:
@@ -49,8 +55,8 @@ def watch(
 
     recipe = moved_models(loaded.recipe, video_model, video_weights, audio_model)
     recipe = recipe.only(loaded.config.streams)
-    say_random(recipe)
-    say_reading(recipe, run)
+    warn_of_random_weights(recipe)
+    warn_of_other_reading(recipe, run)
     if recipe.foresighted_streams:
         err.print(
             f"[yellow bold]HEARS OTHERWISE[/] ({', '.join(recipe.foresighted_streams)}): "
