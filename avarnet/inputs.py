@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from features import Recipe
 
 
-SUFFIXES = 12  # that are named of what is left out; --json names all
+SUFFIXES = 12  # listed of what is left out; --json lists all
 VIDEO_MODEL, AUDIO_MODEL = "mobilevit_s", "facebook/wav2vec2-base"
 EXTRACT_EXTRA = "this needs stage 1, which is not installed: pip install 'avarnet[extract]'"
 
@@ -82,14 +82,14 @@ def found_json(found: manifests.Found) -> dict[str, Any]:
 def need_device(name: str) -> None:
     """Refuse a device that this machine does not have, and warn where `auto` passes over a GPU.
 
-    Nothing is begun on a GPU here: where each admits one process, that is not this one.
+    Nothing is started on a GPU here: where each admits one process, that must not be this one.
     """
     import torch
 
-    with warnings.catch_warnings(record=True) as said:  # an old driver, say
+    with warnings.catch_warnings(record=True) as caught:  # of an old driver, for example
         warnings.simplefilter("always")
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    why = str(said[0].message).split(" (Triggered")[0].rstrip(".") if said else ""
+    why = str(caught[0].message).split(" (Triggered")[0].rstrip(".") if caught else ""
     if name == "auto":
         if why and not gpus:
             err.print(f"[yellow]the GPU is not used[/]: {plain(why)}", soft_wrap=True)
@@ -98,7 +98,7 @@ def need_device(name: str) -> None:
     if device.type == "cuda" and (device.index or 0) >= gpus:
         why = why or f"torch {torch.__version__} sees {counted(gpus, 'GPU')}"
     elif device.type == "mps" and not torch.backends.mps.is_available():
-        why = "there is none of Apple's GPUs"
+        why = "this machine has no GPU of Apple's"
     else:
         return
     fail(f"--device {name}: torch cannot use it here ({why}); see 'avarnet doctor'")
@@ -131,7 +131,7 @@ def warn_of_other_reading(recipe: Recipe, run: Path) -> None:
 
     if why := stage1.read_otherwise(recipe):
         err.print(
-            f"[yellow bold]READ OTHERWISE[/]: of the features that {plain(str(run))} was trained "
+            f"[yellow bold]READ DIFFERENTLY[/]: of the features that {plain(str(run))} was trained "
             f"on, {plain(why)}. For files that this concerns the scores may be worse. The way "
             "out: extract into a new store, and train on that.",
             soft_wrap=True,

@@ -25,7 +25,7 @@ from avarnet.commands import (
     watch,
 )
 from avarnet.commands import features as feature_commands
-from avarnet.console import fail, named, out
+from avarnet.console import fail, one_line, out
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -56,8 +56,8 @@ def main() -> None:
             fail(str(error))
         again = f"avarnet --debug {shlex.join(sys.argv[1:])}"
         fail(
-            f"{named(error)}. This is unexpected: 'avarnet doctor' may find the cause. If it does "
-            f"not, send its output and that of '{again}' to avarnet's maintainers"
+            f"{one_line(error)}. This is unexpected: 'avarnet doctor' may find the cause. If not, "
+            f"send its output and that of '{again}' to avarnet's maintainers"
         )
 
 

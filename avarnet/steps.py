@@ -55,10 +55,10 @@ def print_summary(summary: Summary, store: Path) -> None:
             table.add_row(plain(clip_id), plain(reason))
         out.print(table)
     for blind in summary.blind:
-        out.print(f"[yellow]{plain(blind)}[/]; other workers did its clips", soft_wrap=True)
+        out.print(f"[yellow]{plain(blind)}[/]; other workers extracted its clips", soft_wrap=True)
     if summary.not_tried:
         out.print(
-            f"not tried again, as files that failed before have not changed: "
+            f"not tried again, as the files have not changed since they failed: "
             f"{counted(len(summary.not_tried), 'clip')} (--retry-failed tries them)"
         )
     if len(summary.extracted) > len(summary.slowest) > 0:

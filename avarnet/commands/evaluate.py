@@ -29,7 +29,7 @@ def evaluate(
     recall: Annotated[
         float | None,
         typer.Option(
-            help="Detection: share of the anomalies to be noticed, at which false alarms are "
+            help="Detection: share of the anomalies that are noticed where false alarms are "
             "counted.",
             show_default="0.8",
         ),

@@ -12,7 +12,7 @@ from rich.table import Table
 
 import manifests
 from avarnet import pipelines
-from avarnet.console import clips_bar, counted, err, first_of, out, plain, print_json
+from avarnet.console import clips_bar, counted, err, first_few, out, plain, print_json
 from avarnet.inputs import need_device, warn_of_random_weights
 from avarnet.options import Device, Join, Json, Manifest, Processes, RunPath, StorePath
 from avarnet.steps import best_epochs, print_best_epochs, training_progress
@@ -144,7 +144,7 @@ def train(
         what = counted(len(trained.left_out), "clip")
         out.print(
             f"[yellow]not in the store and left out: {what} of the manifest[/] "
-            f"({first_of(trained.left_out)})"
+            f"({first_few(trained.left_out)})"
         )
     heard_ahead = trained.recipe.only(trained.config.streams).foresighted_streams
     if trained.config.causal and heard_ahead:

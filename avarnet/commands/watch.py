@@ -41,7 +41,7 @@ def watch(
     device: Device = "auto",
     retries: Annotated[
         int | None,
-        typer.Option(min=0, help="To open a URL again, in a row.", show_default="for ever"),
+        typer.Option(min=0, help="To open a URL, in a row.", show_default="unlimited"),
     ] = None,
 ) -> None:
     """Score a live stream with a causal run: one line of JSON for each snippet, and each gap."""
@@ -59,9 +59,9 @@ def watch(
     warn_of_other_reading(recipe, run)
     if recipe.foresighted_streams:
         err.print(
-            f"[yellow bold]HEARS OTHERWISE[/] ({', '.join(recipe.foresighted_streams)}): "
+            f"[yellow bold]HEARS DIFFERENTLY[/] ({', '.join(recipe.foresighted_streams)}): "
             f"{plain(str(run))} was trained on sound heard in windows of 20 s around a snippet, "
-            "and in a stream nothing comes after it yet. The rows differ, and the scores may be "
+            "of which a live stream has only the past. The features differ, and the scores may be "
             "wrong. The way out: 'avarnet extract MANIFEST NEW-STORE --live', and a run that is "
             "trained on that store.",
             soft_wrap=True,
@@ -75,7 +75,7 @@ def watch(
                 note = f"[yellow]gap[/] from {event.start:.2f} s on: {plain(event.why)}"
                 err.print(note, soft_wrap=True)
             else:
-                scorer.restart()  # what it does not know of cannot be what came before
+                scorer.restart()  # across a gap, nothing is known of what came before
                 line = {"start": round(event.start, 3), "end": round(event.end, 3)}
                 print(json.dumps({**line, "gap": event.why}), flush=True)
 
@@ -84,15 +84,15 @@ def _scored(snippet: Snippet, scorer: LiveScorer) -> dict[str, Any]:
     classes, normal = scorer.run.classes, scorer.run.normal
     probabilities = scorer(snippet.rows, snippet.valid)
     best = int(probabilities.argmax())
-    said = {name: round(float(p), 4) for name, p in zip(classes, probabilities, strict=True)}
+    by_class = {name: round(float(p), 4) for name, p in zip(classes, probabilities, strict=True)}
     return {
         "start": round(snippet.start, 3),
         "end": round(snippet.end, 3),
         "label": classes[best],
         "score": round(float(probabilities[best]), 4),
-        "probabilities": said,
+        "probabilities": by_class,
         # as in an interval of `predict`: how likely it is anything but normal
-        "anomaly": None if normal is None else round(1 - said[normal], 4),
-        "streams": [name for name, there in snippet.valid.items() if there],
+        "anomaly": None if normal is None else round(1 - by_class[normal], 4),
+        "streams": [name for name, valid in snippet.valid.items() if valid],
         "latency": round(time.monotonic() - snippet.received, 4),
     }
