@@ -230,7 +230,7 @@ def evaluate(
     Returns:
         The metrics; see `train.judge_run`.
     """
-    from extract.job.batching import read_failures
+    from extract.job.failures import read_failures
     from train import judge_run
     from train.report.run import write_report
 

@@ -54,8 +54,8 @@ def print_summary(summary: Summary, store: Path) -> None:
         for clip_id, reason in sorted(summary.failed.items()):
             table.add_row(plain(clip_id), plain(reason))
         out.print(table)
-    for blind in summary.blind:
-        out.print(f"[yellow]{plain(blind)}[/]; other workers extracted its clips", soft_wrap=True)
+    for problem in summary.workers_without_access:
+        out.print(f"[yellow]{plain(problem)}[/]; other workers extracted its clips", soft_wrap=True)
     if summary.not_tried:
         out.print(
             f"not tried again, as the files have not changed since they failed: "

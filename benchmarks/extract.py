@@ -60,17 +60,18 @@ def worker(part: str, videos: list[Path], model: str, device: str, pipe: Connect
 
     from benchmarks.gpu_steps.extraction import Memory, exhaust
     from extract import Extractor, make_recipe
-    from extract.decoding.reader import Request, read
+    from extract.decoding.child import read_clip
+    from extract.decoding.messages import Files, Request
 
     torch.set_num_threads(1)
     precision = "fp32" if device == "cpu" else "bf16"
     recipe = make_recipe(model, weights="random", precision=precision)
     extractor = Extractor(recipe, device)
-    prepare = {"video": extractor._eyes["video"].prepare}
+    prepare = {"video": extractor.frame_networks["video"].prepare}
 
     def reading(some: list[Path]) -> None:
         for video in some:
-            exhaust(read(Request(video, None, STEP, prepare)))
+            exhaust(read_clip(Request(Files(video), STEP, prepare)))
 
     def networks(some: list[Path]) -> None:
         """The networks' work alone: what `pipeline` does with clips that were read before."""

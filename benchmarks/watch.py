@@ -142,8 +142,8 @@ def networks(run: Path) -> tuple[float, dict[float, float], float]:
     """Return the ms for a frame, for a window of sound by its length, and for a score."""
     import torch
 
-    from extract.decoding.media import SAMPLE_RATE
-    from extract.extractor import networks_of
+    from extract.decoding.sound_placement import SAMPLE_RATE
+    from extract.recipe import networks_of
     from train import LiveScorer, Run
 
     loaded = Run.load(run)
@@ -167,17 +167,17 @@ def extraction(run: Path) -> dict[str, float]:
     """Return the ms a snippet of the sound's network over a minute, in both kinds of windows."""
     import torch
 
-    from extract.audio_windows import Listening
-    from extract.decoding.media import SAMPLE_RATE
-    from extract.extractor import networks_of
-    from extract.live.trailing_windows import Trailing
+    from extract.audio_windows import AudioWindows
+    from extract.decoding.sound_placement import SAMPLE_RATE
+    from extract.live.trailing_windows import TrailingWindows
+    from extract.recipe import networks_of
     from train import Run
 
     ear = networks_of(Run.load(run).recipe, torch.device("cpu"))["audio"]
     assert ear.reads == "sound"
     sound = np.random.default_rng(0).normal(0, 0.1, round(MINUTE * STEP * SAMPLE_RATE))
     took = {}
-    for kind in (Listening, Trailing):
+    for kind in (AudioWindows, TrailingWindows):
         heard = kind(ear, 0, MINUTE, STEP)
         before = time.perf_counter()
         for first in range(0, len(sound), 10 * SAMPLE_RATE):
@@ -212,8 +212,8 @@ def main() -> None:
         ("of that, the frame", frame),
         ("the temporal model", score),
         ("baseline: the window of 20 s again", frame + hear[20.0]),
-        ("extraction: sound in windows of 20 s", extracting["Listening"]),
-        ("extraction: sound with --live", extracting["Trailing"]),
+        ("extraction: sound in windows of 20 s", extracting["AudioWindows"]),
+        ("extraction: sound with --live", extracting["TrailingWindows"]),
     ):
         table.add_row(name, f"{value:.0f}")
     console.print(table)

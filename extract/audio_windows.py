@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.decoding.sound_track import SAMPLE_RATE
+from extract.decoding.sound_placement import SAMPLE_RATE
 
 if TYPE_CHECKING:  # which imports this module
     from extract.backbones.base import SoundBackbone
@@ -17,15 +17,15 @@ WINDOW_SECONDS = 20.0  # of sound that a network reads at once
 OVERLAP_SECONDS = 4.0  # in which one window's rows fade into the next one's
 
 
-class Listening:
+class AudioWindows:
     """A clip's sound on its way through a network, block by block, in bounded memory.
 
     The network reads windows that overlap, and whose rows fade into each other. A row is the mean
     of the output frames whose centre is in its snippet. No window reaches over a hole in the sound:
-    each run without one is heard as if it were alone.
+    each run without one is read as if it were alone.
 
     Args:
-        network: that listens.
+        network: that reads the sound.
         snippets: T, how many the clip has.
         snippet_seconds: their length.
     """
@@ -55,7 +55,7 @@ class Listening:
         """End a run."""
         end = self._end()
         if self._begin < end:
-            self._hear(max(self._begin, end - self._length), end, more=False)
+            self._run(max(self._begin, end - self._length), end, more=False)
         run = slice(self._begin, end)
         heard = self._weight[run] > 0
         self._rows[run][heard] /= self._weight[run][heard, None]
@@ -81,7 +81,7 @@ class Listening:
         self._last += len(samples)
         while self._start + self._length < self._end():
             stop = self._start + self._length
-            self._hear(self._start, stop, more=True)
+            self._run(self._start, stop, more=True)
             # the last window begins behind this one's begin
             drop = max(0, math.floor(self._start * self._step) - self._low)
             self._kept, self._low = self._kept[drop:], self._low + drop
@@ -95,7 +95,7 @@ class Listening:
     def _end(self) -> int:
         return min(self._snippets, math.ceil(self._last / self._step))
 
-    def _hear(self, start: int, stop: int, more: bool) -> None:
+    def _run(self, start: int, stop: int, more: bool) -> None:
         """Add the window [start, stop) to the rows; `more` if another one follows."""
         low = max(self._first, round(start * self._step))
         high = min(self._last, round(stop * self._step))

@@ -19,8 +19,10 @@ from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 
 from extract.cluster.cluster import QUEUES
-from extract.decoding.reader import End, Failed, Frame, Message, Preparation, Reader, Sound
+from extract.decoding.messages import End, Failed, Frame, Message, Sound
+from extract.decoding.reader import Reader
 from extract.job.batching import Task
+from extract.preprocessing import Preparation
 from extract.synthetic import write_video
 
 # FFmpeg's encoders of picture and sound; every build has its own mpeg4
@@ -59,13 +61,13 @@ def try_codecs() -> dict[str, str | None]:
             except (av.FFmpegError, ValueError):
                 continue
             tasks.append(Task(name, file))
-        said: dict[str, list[Message]] = defaultdict(list)
+        received: dict[str, list[Message]] = defaultdict(list)
         prepare = Preparation(SIZE, (SIZE, SIZE), Image.Resampling.BILINEAR)
         reader = Reader(patience=PATIENCE)
         for task, message in reader.read(tasks, 1.0, {"video": prepare}):
-            said[task.clip_id].append(message)
+            received[task.clip_id].append(message)
         reader.close()
-    return {name: _misread(messages, CODECS[name][1]) for name, messages in said.items()}
+    return {name: _misread(messages, CODECS[name][1]) for name, messages in received.items()}
 
 
 def _misread(messages: list[Message], sound_codec: str | None) -> str | None:
@@ -90,7 +92,7 @@ def _misread(messages: list[Message], sound_codec: str | None) -> str | None:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """x265 and SVT-AV1 write to the process's standard error, whatever FFmpeg is told."""
+    """x265 and SVT-AV1 write to the process's standard error, whatever its log level is."""
     kept = os.dup(2)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)

@@ -1,6 +1,6 @@
 """Numbers that are none: samples and features that are NaN, infinite, or too large to be kept.
 
-One such sample would make NaN of all that a network hears with it, and one such feature of all that
+One such sample would make NaN of all that a network reads with it, and one such feature of all that
 is trained with it. They are left out, and counted.
 """
 

@@ -14,10 +14,12 @@ from dask.distributed import KilledWorker
 from numpy.typing import NDArray
 
 from extract.backbones.base import FrameBackbone, SoundBackbone
-from extract.cluster.cluster import Cluster, ClusterError
-from extract.decoding.media import SAMPLE_RATE
+from extract.cluster.cluster import Cluster
+from extract.cluster.versions import ClusterError
+from extract.decoding.sound_placement import SAMPLE_RATE
 from extract.device import pick_device
-from extract.extractor import FRAMES_PER_BATCH, load_networks
+from extract.frame_batches import FRAMES_PER_BATCH
+from extract.recipe import load_networks
 
 SAME = 0.999  # cosine of each row of bfloat16 with that of float32, at the least
 FASTER = 1.1  # times, to be worth features that others cannot mix with theirs
@@ -42,8 +44,8 @@ def choose_precision(
         cluster: where the work will be: of other machines, a single worker measures.
 
     Raises:
-        WeightsError: a network cannot be had.
-        ClusterError: the cluster cannot be had, or the worker dies of it.
+        WeightsError: a network cannot be loaded.
+        ClusterError: the cluster cannot be used, or the worker dies of it.
     """
     if cluster is not None and cluster.scheduler != "local":
         with replace(cluster, workers=1, adapt=None).client(1) as client:
@@ -97,5 +99,5 @@ def _timed(run: Callable[[], object]) -> float:
 
 def _likeness(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    there = lengths > 0  # flow has nothing to say where nothing moves
-    return float(((one * other).sum(1)[there] / lengths[there]).min(initial=1.0))
+    present = lengths > 0  # rows of flow are zeros where nothing moves
+    return float(((one * other).sum(1)[present] / lengths[present]).min(initial=1.0))

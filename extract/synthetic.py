@@ -14,7 +14,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.decoding.media import ffmpeg_name
+from extract.decoding.container import ffmpeg_name
 
 WIDTH, HEIGHT, FPS = 160, 120, 12
 SOUND_RATE = 44_100  # Hz

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from extract.decoding.media import ClipError
-from extract.decoding.reader import Failed, Frame, Preparation, Prepare, Reader, Sound
-from extract.extractor import Files
+from extract.decoding.container import ClipError
+from extract.decoding.messages import Failed, Files, Frame, Sound
+from extract.decoding.reader import Reader
+from extract.preprocessing import Preparation, Prepare
 
 FRAMES = 4
 HEIGHT, WIDTH = 90, 120  # pixels of each

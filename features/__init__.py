@@ -1,22 +1,19 @@
 """The contract between the two stages: sharded HDF5 feature stores. numpy and h5py, never torch."""
 
-from features.card import Entry, Overview, entries, overview, write_card
+from features.card import write_card
 from features.clip_features import Features, Flag
 from features.format.shard import Shard
 from features.integrity import Damage, repair, try_folder, verify
-from features.interop.convert import (
-    ImportSummary,
-    export_npy,
-    export_safetensors,
-    export_webdataset,
-    import_npy,
-)
+from features.interop.export import export_npy, export_safetensors, export_webdataset
+from features.interop.import_npy import ImportSummary, import_npy
 from features.joined_store import Joined, join
+from features.overview import Entry, Overview, entries, overview
 from features.recipe import FeatureError, Recipe, VersionError, WriteError
 from features.similarity import Hit, Searcher, search
 from features.store import RECIPE_FILE, Store, create, read_recipe
 from features.store_ops import Difference, compact, diff, drop, merge
-from features.transfer.push_pull import Remote, Transfer, pull, push
+from features.transfer.push_pull import Transfer, pull, push
+from features.transfer.remote import Remote
 from features.writer import Writer, pack, recover
 
 __all__ = [

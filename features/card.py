@@ -1,76 +1,18 @@
-"""What a store holds, in few numbers and as a page for people."""
+"""The page of a store for people: what it holds, how it was made, how to load it."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from rich.filesize import decimal
 
-from features.clip_features import Flag
 from features.format.shard_index import VERSION
+from features.overview import overview
 from features.store import Store
 
 CARD_FILE = "CARD.md"
-
-
-class Overview(NamedTuple):
-    """What a store holds.
-
-    Attributes:
-        clips, shards, snippets: how many.
-        hours: of footage.
-        nbytes: of all shards.
-        lacking: stream -> clips that have nothing in it.
-        flags: what went wrong, in words -> clips.
-    """
-
-    clips: int
-    shards: int
-    snippets: int
-    hours: float
-    nbytes: int
-    lacking: dict[str, int]
-    flags: dict[str, int]
-
-
-def overview(store: Store) -> Overview:
-    """Sum up a store from its tables."""
-    flags = store.column("flags")
-    counts = {
-        str(flag.name).lower().replace("_", " "): int(((flags & flag) > 0).sum())
-        for flag in Flag
-        if flag and len(flags)
-    }
-    return Overview(
-        len(store),
-        len(store.shards),
-        int(store.column("rows").sum()),
-        float(store.column("duration").sum()) / 3600,
-        sum(shard.nbytes for shard in store.shards),
-        {name: int((store.valid_counts(name) == 0).sum()) for name in store.recipe.streams},
-        {words: count for words, count in counts.items() if count},
-    )
-
-
-class Entry(NamedTuple):
-    """One clip of a listing."""
-
-    clip: str
-    snippets: int
-    duration: float  # seconds
-    flags: Flag
-
-
-def entries(store: Store) -> list[Entry]:
-    """List every clip of a store."""
-    columns = (store.column(name).tolist() for name in ("rows", "duration", "flags"))
-    return [
-        Entry(clip_id, rows, seconds, Flag(flags))
-        for clip_id, rows, seconds, flags in zip(store, *columns, strict=True)
-    ]
 
 
 def write_card(path: Path, labels: Mapping[str, str] | None = None) -> Path:

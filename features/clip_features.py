@@ -21,7 +21,7 @@ class Flag(IntFlag):
     SOUND_GAP = 4  # sound is missing in the middle of its track; the rows there are flagged invalid
     CLOCK_JUMP = 8  # the file's clock restarted or jumped; what follows was moved to its place
     CUT_SHORT = 16  # the file ends before the duration that its container states, or in a packet
-    NOT_FINITE = 32  # rows with values that are no finite float16; they are flagged invalid
+    NOT_FINITE = 32  # rows with values that are not finite in float16; they are flagged invalid
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Features:
 
     Attributes:
         streams: stream name -> (T, D) float16, one row per snippet.
-        valid: stream name -> (T,) bool; False where there was nothing to see or hear. Such
-            rows mean nothing: read the flag, not the row.
+        valid: stream name -> (T,) bool; False where no frame or sound was read. Such rows
+            mean nothing: go by this mask, not by the row.
         snippet_seconds: snippet t covers [t, t+1) x snippet_seconds, from the first frame on.
         duration: seconds of footage.
         flags: see `Flag`.
@@ -62,7 +62,16 @@ class Features:
         flags: Flag,
         source: str,
     ) -> Self:
-        """Make features of arrays that are known to fit each other, in a third of the time."""
+        """Make features of arrays that are known to fit each other, in a third of the time.
+
+        Args:
+            streams: see `Features`, as all others.
+            valid: one mask for each stream.
+            snippet_seconds: length of a snippet.
+            duration: seconds of footage.
+            flags: what went wrong.
+            source: SHA-256 of the video file.
+        """
         features = object.__new__(cls)
         features.__dict__.update(
             streams=streams,

@@ -1,4 +1,4 @@
-"""Holding a store against its checksums, and taking out what is damaged."""
+"""Checking a store against its checksums, and taking out what is damaged."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from typing import NamedTuple
 import numpy as np
 
 from features.clip_features import Features
-from features.format.shard import SHARD_NAME, Shard
+from features.format.shard import Shard
+from features.format.shard_name import ShardName
 from features.recipe import FeatureError, Recipe, VersionError, WriteError
 from features.store import Store
 from features.writer import Writer, pack
 
 ASIDE = ".damaged"  # appended to the name of a damaged shard that was taken out
-# HDF5 refuses a file that is shorter than it says; where, in bytes, a shard says how long it is
+# HDF5 refuses a file that is shorter than stated; the bytes of a shard that state its length
 STATED_SIZE = slice(28, 36)
 TRIAL = np.arange(8, dtype=np.float16).reshape(4, 2)  # the rows of a store to try a folder with
-MOST_LOST = 16  # a file this many times shorter than it says has nothing to salvage
+MOST_LOST = 16  # a file this many times shorter than stated has nothing to salvage
 
 
 class Damage(NamedTuple):
@@ -31,13 +32,18 @@ class Damage(NamedTuple):
 
     shard: Path
     reason: str
-    clips: list[str]  # the clips hurt; empty if only the file's own bookkeeping is
-    readable: bool  # False if not even its table can be read: which clips it had is then not known
+    clips: list[str]  # the damaged clips; empty if only the file's own bookkeeping is damaged
+    readable: bool  # False if not even its table can be read: its clips are then unknown
 
 
-def verify(
-    path: Path, progress: Callable[[int, int], None] = lambda *_: None
-) -> tuple[int, list[Damage]]:
+class Verification(NamedTuple):
+    """What reading every byte of a store found."""
+
+    intact: int  # clips
+    damages: list[Damage]
+
+
+def verify(path: Path, progress: Callable[[int, int], None] = lambda *_: None) -> Verification:
     """Read every byte of a store; return the number of intact clips and the damaged shards.
 
     Args:
@@ -52,23 +58,23 @@ def verify(
     damages = []
     progress(0, total)
 
-    def look(file: Path) -> Damage | None:
+    def check(file: Path) -> Damage | None:
         return _damage(file, sound.get(file), store.unreadable.get(file, ""))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for file, damage in zip(files, pool.map(look, files), strict=True):
+        for file, damage in zip(files, pool.map(check, files), strict=True):
             if damage:
                 damages.append(damage)
             done += sizes[file]
             progress(done, total)
-    hurt = {(damage.shard, clip_id) for damage in damages for clip_id in damage.clips}
+    damaged = {(damage.shard, clip_id) for damage in damages for clip_id in damage.clips}
     intact = {
         clip_id
         for shard in store.shards
         for clip_id in shard.ids
-        if (shard.path, clip_id) not in hurt
+        if (shard.path, clip_id) not in damaged
     }
-    return len(intact), damages
+    return Verification(len(intact), damages)
 
 
 def _damage(file: Path, shard: Shard | None, reason: str) -> Damage | None:
@@ -87,43 +93,48 @@ def repair(path: Path, damages: list[Damage]) -> None:
     """Take damaged shards out of a store, keeping their clips that are intact.
 
     The intact clips are sealed in a new shard; the damaged file gets ``.damaged`` at the end of its
-    name, so that no store reads it any more. The clips hurt are then missing: extract them again.
+    name, so that no store reads it any more. The damaged clips are then missing: extract them
+    again.
+
+    Args:
+        path: the store's folder.
+        damages: what `verify` found.
 
     Raises:
         VersionError: a shard is of another version of the format.
         WriteError: the store cannot be written.
     """
     recipe = Store(path).recipe
-    ours = []
+    repairable = []
     for damage in damages:
         try:
             with _salvage(damage.shard):
-                ours.append(damage)
+                repairable.append(damage)
         except VersionError:
-            raise  # made by another avarnet: sound, for all that is known
+            raise  # made by another version of avarnet: perhaps intact
         except FeatureError:
-            if SHARD_NAME.fullmatch(damage.shard.name):  # else a file that was never ours
-                ours.append(damage)
-    # all of them first: a shard of the clips that are left may get the name of another damaged one
-    aside = [damage.shard.rename(f"{damage.shard}{ASIDE}") for damage in ours]
-    for damage, file in zip(ours, aside, strict=True):
+            if ShardName.parse(damage.shard.name):  # else a file that is no shard of ours
+                repairable.append(damage)
+    # rename all first: a new shard of intact clips may get the name of another damaged one
+    aside = [damage.shard.rename(f"{damage.shard}{ASIDE}") for damage in repairable]
+    for damage, file in zip(repairable, aside, strict=True):
         try:
             with _salvage(file) as shard:
                 if shard.recipe.fingerprint == recipe.fingerprint:
-                    hurt = set(damage.clips)
-                    rest = ((i, shard.read(n)) for n, i in enumerate(shard.ids) if i not in hurt)
+                    lost = set(damage.clips)
+                    rest = ((i, shard.read(n)) for n, i in enumerate(shard.ids) if i not in lost)
                     pack(path, rest, recipe)
         except WriteError:
             raise
         except FeatureError:
-            continue  # nothing is left of it
+            continue  # none of its clips can be saved
 
 
 @contextmanager
 def _salvage(file: Path) -> Iterator[Shard]:
-    """Open what is left of a damaged shard; one that was cut short is filled up with zeros."""
+    """Open what is left of a damaged shard; one that was truncated is padded with zeros."""
     if not file.is_file():
-        raise FeatureError(f"{file}: no regular file")
+        raise FeatureError(f"{file}: not a regular file")
     with open(file, "rb") as head:
         stated = int.from_bytes(head.read(STATED_SIZE.stop)[STATED_SIZE], "little")
     size = file.stat().st_size
@@ -138,12 +149,12 @@ def _salvage(file: Path) -> Iterator[Shard]:
 
 
 def try_folder(folder: Path) -> None:
-    """Write a tiny store in a folder, seal it, read it back and take it away.
+    """Write a tiny store in a folder, seal it, read it back and delete it.
 
-    Network file systems that refuse locks, renames or mapped memory are found out here.
+    This finds network file systems that refuse locks, renames or mapped memory.
 
     Raises:
-        FeatureError: something of it does not work there.
+        FeatureError: some part of this does not work in the folder.
         OSError: likewise.
     """
     clip = Features({"trial": TRIAL}, {"trial": np.ones(len(TRIAL), bool)}, 1.0, float(len(TRIAL)))

@@ -21,7 +21,7 @@ class Joined(Mapping[str, Features]):
         self.recipe = _join_recipes([store.recipe for store in stores])
         first, *others = stores
         self._ids = [clip_id for clip_id in first if all(clip_id in other for other in others)]
-        self._there = frozenset(self._ids)
+        self._id_set = frozenset(self._ids)
 
     @property
     def paths(self) -> list[Path]:
@@ -34,7 +34,7 @@ class Joined(Mapping[str, Features]):
         return self.recipe.snippet_seconds
 
     def __getitem__(self, clip_id: str) -> Features:
-        if clip_id not in self._there:
+        if clip_id not in self._id_set:
             raise KeyError(clip_id)
         return merge_streams(clip_id, [store[clip_id] for store in self.stores])
 
@@ -45,7 +45,7 @@ class Joined(Mapping[str, Features]):
         return len(self._ids)
 
     def __contains__(self, clip_id: object) -> bool:
-        return clip_id in self._there
+        return clip_id in self._id_set
 
 
 def join(*stores: Store) -> Joined:
@@ -53,7 +53,7 @@ def join(*stores: Store) -> Joined:
 
     A clip must be in every store. Where the stores differ by some snippets at the end of a clip
     (two feature extractors seldom agree on the last one), the shorter streams are flagged invalid
-    there.
+    at the end.
 
     >>> both = join(Store("frames.store"), Store("vggish.store"))    # doctest: +SKIP
     >>> both["fight/fi001"].streams["vggish"].shape                  # doctest: +SKIP
@@ -68,7 +68,11 @@ def join(*stores: Store) -> Joined:
 
 
 def merge_streams(clip_id: str, parts: list[Features]) -> Features:
-    """Return one clip with the streams of several features of it.
+    """Return one clip with all the streams of its features in several stores.
+
+    Args:
+        clip_id: its id.
+        parts: its features in each store.
 
     Raises:
         FeatureError: they come from different videos, or their lengths are too different.
@@ -80,7 +84,7 @@ def merge_streams(clip_id: str, parts: list[Features]) -> Features:
             "differ); extract it again in one of them"
         )
     length = max(map(len, parts))
-    least = min((len(part) for part in parts if len(part)), default=0)  # 0: it has no such stream
+    least = min((len(part) for part in parts if len(part)), default=0)
     if length - least > max(4, length // 10):
         raise FeatureError(
             f"clip {clip_id}: its streams have {least} and {length} snippets; is one of them on "
@@ -89,11 +93,11 @@ def merge_streams(clip_id: str, parts: list[Features]) -> Features:
     streams, valid, flags = {}, {}, parts[0].flags
     for part in parts:
         for name, rows in part.streams.items():
-            there = part.valid[name]
+            mask = part.valid[name]
             if len(part) < length:
                 rows = np.pad(rows, ((0, length - len(part)), (0, 0)))
-                there = np.pad(there, (0, length - len(part)))
-            streams[name], valid[name] = rows, there
+                mask = np.pad(mask, (0, length - len(part)))
+            streams[name], valid[name] = rows, mask
         flags |= part.flags
     duration = max(part.duration for part in parts)
     source = sources.pop() if sources else ""
@@ -101,7 +105,7 @@ def merge_streams(clip_id: str, parts: list[Features]) -> Features:
 
 
 def _join_recipes(recipes: list[Recipe]) -> Recipe:
-    """Return the recipe of all streams; a precision that differs is said stream by stream."""
+    """Return the recipe of all streams; precisions that differ are stated stream by stream."""
     grids = sorted({recipe.snippet_seconds for recipe in recipes})
     if len(grids) > 1:
         raise FeatureError(

@@ -21,27 +21,27 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from features.clip_features import Features, Flag
-from features.format.shard import write_error
+from features.format.shard_writer import write_error
 from features.recipe import UNREADABLE, FeatureError
 
 SPOOL = ".spool-"  # how the folder's name begins
 CLIP = ".safetensors"
-LOCK = "lock"  # held by the folder's writer as long as that lives
+LOCK = "lock"  # a file that the folder's writer keeps locked while it runs
 IDLE_SECONDS = 3600.0  # after which a spool is abandoned, where the file system knows no locks
 
 
 class Spool:
-    """A folder of one writer in a store, locked while the writer lives.
+    """A folder of one writer in a store, locked while the writer runs.
 
-    The lock only tells the living from the dead; no reader needs it.
+    The lock only shows whether the writer still runs; no reader needs it.
 
     Args:
         store: the store's folder.
-        adopt: the folder of a dead writer to take over; a new one is made if None.
+        adopt: the folder of a killed writer to take over; a new one is made if None.
 
     Raises:
-        BlockingIOError: the writer of `adopt` lives.
-        FileNotFoundError: `adopt` is gone.
+        BlockingIOError: the writer of `adopt` still runs.
+        FileNotFoundError: `adopt` no longer exists.
         WriteError: the store cannot be written.
     """
 
@@ -61,32 +61,37 @@ class Spool:
                 raise write_error(store, None) from None
             except OSError as error:
                 raise write_error(store, error) from error
-            if self._hold(adopt is not None) and (self.path / LOCK).exists():
+            if self._try_lock(adopt is not None) and (self.path / LOCK).exists():
                 return
             os.close(self._lock)
             if adopt:
                 raise BlockingIOError
             # else another process took the new folder for an abandoned one: make another
 
-    def _hold(self, adopted: bool) -> bool:
-        """Take the lock; return whether that succeeded."""
+    def _try_lock(self, adopted: bool) -> bool:
+        """Try to take the lock; return whether that succeeded."""
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         except OSError:
-            # some network file systems know no locks: there, only time tells
+            # some network file systems have no locks: an old folder is taken for abandoned
             return not adopted or time.time() - self.path.stat().st_mtime > IDLE_SECONDS
         return True
 
     def add(self, clip_id: str, features: Features, fingerprint: str) -> Path:
         """Put a clip into a file of its own, named after its recipe, its turn and its content.
 
+        Args:
+            clip_id: its id.
+            features: of the clip.
+            fingerprint: of the recipe.
+
         Returns:
             The file.
 
         Raises:
-            WriteError: the disk is full, or the folder is gone.
+            WriteError: the disk is full, or the folder no longer exists.
         """
         arrays: dict[str, NDArray[Any]] = {
             f"{name}/rows": rows for name, rows in features.streams.items()
@@ -117,7 +122,7 @@ class Spool:
     def clips(self, fingerprint: str) -> Iterator[tuple[str, Features]]:
         """Yield its clips of a recipe in the order in which they were added.
 
-        Files that a power cut has left half are passed over.
+        Files that a power cut left incomplete are skipped.
         """
         for file in sorted(self.path.glob(f"{fingerprint}-*{CLIP}")):
             content = file.read_bytes()
@@ -149,12 +154,12 @@ class Spool:
                 file.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Delete the folder and let go of the lock."""
+        """Delete the folder and release the lock."""
         shutil.rmtree(self.path, ignore_errors=True)
         self.release()
 
     def release(self) -> None:
-        """Let go of the lock and leave the folder to `recover`."""
+        """Release the lock and leave the folder to `recover`."""
         os.close(self._lock)
 
     def __enter__(self) -> Self:
@@ -165,7 +170,7 @@ class Spool:
 
 
 def abandoned_spools(store: Path) -> Iterator[Spool]:
-    """Yield the spools of dead writers, taken over."""
+    """Yield the spools of killed writers, taken over."""
     for folder in sorted(store.glob(f"{SPOOL}*")):
         try:
             yield Spool(store, adopt=folder)

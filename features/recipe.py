@@ -15,8 +15,8 @@ MOST_BYTES = 60_000  # of a recipe; it is an attribute of every shard
 # what reading a stranger's JSON may raise
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError)
 READING = "reading"  # key of a stream's settings: version of the code that read its files
-# version of that code -> what it reads otherwise than the one before; the last is today's. Streams
-# that were made before versions were counted have none, and imported ones neither
+# version of that code -> what it reads differently from the one before; the last is the current
+# one. Streams made before versions were counted have none, nor have imported ones
 READING_CHANGES = {
     2: "sound is placed by its time stamps, and what comes after a broken packet is kept; frames "
     "are placed right in AVI files with B-frames and in files whose clock jumps; rows of values "
@@ -27,7 +27,7 @@ STREAM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # part of paths, al
 
 
 class FeatureError(Exception):
-    """A store, a shard or a recipe that cannot be used; the message says which and the way out."""
+    """A store, a shard or a recipe that cannot be used; the message names it and the way out."""
 
 
 class VersionError(FeatureError):
@@ -72,8 +72,8 @@ class Recipe:
         return [name for name, source in self.source.items() if source.get("weights") == "random"]
 
     @property
-    def foresighted_streams(self) -> list[str]:
-        """The streams of sound that also heard what comes after a snippet; live streams cannot."""
+    def streams_with_lookahead(self) -> list[str]:
+        """The audio streams that used sound after a snippet, which live streams cannot do."""
         return [name for name, s in self.streams.items() if "window_seconds" in s]
 
     @property
@@ -92,10 +92,10 @@ class Recipe:
         return [name for name in mine if name in theirs and mine[name] != theirs[name]]
 
     def read_otherwise(self, other: Recipe) -> str:
-        """Return a sentence that says how the code that read `other` differs; "" if not at all.
+        """Return a sentence on how the code that read `other` differs; "" if it does not.
 
-        What code of several versions read is not to be mixed, though most files give nearly the
-        same rows.
+        Rows that were read by different versions must not be mixed, though most files give nearly
+        the same ones.
         """
         mine, theirs = self.reading, other.reading
         names = self.streams_read_otherwise(other)
@@ -173,7 +173,7 @@ class Recipe:
         return recipe
 
     def _check(self) -> None:
-        """Refuse what no recipe can say, before a reader relies on it."""
+        """Refuse values that no recipe can have, before a reader relies on them."""
         if not (math.isfinite(self.snippet_seconds) and self.snippet_seconds > 0):
             raise FeatureError(f"not a recipe: snippet_seconds {self.snippet_seconds}")
         if not self.streams:
@@ -188,6 +188,7 @@ class Recipe:
                 )
 
     def save(self, path: Path) -> None:
+        """Write the recipe to a file."""
         path.write_text(self.to_json() + "\n", encoding="utf-8")
 
     def _decisive(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import uuid
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,19 +19,26 @@ RECIPE_FILE = "recipe.json"
 UNFINISHED = f".{RECIPE_FILE}-"  # before the name of a recipe that is being written
 
 
+class ClipLocation(NamedTuple):
+    """Where a clip is."""
+
+    shard: Shard
+    number: int  # of the clip in the shard
+
+
 class Store(Mapping[str, Features]):
     """A feature store, open for reading.
 
-    Opening reads every shard's own table: there is no index to go stale. Shards that cannot be
+    Opening reads every shard's own table, so no index can be out of date. Shards that cannot be
     read are left out and listed in `unreadable`; the clips of the others stay readable. A clip that
-    is in several shards is seen once.
+    is in several shards counts once.
 
     >>> store = Store("surv-fight.store")       # doctest: +SKIP
     >>> store["fight/fi001"].video.shape        # doctest: +SKIP
     (9, 320)
 
     Raises:
-        FeatureError: the folder is no store, or holds shards of two fingerprints.
+        FeatureError: the folder is not a store, or has shards of two fingerprints.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -42,7 +49,7 @@ class Store(Mapping[str, Features]):
         self._starts: list[int] = []  # the number of clips before each shard
         self._index: dict[bytes, int] = {}  # clip id -> number, counted over all shards
         count = 0
-        # in reverse, so that of a clip in two shards the first one, by name, has the last word
+        # in reverse, so that of a clip in two shards the first one, by name, counts
         for file in sorted(self.path.glob("[!.]*.h5"), reverse=True):
             try:
                 shard = Shard(file)
@@ -73,17 +80,21 @@ class Store(Mapping[str, Features]):
         return self.recipe.snippet_seconds
 
     def __getitem__(self, clip_id: str) -> Features:
-        shard, index = self.locate(clip_id)
-        return shard.read(index)
+        shard, number = self.locate(clip_id)
+        return shard.read(number)
 
-    def locate(self, clip_id: str) -> tuple[Shard, int]:
-        """Return the shard that holds a clip, and the clip's number in it."""
+    def locate(self, clip_id: str) -> ClipLocation:
+        """Return where a clip is.
+
+        Raises:
+            KeyError: the store does not have it.
+        """
         try:
             number = self._index[_key(clip_id)]
         except KeyError:
             raise KeyError(clip_id) from None
         place = bisect_right(self._starts, number) - 1
-        return self.shards[place], number - self._starts[place]
+        return ClipLocation(self.shards[place], number - self._starts[place])
 
     def column(self, name: Literal["rows", "duration", "flags"]) -> NDArray[Any]:
         """Return one value for each clip, in the order of iteration: its table's column."""
@@ -120,30 +131,34 @@ def read_recipe(path: Path) -> Recipe:
     try:
         file = path / RECIPE_FILE
         if file.exists() and not (file.is_file() and file.stat().st_size <= MOST_BYTES):
-            raise FeatureError(f"no file of at most {MOST_BYTES} bytes")
+            raise FeatureError(f"not a file of at most {MOST_BYTES} bytes")
         return Recipe.from_json(file.read_text(encoding="utf-8"))
     except FeatureError as error:
         raise FeatureError(f"{path / RECIPE_FILE}: {error}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise FeatureError(
-            f"{path} is no feature store: it has no readable {RECIPE_FILE}; make one with "
+            f"{path} is not a feature store: it has no readable {RECIPE_FILE}; make one with "
             "'avarnet extract MANIFEST STORE'"
         ) from error
 
 
 def create(path: Path, recipe: Recipe) -> None:
-    """Make the folder `path` a store of `recipe`; a store that is there must have the same one.
+    """Make the folder `path` a store of `recipe`; an existing store must have the same recipe.
+
+    Args:
+        path: the folder, made if absent.
+        recipe: of all features that the store will have.
 
     Raises:
-        FeatureError: the store there has another recipe; the message lists the differing fields.
+        FeatureError: the existing store has another recipe; the message lists the differing fields.
     """
     if (path / RECIPE_FILE).exists():
-        held = read_recipe(path)
-        differing, read = recipe.differences(held), recipe.read_otherwise(held)
-        if read and len(differing) == len(recipe.streams_read_otherwise(held)):
+        existing = read_recipe(path)
+        differing, read = recipe.differences(existing), recipe.read_otherwise(existing)
+        if read and len(differing) == len(recipe.streams_read_otherwise(existing)):
             raise FeatureError(
-                f"{path} cannot be extended: {read}. Nothing of it is lost: it is read, verified, "
-                "searched, joined and trained on as before. To go on, give the folder of a new "
+                f"{path} cannot be extended: {read}. None of it is lost: it is read, verified, "
+                "searched, joined and trained on as before. To add clips, give the folder of a new "
                 "store and extract all clips there, or stay with the clips that it has"
             )
         if differing:
@@ -154,7 +169,7 @@ def create(path: Path, recipe: Recipe) -> None:
             raise FeatureError(
                 f"{path} holds features of another recipe; give another folder, or the settings "
                 f"it was made with. Asked for: {'; '.join(differing)}."
-                + (further if recipe.streams.keys() - held.streams.keys() else "")
+                + (further if recipe.streams.keys() - existing.streams.keys() else "")
                 + (f" And {read}: only a new store can have what is read today." if read else "")
             )
         return

@@ -1,5 +1,8 @@
-"""Whole stores: merged, compacted, compared, rid of clips. A sealed shard is never changed: new
-shards are sealed before old ones go, so a kill in between costs space and never a clip."""
+"""Operations on whole stores: merge, compact, compare, drop clips.
+
+A sealed shard is never changed: new shards are sealed before old ones are deleted, so a kill in
+between costs space and never a clip.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from features.clip_features import Features
-from features.format.shard import Shard, file_hash, sync_folder, write_error
+from features.format.shard import Shard
+from features.format.shard_name import file_hash
+from features.format.shard_writer import sync_folder, write_error
 from features.pending_clips import Spool
 from features.recipe import FeatureError
 from features.store import Store, create
@@ -17,10 +22,14 @@ from features.writer import SHARD_BYTES, pack, recover
 
 
 def merge(sources: Collection[Path], target: Path) -> int:
-    """Copy the shards of several stores into the store in the folder `target`, made if absent.
+    """Copy the shards of several stores into the store in the folder `target`.
+
+    Args:
+        sources: at least one folder of a store; all of one recipe.
+        target: the folder, made if absent.
 
     Returns:
-        How many shards were copied; those that are there already are not.
+        How many shards were copied; those that `target` has already are skipped.
 
     Raises:
         FeatureError: the recipes differ (the message lists the fields), or shards are damaged: the
@@ -45,7 +54,7 @@ def merge(sources: Collection[Path], target: Path) -> int:
                 continue
             try:
                 copy = shutil.copyfile(shard.path, scratch.path / name)
-                if file_hash(copy) == name[17:33]:
+                if file_hash(copy) in name:
                     copy.rename(target / name)
                     copied += 1
                 else:
@@ -57,19 +66,27 @@ def merge(sources: Collection[Path], target: Path) -> int:
     if damaged:
         raise FeatureError(
             f"damaged shards were not merged: {', '.join(map(str, damaged))}; run 'avarnet "
-            "features verify' on their store, mend it and merge again"
+            "features verify' on their store, repair it and merge again"
         )
     return copied
 
 
-def compact(path: Path, shard_bytes: int = SHARD_BYTES) -> tuple[int, int]:
-    """Seal the clips of small shards together in few of `shard_bytes`, and drop duplicates.
+class Compaction(NamedTuple):
+    """The number of shards before and after `compact`."""
 
-    Readers keep the shards that they have read from; of the others they are told to open the
-    store again.
+    before: int
+    after: int
 
-    Returns:
-        (shards before, shards after).
+
+def compact(path: Path, shard_bytes: int = SHARD_BYTES) -> Compaction:
+    """Seal the clips of small shards together in a few large ones, and drop duplicates.
+
+    Readers that have the store open keep the shards that they have read from; where another is
+    gone, an error asks them to open the store again.
+
+    Args:
+        path: the store's folder.
+        shard_bytes: how large the new shards are to be.
 
     Raises:
         FeatureError: a clip is damaged; nothing is lost.
@@ -77,25 +94,29 @@ def compact(path: Path, shard_bytes: int = SHARD_BYTES) -> tuple[int, int]:
     """
     recover(path)
     store = Store(path)
-    live = [list(_live(store, shard)) for shard in store.shards]
-    poor = [
+    live = [_live(store, shard) for shard in store.shards]
+    small = [
         number
         for number, shard in enumerate(store.shards)
         if len(live[number]) < len(shard) or shard.nbytes < shard_bytes / 2
     ]
-    whole = all(len(live[number]) == len(store.shards[number]) for number in poor)
-    if not (len(poor) == 1 and whole):
+    whole = all(len(live[number]) == len(store.shards[number]) for number in small)
+    if not (len(small) == 1 and whole):
         clips = (
             (clip_id, store.shards[number].read(index))
-            for number in poor
+            for number in small
             for clip_id, index in live[number]
         )
-        _replace(path, [store.shards[number] for number in poor], clips, shard_bytes)
-    return len(store.shards), len(Store(path).shards)
+        _replace(path, [store.shards[number] for number in small], clips, shard_bytes)
+    return Compaction(len(store.shards), len(Store(path).shards))
 
 
 def drop(path: Path, ids: Collection[str]) -> list[str]:
     """Take clips out of a store; return those that it had.
+
+    Args:
+        path: the store's folder.
+        ids: of the clips; those that the store lacks are ignored.
 
     Raises:
         FeatureError: a clip that stays is damaged; nothing is lost.
@@ -103,14 +124,14 @@ def drop(path: Path, ids: Collection[str]) -> list[str]:
     """
     recover(path)
     store, unwanted = Store(path), set(ids)
-    hit = [shard for shard in store.shards if not unwanted.isdisjoint(shard.ids)]
+    affected = [shard for shard in store.shards if not unwanted.isdisjoint(shard.ids)]
     clips = (
         (clip_id, shard.read(index))
-        for shard in hit
+        for shard in affected
         for clip_id, index in _live(store, shard)
         if clip_id not in unwanted
     )
-    _replace(path, hit, clips, SHARD_BYTES)
+    _replace(path, affected, clips, SHARD_BYTES)
     return sorted(unwanted & set(store))
 
 
@@ -120,7 +141,7 @@ class Difference(NamedTuple):
     Attributes:
         recipe: one line for each field of the recipes that differs.
         only_a, only_b: clips that only one of them has.
-        content: clips that both have, whose features differ; not told if the recipes differ.
+        content: clips that both have, whose features differ; empty if the recipes differ.
     """
 
     recipe: list[str]
@@ -130,7 +151,12 @@ class Difference(NamedTuple):
 
 
 def diff(a: Path, b: Path) -> Difference:
-    """Compare two stores by their tables and digests, reading no rows."""
+    """Compare two stores by their tables and digests, reading no rows.
+
+    Args:
+        a: the folder of one store.
+        b: the folder of the other.
+    """
     one, other = Store(a), Store(b)
     recipe = one.recipe.differences(other.recipe)
     content = [i for i in one if i in other and _digests(one, i) != _digests(other, i)]
@@ -147,11 +173,19 @@ def _digests(store: Store, clip_id: str) -> dict[str, bytes]:
     return {name: digests[index].tobytes() for name, digests in shard.table.digests.items()}
 
 
-def _live(store: Store, shard: Shard) -> Iterator[tuple[str, int]]:
-    """Yield (clip id, number) of the clips that are read from this shard and from no other."""
-    for index, clip_id in enumerate(shard.ids):
-        if store.locate(clip_id) == (shard, index):
-            yield clip_id, index
+class _LiveClip(NamedTuple):
+    """A clip that a store reads from this shard and from no other."""
+
+    id: str
+    number: int  # of the clip in the shard
+
+
+def _live(store: Store, shard: Shard) -> list[_LiveClip]:
+    return [
+        _LiveClip(clip_id, number)
+        for number, clip_id in enumerate(shard.ids)
+        if store.locate(clip_id) == (shard, number)
+    ]
 
 
 def _replace(

@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 
 from features.clip_features import Features
-from features.format.shard import check_clip, write_shard
+from features.format.shard_writer import check_clip, write_shard
 from features.pending_clips import Spool, abandoned_spools
 from features.recipe import FeatureError, Recipe, WriteError
 from features.store import UNFINISHED, Store, create
@@ -47,7 +47,11 @@ class Writer:
     def add(self, clip_id: str, features: Features) -> Path:
         """Add one clip; when this returns, a kill of the process cannot lose it.
 
-        A power cut can, until the clip is sealed: then it is simply not there.
+        A power cut can, until the clip is sealed: then the clip is simply missing.
+
+        Args:
+            clip_id: its id.
+            features: of the clip.
 
         Returns:
             The file in the store where the clip is until it is sealed, perhaps already.
@@ -60,8 +64,8 @@ class Writer:
             lost = features.valid[name] & ~np.isfinite(rows).all(1)
             if lost.any():
                 raise FeatureError(
-                    f"clip {clip_id}: {lost.sum()} rows of the stream {name} are said to be valid "
-                    "and have values that are not finite; expected numbers up to 65,504"
+                    f"clip {clip_id}: {lost.sum()} rows of the stream {name} are marked valid "
+                    "but have values that are not finite; expected numbers up to 65,504"
                 )
         file = self._spool.add(clip_id, features, self.recipe.fingerprint)
         self._waiting.add(clip_id)
@@ -78,7 +82,7 @@ class Writer:
             if lost:
                 raise WriteError(
                     f"{self._spool.path}: finished clips can no longer be read there: "
-                    f"{len(lost)} ({min(lost)} is one); was the folder or its disk taken away? "
+                    f"{len(lost)} ({min(lost)} is one); was the folder or its disk removed? "
                     "Run the same command again: what is missing is done again"
                 )
             write_shard(self.path, self.recipe, clips, self._spool.path)
@@ -97,7 +101,7 @@ class Writer:
         try:
             self.seal()
         except BaseException:
-            self._spool.release()  # `recover` finds what it holds
+            self._spool.release()  # `recover` finds its clips
             raise
         self._spool.remove()
 
@@ -108,7 +112,13 @@ def pack(
     recipe: Recipe,
     shard_bytes: int = SHARD_BYTES,
 ) -> list[Path]:
-    """Seal clips that are at hand already into a store, without a spool; return the new shards.
+    """Seal clips that need no extraction into a store, without a spool; return the new shards.
+
+    Args:
+        path: the store's folder; see `create`.
+        clips: (clip id, features) of each.
+        recipe: of the clips.
+        shard_bytes: how much to gather before sealing a shard.
 
     Raises:
         WriteError: the store cannot be written; the shards sealed so far stay.
@@ -132,7 +142,7 @@ def pack(
 def recover(path: Path) -> list[str]:
     """Seal the finished clips that killed writers left in their spools, and return their ids.
 
-    The spools of living writers are left alone.
+    The spools of writers that still run are left alone.
 
     Raises:
         WriteError: the store cannot be written.
@@ -142,21 +152,21 @@ def recover(path: Path) -> list[str]:
     abandoned = list(abandoned_spools(path))
     if not abandoned:
         return []
-    held = Store(path)
+    store = Store(path)
     recovered: dict[str, None] = {}
 
     def finished() -> Iterator[tuple[str, Features]]:
         for spool in abandoned:
-            for clip_id, features in spool.clips(held.recipe.fingerprint):
+            for clip_id, features in spool.clips(store.recipe.fingerprint):
                 try:
-                    check_clip(clip_id, features, held.recipe)
+                    check_clip(clip_id, features, store.recipe)
                 except FeatureError:
-                    continue  # not what a writer leaves
-                if clip_id not in held and clip_id not in recovered:
+                    continue  # not written by a writer of ours
+                if clip_id not in store and clip_id not in recovered:
                     recovered[clip_id] = None
                     yield clip_id, features
 
-    pack(path, finished(), held.recipe)
+    pack(path, finished(), store.recipe)
     for spool in abandoned:
         spool.remove()
     return list(recovered)

@@ -1,4 +1,4 @@
-"""What there is to process: clips, labels, intervals and splits. No torch, no h5py."""
+"""What is to be processed: clips, labels, intervals and splits. No torch, no h5py."""
 
 from manifests.clip import AvarnetError, Clip, Interval, ManifestError
 from manifests.jsonl import default_root, parse, read, reason, relative_path, write

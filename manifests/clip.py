@@ -141,7 +141,7 @@ class Clip:
             fps: their rate; the annotations' own by default.
 
         Raises:
-            ManifestError: the clip has no annotation in time, or no rate is known, or it is not a
+            ManifestError: the clip has no annotation in time, or its rate is unknown or not a
                 positive number.
 
         >>> Clip("a", "a.mp4", ("B1",), (Interval(0.5, 1.0),), fps=4).frame_labels(6).tolist()
@@ -214,7 +214,7 @@ class Clip:
 
 
 def _number(field: str, value: object) -> float:
-    """Return a JSON number; true, false and text are none."""
+    """Return a JSON number; refuse true, false and text."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ManifestError(f"field {field}: expected a number, found {value!r}")
     try:

@@ -7,14 +7,22 @@ import os
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from manifests.clip import Clip, ManifestError
 
 MAKE_ONE = "make a manifest with 'avarnet manifest folders DIR -o FILE'"
 
 
-def parse(path: Path) -> Iterator[tuple[int, Clip | ManifestError]]:
-    """Yield (line number, clip or what is wrong with the line); blank lines are skipped.
+class Line(NamedTuple):
+    """A line of a manifest."""
+
+    number: int  # from 1
+    clip: Clip | ManifestError  # or what is wrong with the line
+
+
+def parse(path: Path) -> Iterator[Line]:
+    """Yield the lines of a manifest; blank ones are skipped.
 
     Raises:
         ManifestError: the file cannot be read at all.
@@ -25,11 +33,11 @@ def parse(path: Path) -> Iterator[tuple[int, Clip | ManifestError]]:
                 if not raw.strip():
                     continue
                 try:
-                    yield number, Clip.from_json(json.loads(raw.decode("utf-8-sig")))
+                    yield Line(number, Clip.from_json(json.loads(raw.decode("utf-8-sig"))))
                 except ManifestError as error:
-                    yield number, error
+                    yield Line(number, error)
                 except (ValueError, RecursionError):
-                    yield (
+                    yield Line(
                         number,
                         ManifestError(
                             "not a line of JSON; correct it, or make the manifest again with "
@@ -48,17 +56,17 @@ def read(path: str | Path) -> list[Clip]:
             lines have one id (both are named).
     """
     path = Path(path)
-    seen: dict[str, int] = {}
+    line_of: dict[str, int] = {}  # clip id -> its line
     clips = []
     for number, clip in parse(path):
         if isinstance(clip, ManifestError):
             raise ManifestError(f"{path}, line {number}: {clip}")
-        if clip.id in seen:
+        if clip.id in line_of:
             raise ManifestError(
-                f"{path}, line {number}: clip id {clip.id} is on line {seen[clip.id]} already; "
+                f"{path}, line {number}: clip id {clip.id} is on line {line_of[clip.id]} already; "
                 "ids must be unique"
             )
-        seen[clip.id] = number
+        line_of[clip.id] = number
         clips.append(clip)
     if not clips:
         raise ManifestError(f"{path}: no clips in it; {MAKE_ONE}")
@@ -68,8 +76,12 @@ def read(path: str | Path) -> list[Clip]:
 def write(path: str | Path, clips: Iterable[Clip]) -> None:
     """Write a manifest; a reader sees the old one or the new one, never a part.
 
+    Args:
+        path: of the manifest; its folder is made if absent.
+        clips: in the order of the lines.
+
     Raises:
-        ManifestError: there is a folder of this name.
+        ManifestError: `path` is a folder.
         OSError: the folder cannot be made or written to.
 
     >>> import tempfile
@@ -95,18 +107,18 @@ def write(path: str | Path, clips: Iterable[Clip]) -> None:
 
 
 def reason(error: Exception) -> str:
-    """Say why a file of text cannot be read, without its name, which a message has already.
+    """Return why a text file cannot be read, without its name, which a message has already.
 
     >>> reason(FileNotFoundError(2, "No such file or directory", "a.csv"))
     'No such file or directory'
     """
     if isinstance(error, UnicodeDecodeError):
-        return "it is no text in UTF-8"
+        return "it is not text in UTF-8"
     return getattr(error, "strerror", None) or str(error)
 
 
 def default_root(manifest: Path) -> Path:
-    """Return what a manifest's paths are relative to unless told otherwise: its own folder."""
+    """Return what a manifest's paths are relative to by default: its own folder."""
     return manifest.resolve().parent
 
 
@@ -115,11 +127,15 @@ def relative_path(file: Path, root: Path) -> str:
 
     Symbolic links keep their own name: data sets are often links to blobs named by their hash.
 
+    Args:
+        file: absolute, or relative to the current folder.
+        root: what the manifest's paths are relative to; likewise.
+
     >>> relative_path(Path("/data/videos/a.mp4"), Path("/data"))
     'videos/a.mp4'
     """
     file, root = file.absolute(), root.absolute()
     if file.is_relative_to(root) and ".." not in file.parts:
         return file.relative_to(root).as_posix()
-    # '..' climbs from where a linked folder really is, so both folders must be the real ones
+    # '..' goes up from where a linked folder really is, so both folders must be the real ones
     return Path(os.path.relpath(file.parent.resolve() / file.name, root.resolve())).as_posix()

@@ -18,24 +18,31 @@ def assign_split(
 
     Args:
         clips: any clips; those without a group are a group of their own.
-        test, val: the shares of clips; 0 leaves a side out.
+        test, val: the fractions of clips; 0 leaves a side out.
         seed: another seed gives another split.
 
     Raises:
-        ManifestError: the shares leave nothing, or there are too few groups to fill each side.
+        ManifestError: the fractions leave nothing, or there are too few groups to fill each side.
 
     >>> clips = [Clip(str(number), f"{number}.mp4", ("Normal",)) for number in range(10)]
     >>> split_table(assign_split(clips, test=0.3, val=0))
     {'Normal': {'train': 7, 'test': 3}}
     """
     if not (test >= 0 and val >= 0 and 0 < test + val < 1):
-        raise ManifestError(f"test {test} and val {val}: expected shares of a sum between 0 and 1")
-    shares = {"train": 1 - test - val, "val": val, "test": test}
-    return _assign(clips, {name: share for name, share in shares.items() if share > 0}, seed)
+        raise ManifestError(
+            f"test {test} and val {val}: expected fractions with a sum between 0 and 1"
+        )
+    fractions = {"train": 1 - test - val, "val": val, "test": test}
+    return _assign(clips, {name: part for name, part in fractions.items() if part > 0}, seed)
 
 
 def assign_folds(clips: Sequence[Clip], folds: int, seed: int = 0) -> list[Clip]:
-    """Return the clips with ``fold-0`` ... as their split; see `assign_split`.
+    """Return the clips with ``fold-0`` ... as their split.
+
+    Args:
+        clips: any clips; those without a group are a group of their own.
+        folds: how many.
+        seed: another seed gives other folds.
 
     Raises:
         ManifestError: fewer than two folds, or more folds than groups.
@@ -54,8 +61,8 @@ def split_table(clips: Sequence[Clip]) -> dict[str, dict[str, int]]:
     return {label: dict(row) for label, row in sorted(table.items())}
 
 
-def _assign(clips: Sequence[Clip], shares: dict[str, float], seed: int) -> list[Clip]:
-    """Put each group where it brings the counts nearest to the shares, largest groups first.
+def _assign(clips: Sequence[Clip], fractions: dict[str, float], seed: int) -> list[Clip]:
+    """Put each group where it brings the counts nearest to the fractions, largest groups first.
 
     The greedy rule of scikit-learn's StratifiedGroupKFold, for sides of unequal size.
     """
@@ -64,10 +71,10 @@ def _assign(clips: Sequence[Clip], shares: dict[str, float], seed: int) -> list[
     groups: dict[str, list[int]] = defaultdict(list)
     for number, clip in enumerate(clips):
         groups[f"group {clip.group}" if clip.group else f"clip {clip.id}"].append(number)
-    if len(groups) < len(shares):
+    if len(groups) < len(fractions):
         raise ManifestError(
-            f"too few groups, {len(groups)}, for {len(shares)} sides (train and test, or folds); a "
-            "group stays whole: ask for fewer sides, or give the clips finer groups"
+            f"too few groups, {len(groups)}, for {len(fractions)} sides (train and test, or "
+            "folds); a group stays whole: ask for fewer sides, or give the clips finer groups"
         )
     members = list(groups.values())
     counts = np.zeros((len(members), len(labels) + 1))  # last column: clips
@@ -77,20 +84,20 @@ def _assign(clips: Sequence[Clip], shares: dict[str, float], seed: int) -> list[
             for label in clips[number].labels:
                 counts[row, column[label]] += 1
     total = counts.sum(0)
-    target = np.array(list(shares.values()))[:, None] * total
+    target = np.array(list(fractions.values()))[:, None] * total
     order = np.random.default_rng(seed).permutation(len(members))
     order = order[np.argsort(-counts[order, -1], kind="stable")]
     filled = np.zeros_like(target)
     side_of = np.zeros(len(clips), dtype=int)
     for place, row in enumerate(order):
-        # how much nearer to its target each side would come, in shares of each class
+        # how much nearer to its target each side would come, as a fraction of each class
         gain = ((target - filled) ** 2 - (target - filled - counts[row]) ** 2) / total**2
-        score = gain.sum(1) / np.array(list(shares.values()))
+        score = gain.sum(1) / np.array(list(fractions.values()))
         empty = filled[:, -1] == 0
         if empty.sum() >= len(order) - place:  # every side gets a group
             score[~empty] = -np.inf
         side = int(score.argmax())
         filled[side] += counts[row]
         side_of[members[row]] = side
-    names = list(shares)
+    names = list(fractions)
     return [replace(clip, split=names[side]) for clip, side in zip(clips, side_of, strict=True)]

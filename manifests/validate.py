@@ -37,7 +37,7 @@ class Numbered(NamedTuple):
 
 
 class Probed(NamedTuple):
-    """What a file itself says."""
+    """What a file itself contains."""
 
     duration: float  # seconds
     sound: bool  # whether it has any
@@ -53,8 +53,8 @@ def check(manifest: Path, root: Path, probe: Probe | None = None) -> list[Findin
     Args:
         manifest: the manifest.
         root: what its paths are relative to.
-        probe: given a video and its sound file, returns what they say, or raises what is wrong
-            with them; without it, files are not opened.
+        probe: given a video and its sound file, returns what they contain, or raises what is
+            wrong with them; without it, files are not opened.
 
     Raises:
         ManifestError: the file cannot be read at all.
@@ -112,7 +112,7 @@ def _duplicates(clips: list[Numbered], root: Path) -> Iterator[Finding]:
                 with open(numbered.clip.resolve(root), "rb") as file:
                     content = hashlib.file_digest(file, "sha256").hexdigest()
             except OSError:
-                continue  # said by the check of the file itself
+                continue  # reported by the check of the file itself
             first = by_content.setdefault(content, numbered)
             if first is not numbered:
                 yield _twin(numbered, first, "duplicate-content", "has the same content")
@@ -208,7 +208,7 @@ def _file(numbered: Numbered, root: Path, probe: Probe | None) -> Iterator[Findi
     elif not missing and probe is not None:
         try:
             probed = probe(path, audio)
-        except Exception as error:  # whatever a decoder says of a file from anywhere
+        except Exception as error:  # whatever a decoder raises for a file of any origin
             yield Finding(
                 "error", line, clip.id, "unreadable", str(error), "replace the file or the line"
             )
@@ -237,7 +237,7 @@ def _file(numbered: Numbered, root: Path, probe: Probe | None) -> Iterator[Findi
 
 
 def _length(numbered: Numbered, probed: Probed) -> Iterator[Finding]:
-    """Say where the file is shorter than its container states, or else than the manifest does."""
+    """Find a file that is shorter than its container, or else the manifest, states."""
     line, clip = numbered
     stated = clip.duration
     if probed.cut_short:
@@ -247,7 +247,7 @@ def _length(numbered: Numbered, probed: Probed) -> Iterator[Finding]:
             clip.id,
             "cut-short",
             probed.cut_short,
-            "copy or download it again; as it is, what is there is read and flagged as cut short",
+            "copy or download it again; as it is, the rest is read and flagged as cut short",
         )
     elif stated is not None and stated - probed.duration > LEAST_MISSING + stated / 100:
         yield Finding(

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.audio_windows import Listening
-from extract.live.trailing_windows import Trailing
+from extract.audio_windows import AudioWindows
+from extract.live.trailing_windows import TrailingWindows
 
 
 def noise(samples: int) -> NDArray[np.float32]:
@@ -16,7 +16,7 @@ def noise(samples: int) -> NDArray[np.float32]:
 
 
 def heard(
-    kind: type[Listening] | type[Trailing],
+    kind: type[AudioWindows] | type[TrailingWindows],
     network: Any,
     waveform: NDArray[np.float32],
     first: int,

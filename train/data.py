@@ -87,7 +87,8 @@ class Clips:
                     f"{', '.join(clip.streams)} (--streams)"
                 )
             for name in streams:
-                if not np.isfinite(clip.streams[name]).all():
+                finite = np.isfinite(clip.streams[name]).all(1)
+                if not (finite | ~clip.valid[name]).all():
                     raise TrainError(
                         f"clip {clip_id}: its {name} features are not all finite numbers; "
                         "extract the clip again"

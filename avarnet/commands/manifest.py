@@ -148,8 +148,8 @@ def manifest_check(manifest: Manifest, root: Root = None, as_json: Json = False)
     """Find duplicates, missing and cut-short files, leaks, wrong intervals, missing sound."""
     probe = None
     if has_extract():
-        from extract.decoding.media import probe as read_clock
-        from extract.decoding.media import sound_beside
+        from extract.decoding.container import probe as read_clock
+        from extract.decoding.sound_file import sound_beside
 
         def probe(video: Path, audio: Path | None) -> manifests.Probed:
             media = read_clock(video)

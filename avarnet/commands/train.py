@@ -146,7 +146,7 @@ def train(
             f"[yellow]not in the store and left out: {what} of the manifest[/] "
             f"({first_few(trained.left_out)})"
         )
-    heard_ahead = trained.recipe.only(trained.config.streams).foresighted_streams
+    heard_ahead = trained.recipe.only(trained.config.streams).streams_with_lookahead
     if trained.config.causal and heard_ahead:
         out.print(
             f"[yellow]not for 'avarnet watch'[/]: these features ({', '.join(heard_ahead)}) heard "

@@ -57,9 +57,9 @@ def watch(
     recipe = recipe.only(loaded.config.streams)
     warn_of_random_weights(recipe)
     warn_of_other_reading(recipe, run)
-    if recipe.foresighted_streams:
+    if recipe.streams_with_lookahead:
         err.print(
-            f"[yellow bold]HEARS DIFFERENTLY[/] ({', '.join(recipe.foresighted_streams)}): "
+            f"[yellow bold]HEARS DIFFERENTLY[/] ({', '.join(recipe.streams_with_lookahead)}): "
             f"{plain(str(run))} was trained on sound heard in windows of 20 s around a snippet, "
             "of which a live stream has only the past. The features differ, and the scores may be "
             "wrong. The way out: 'avarnet extract MANIFEST NEW-STORE --live', and a run that is "

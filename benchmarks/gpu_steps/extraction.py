@@ -41,7 +41,7 @@ def run(options: Options, findings: Findings) -> None:
         video, audio = (sources(options)[stream]["name"] for stream in ("video", "audio"))
         recipe = make_recipe(video, audio, "random", precision=precision)
         extractors[precision] = Extractor(recipe, str(options.device), readers=1)
-    prepare = {name: eye.prepare for name, eye in extractors["fp32"]._eyes.items()}
+    prepare = {name: network.prepare for name, network in extractors["fp32"].frame_networks.items()}
     decoding = {}
     for processes in counts:
         readers = Readers(processes)

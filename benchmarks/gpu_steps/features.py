@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.gpu_steps import CPU, STEP_SECONDS, Findings, Options, sources
-from extract.extractor import load_networks
+from extract.recipe import load_networks
 
 Array = NDArray[np.floating]
 LEAST_COSINE = {"fp32": 0.9999, "bf16": 0.999}
@@ -51,12 +51,12 @@ def rows_of(network: Any, batch_only: bool = False) -> dict[str, Array]:
     """Return the rows of a network: of frames together and alone, or of windows of sound."""
     rng = np.random.default_rng(0)
     if network.reads == "sound":
-        from extract.audio_windows import SAMPLE_RATE, Listening
+        from extract.audio_windows import SAMPLE_RATE, AudioWindows
 
         at = np.arange(SOUND_SECONDS * SAMPLE_RATE) / SAMPLE_RATE
         tone = np.sin(2 * np.pi * 200 * at * (1 + at / 14)) * (np.sin(3 * at) > 0)
         sound = (0.2 * tone + 0.02 * rng.normal(size=len(at))).astype(np.float32)
-        listening = Listening(network, round(SOUND_SECONDS / STEP_SECONDS), STEP_SECONDS)
+        listening = AudioWindows(network, round(SOUND_SECONDS / STEP_SECONDS), STEP_SECONDS)
         listening.add(0, sound)
         rows, valid = listening.finish()
         return {"windows": rows[valid]}

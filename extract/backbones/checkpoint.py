@@ -185,9 +185,9 @@ def fit(tensors: Names, network: Names, what: str, where: str) -> Names:
         for other in complete[1:]
         for name in wanted
     ):
-        there = ", ".join(f"{prefix}*" for prefix in complete)
+        listed = ", ".join(f"{prefix}*" for prefix in complete)
         raise WeightsError(
-            f"{where} holds several networks that are {what} ({there}), and nothing tells which "
+            f"{where} holds several networks that are {what} ({listed}), and nothing tells which "
             "is meant; give a file with one of them"
         )
     return {name: tensors[first + name] for name in network if first + name in tensors}
@@ -200,18 +200,20 @@ def _alike(found: Tensor, like: Tensor) -> bool:
 def _lacking(tensors: Names, prefix: str, wanted: Names, what: str, where: str) -> str:
     """Say which of a network's tensors a checkpoint lacks, and what it has instead."""
     lost = [name for name in wanted if prefix + name not in tensors]
-    there = {name: tensors[prefix + name] for name in wanted if prefix + name in tensors}
-    other = [name for name, found in there.items() if not _alike(found, wanted[name])]
+    present = {name: tensors[prefix + name] for name in wanted if prefix + name in tensors}
+    other = [name for name, found in present.items() if not _alike(found, wanted[name])]
     parts = []
     if lost:
         parts.append(f"{len(lost)} of its {len(wanted)} tensors are missing ({_some(lost)})")
     if other:
-        found, like = there[other[0]], wanted[other[0]]
+        found, like = present[other[0]], wanted[other[0]]
         parts.append(
             f"{len(other)} have another shape or type ({other[0]}: {_about(found)}, expected "
             f"{_about(like)})"
         )
-    rest = [name for name, tensor in tensors.items() if tensor.dim() and prefix + name not in there]
+    rest = [
+        name for name, tensor in tensors.items() if tensor.dim() and prefix + name not in present
+    ]
     return (
         f"{where} does not hold the weights of {what}: {' and '.join(parts)}. Found there: "
         f"{len(tensors)} tensors ({_some(rest)}). What is missing would be random: give "

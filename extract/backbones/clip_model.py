@@ -22,21 +22,16 @@ from transformers import (
     CLIPModel,
 )
 
-from extract.backbones.base import (
-    WeightsError,
-    autocast,
+from extract.backbones.base import WeightsError, autocast, freeze, on_device, seeded, weights_hash
+from extract.backbones.checkpoint import check_folder
+from extract.backbones.hub import (
     cache_first,
-    freeze,
     load_complete,
     no_weights,
-    on_device,
     published_settings,
     quiet_transformers,
-    seeded,
-    weights_hash,
 )
-from extract.backbones.checkpoint import check_folder
-from extract.decoding.reader import Preparation
+from extract.preprocessing import Preparation
 
 MODEL = "openai/clip-vit-base-patch32"  # if none is named
 USUAL = [
@@ -160,7 +155,7 @@ def _preparation(processor: Any) -> Preparation:
     )
     if not (edge and all(usual) and abs(processor.rescale_factor * 255 - 1) < 1e-6):
         raise WeightsError(
-            "the clip network wants its frames prepared in another way than the published ones; "
+            "the network CLIP expects frames prepared in another way than the published ones; "
             "expected the shortest edge brought to size, a cut out of the centre, and values from "
             "0 to 1 that are normalised: give another checkpoint"
         )

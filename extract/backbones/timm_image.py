@@ -21,7 +21,7 @@ from extract.backbones.base import (
     weights_hash,
 )
 from extract.backbones.timm_weights import load_timm
-from extract.decoding.reader import Preparation
+from extract.preprocessing import Preparation
 
 
 class VideoBackbone:
@@ -90,7 +90,7 @@ def _preparation(config: dict[str, Any]) -> Preparation:
         or interpolation not in Image.Resampling.__members__
     ):
         raise WeightsError(
-            f"the video network wants its frames of {height} x {width} with crop mode "
+            f"the video network expects frames of {height} x {width} with crop mode "
             f"{config['crop_mode']} and {interpolation.lower()} interpolation; expected a square "
             "cut out of the centre: give another --video-model"
         )

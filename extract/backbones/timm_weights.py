@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 from transformers import AutoConfig
 
-from extract.backbones.base import WeightsError, cache_first, no_weights, seeded
+from extract.backbones.base import WeightsError, seeded
 from extract.backbones.checkpoint import (
     check_folder,
     fit,
@@ -26,6 +26,7 @@ from extract.backbones.checkpoint import (
     read_json,
     read_tensors,
 )
+from extract.backbones.hub import cache_first, no_weights
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -66,7 +67,7 @@ def load_timm(source: Mapping[str, Any]) -> tuple[Any, dict[str, Any], str]:
         The network; what ``timm.data.resolve_data_config`` gives; one line, or nothing.
 
     Raises:
-        WeightsError: the network cannot be had, or some of its weights are not in its checkpoint.
+        WeightsError: the network cannot be loaded, or its checkpoint lacks some of its weights.
     """
     name, file = str(source["name"]), source.get("file")
     if file and not Path(file).is_file():
@@ -162,7 +163,7 @@ def _mobilevit(folder: Path) -> str | None:
     kind = str(read_json(folder / CONFIG).get("model_type"))
     if kind not in ("mobilevit", "mobilevitv2"):
         return None
-    # by transformers, as the file leaves out what is as usual there
+    # by transformers, as the file leaves out what is a default there
     config: Any = AutoConfig.from_pretrained(folder)
     other = {k: v for k in FIXED if (v := getattr(config, k, FIXED[k][0])) not in FIXED[k]}
     if kind == "mobilevit":
@@ -285,28 +286,28 @@ def _transformers_preparation(
             f"no {PROCESSOR} is beside {weights}: it is taken to read its pictures as Apple's "
             "MobileViT does, blue first, and their size as timm's does",
         )
-    said = read_json(path)
+    settings = read_json(path)
     # the names of before 2023, and the edges of squares as numbers, are in Apple's own files
-    blue_first = said.get("do_flip_channel_order", said.get("do_flip_channels", True))
-    crop, edge = said.get("crop_size", 256), said.get("size", 288)
+    blue_first = settings.get("do_flip_channel_order", settings.get("do_flip_channels", True))
+    crop, edge = settings.get("crop_size", 256), settings.get("size", 288)
     if isinstance(crop, dict):
         crop = crop.get("height") if crop.get("height") == crop.get("width") else None
     if isinstance(edge, dict):
         edge = edge.get("shortest_edge")
-    usual = (
-        said.get("do_resize", True) is True
-        and said.get("do_center_crop", True) is True
-        and said.get("do_rescale", True) is True
-        and not said.get("do_normalize", False)
-        and abs(said.get("rescale_factor", 1 / 255) * 255 - 1) < 1e-6
+    standard = (
+        settings.get("do_resize", True) is True
+        and settings.get("do_center_crop", True) is True
+        and settings.get("do_rescale", True) is True
+        and not settings.get("do_normalize", False)
+        and abs(settings.get("rescale_factor", 1 / 255) * 255 - 1) < 1e-6
     )
-    if not (usual and type(crop) is int and type(edge) is int and edge >= crop > 0):
+    if not (standard and type(crop) is int and type(edge) is int and edge >= crop > 0):
         raise WeightsError(
-            f"{path} wants frames prepared in another way than the published MobileViTs; expected "
+            f"{path} expects frames prepared in another way than the published MobileViTs do: "
             "the shortest edge brought to size, a square cut out of the centre, and values from 0 "
             "to 1: give another checkpoint"
         )
-    resampling = Image.Resampling(said.get("resample", Image.Resampling.BILINEAR))
+    resampling = Image.Resampling(settings.get("resample", Image.Resampling.BILINEAR))
     channels = config["input_size"][0]
     own = {
         "input_size": (channels, crop, crop),

@@ -21,20 +21,16 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
 )
 
-from extract.backbones.base import (
-    WeightsError,
-    autocast,
+from extract.backbones.base import WeightsError, autocast, freeze, seeded, weights_hash
+from extract.backbones.checkpoint import check_folder
+from extract.backbones.hub import (
     cache_first,
-    freeze,
     load_complete,
     no_weights,
     published_settings,
     quiet_transformers,
-    seeded,
-    weights_hash,
 )
-from extract.backbones.checkpoint import check_folder
-from extract.decoding.media import SAMPLE_RATE
+from extract.decoding.sound_placement import SAMPLE_RATE
 
 PROCESSOR = "preprocessor_config.json"
 # names on the hub that are often meant, for those who mistype one

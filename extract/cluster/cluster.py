@@ -8,13 +8,12 @@ import signal
 import socket
 import time
 import tomllib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import distributions
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import dask
 import torch
@@ -22,9 +21,9 @@ from dask.distributed import Client, LocalCluster, WorkerPlugin
 from distributed.core import Status
 
 from extract.cluster import slurm
+from extract.cluster.versions import ClusterError, need_same_versions
 from extract.device import pick_device
-from features.recipe import READING_CHANGES
-from manifests import AvarnetError, reason
+from manifests import reason
 
 QUEUES = {
     "slurm": "SLURMCluster",
@@ -39,7 +38,7 @@ GPU_REQUESTS = {  # a line of the job script
     "lsf": "-gpu num={}",
     "sge": "-l gpu={}",
 }
-FIRST_WORKER = 60.0  # seconds to wait for one of a cluster that is said to be running
+FIRST_WORKER = 60.0  # seconds to wait for one of a running cluster
 SILENCE = 300.0  # seconds that jobs may run before the first worker comes
 LOOK = 2.0  # seconds between two looks at the queue
 SETTINGS = {
@@ -49,9 +48,11 @@ SETTINGS = {
     "distributed.scheduler.worker-saturation": 1.0,
     # a worker keeps an hour of call stacks: 2 GB of them when networks are at work
     "distributed.worker.profile.enabled": False,
+    # workers never import a module from the current folder, such as a user's train.py
+    "distributed.nanny.pre-spawn-environ.PYTHONSAFEPATH": "1",
 }
 # the batch system watches the memory; Dask's own limits would stop or kill workers long before
-PROLOGUE = [
+PROLOGUE = ["export PYTHONSAFEPATH=1"] + [  # no modules from the current folder
     f"export DASK_DISTRIBUTED__WORKER__{what}=False"
     for what in (
         "MEMORY__TARGET",
@@ -63,71 +64,8 @@ PROLOGUE = [
 ]
 
 
-# what `versions` returns, and the machine, said so that a worker of any version can tell it
-VERSIONS = (
-    "(next((d.version for d in __import__('importlib.metadata').metadata.distributions("
-    "name='avarnet')), 'unknown'), "
-    "max(getattr(__import__('features.recipe').recipe, 'READING_CHANGES', {1: ''})), "
-    "__import__('extract').__name__, __import__('platform').node())"
-)
-
-
-class ClusterError(AvarnetError):
-    """A cluster that cannot be used; the message gives the way out."""
-
-
 class NotStartedError(Exception):
-    """A cluster that was told to end before it was there."""
-
-
-class Versions(NamedTuple):
-    """Of this program: of the package, and of the code that reads files."""
-
-    package: str
-    reading: int
-
-    def __str__(self) -> str:
-        return f"avarnet {self.package} (version {self.reading} of the reading code)"
-
-
-def versions() -> Versions:
-    """Return the versions that are at work in this process."""
-    package = next((d.version for d in distributions(name="avarnet")), "unknown")
-    return Versions(package, max(READING_CHANGES))
-
-
-def other_versions(theirs: Versions, ours: Versions) -> str:
-    """Return what a worker has that is not ours, and the way out; "" if that is the same."""
-    if theirs == ours:
-        return ""
-    return (
-        f"{theirs}, and this machine has {ours}: features of two versions are not mixed. Install "
-        "the same one on both, start the workers anew and run the same command again"
-    )
-
-
-def need_same_versions(client: Client, workers: Collection[str]) -> None:
-    """Refuse workers of another version of this program.
-
-    Args:
-        client: of their cluster.
-        workers: their addresses.
-
-    Raises:
-        ClusterError: one of them has another version, or none.
-    """
-    found = client.run(eval, VERSIONS, workers=list(workers), on_error="return")
-    for worker, theirs in found.items():
-        if isinstance(theirs, OSError):
-            continue  # it is gone already
-        if isinstance(theirs, Exception):
-            raise ClusterError(
-                f"worker {worker} cannot import avarnet's packages ({theirs}); install "
-                "avarnet[extract] there"
-            )
-        package, reading, _, machine = theirs
-        if differing := other_versions(Versions(package, reading), versions()):
-            raise ClusterError(f"worker {worker} on {machine} has {differing}")
+    """A cluster that was to end before it had started."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +112,7 @@ class Cluster:
 
     @property
     def processes(self) -> int:
-        """How many processes work at once, as far as that can be told before."""
+        """How many processes work at once, as far as that is known before."""
         if self.queued:
             jobs = self.adapt[1] if self.adapt else max(1, self.workers)
             return jobs * (self.gpus or self.cores or 1)
@@ -187,14 +125,14 @@ class Cluster:
 
     @property
     def on_gpus(self) -> bool:
-        """Whether the networks run on GPUs, as far as that can be told before."""
+        """Whether the networks run on GPUs, as far as that is known before."""
         if self.scheduler == "local":
             return pick_device(self.device).type != "cpu"
         return self.gpus > 0 or self.device.startswith("cuda")
 
     @property
     def worker_device(self) -> str:
-        """What a worker is told to take: where GPUs were asked for, it does without none."""
+        """The device of a worker: where GPUs were asked for, it must have one."""
         return "cuda" if self.gpus and self.device == "auto" else self.device
 
     def beginning(self, tasks: int) -> str:
@@ -215,13 +153,13 @@ class Cluster:
             stopped: whether to wait for workers no longer; then there may be none.
 
         Raises:
-            ClusterError: it cannot be had.
+            ClusterError: it cannot be used.
             NotStartedError: it was `stopped`, and its processes ended too.
         """
         with dask.config.set(SETTINGS):
             if self.scheduler == "local":
                 try:
-                    with _deaf_children():
+                    with _children_ignore_interrupts():
                         local = LocalCluster(
                             n_workers=min(self.processes, tasks),
                             threads_per_worker=1,
@@ -234,7 +172,7 @@ class Cluster:
                         raise NotStartedError from error
                     raise
                 with local as cluster, Client(cluster) as client:
-                    client.register_plugin(_Deaf())
+                    client.register_plugin(_IgnoreSignals())
                     yield client
             elif self.queued:
                 with self._queue() as cluster, Client(cluster) as client:
@@ -248,7 +186,7 @@ class Cluster:
                     yield client
 
     def jobs(self) -> dict[str, str] | None:
-        """Return the state of each job in the queue that is not over; None where nobody knows."""
+        """Return the state of each job in the queue that is not over; None if that is unknown."""
         return slurm.states() if self.scheduler == "slurm" else None
 
     def job_script(self) -> str:
@@ -257,25 +195,25 @@ class Cluster:
             return str(cluster.job_script())
 
     def _submit(self, cluster: Any) -> None:
-        said: list[str] = []
+        refusals: list[str] = []
 
-        def note(record: logging.LogRecord) -> bool:
-            said.append(str(record.exc_info[1] if record.exc_info else record.msg))
+        def keep_refusal(record: logging.LogRecord) -> bool:
+            refusals.append(str(record.exc_info[1] if record.exc_info else record.msg))
             return False
 
         tornado = logging.getLogger("tornado.application")
-        tornado.addFilter(note)  # there alone a refusal is told, with a traceback
+        tornado.addFilter(keep_refusal)  # it is only logged there, with a traceback
         try:
             cluster.scale(jobs=max(1, self.adapt[0] if self.adapt else self.workers))
             with suppress(RuntimeError):
                 cluster.sync(cluster._correct_state)
         finally:
-            tornado.removeFilter(note)
+            tornado.removeFilter(keep_refusal)
         # a job that is refused only leaves a line in a log: without this, one would wait for ever
         if not any(getattr(job, "job_id", None) for job in cluster.workers.values()):
             for job in cluster._created:
                 job.status = Status.failed  # the cluster cannot close with jobs that never began
-            why = " ".join("".join(said[:1]).rpartition("stderr:")[2].split())
+            why = " ".join("".join(refusals[:1]).rpartition("stderr:")[2].split())
             raise ClusterError(
                 f"{self.scheduler} refuses the job ({why}); look at its script with --dry-run, and "
                 "change --queue, --walltime, --cores, --memory, --gpus or the --cluster-config"
@@ -284,7 +222,7 @@ class Cluster:
     def _wait(self, cluster: Any, client: Client, stopped: Callable[[], bool]) -> None:
         """Wait for the first worker, as long as a job may bring one.
 
-        A job whose worker does not reach this machine ends after a while, and nobody is told.
+        A job whose worker does not reach this machine ends after a while, without a notice.
         """
         jobs = [str(job.job_id) for job in cluster.workers.values() if job.job_id]
         began: float | None = None
@@ -299,7 +237,7 @@ class Cluster:
             began = began or time.monotonic()
             running = [job for job in jobs if job in states]
             if not running or time.monotonic() - began > SILENCE:
-                raise ClusterError(_silence(jobs, bool(running), cluster.scheduler_address))
+                raise ClusterError(_no_worker(jobs, bool(running), cluster.scheduler_address))
 
     def _running(self, stopped: Callable[[], bool]) -> Client:
         try:
@@ -361,8 +299,8 @@ class Cluster:
             ) from error
 
 
-def _silence(jobs: list[str], running: bool, address: str) -> str:
-    """Say that no worker came of jobs in Slurm, and the way out."""
+def _no_worker(jobs: list[str], running: bool, address: str) -> str:
+    """Return the message that no worker came of jobs in Slurm, with the way out."""
     fate = f"has been running for {SILENCE:g} s" if running else "is over"
     what = "job" if len(jobs) == 1 else f"{len(jobs)} jobs"
     names = ", ".join(name for _, name in socket.if_nameindex())
@@ -374,10 +312,10 @@ def _silence(jobs: list[str], running: bool, address: str) -> str:
 
 
 @contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Let processes that are started within not hear Ctrl-C, which a terminal sends to all.
+def _children_ignore_interrupts() -> Iterator[None]:
+    """Keep Ctrl-C, which a terminal sends to all, from processes that are started within.
 
-    They would print tracebacks while they start. This process hears it afterwards.
+    They would print tracebacks while they start. This process gets it afterwards.
     """
     resource_tracker.ensure_running()  # where it is started, multiprocessing unblocks the signal
     # threads and children inherit it
@@ -388,11 +326,8 @@ def _deaf_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class _Deaf(WorkerPlugin):  # type: ignore[misc]
-    """What a terminal or a batch system tells this process, it tells the workers too.
-
-    What is to be done then, the job says.
-    """
+class _IgnoreSignals(WorkerPlugin):  # type: ignore[misc]
+    """The signals of a terminal or a batch system reach the workers too; the job handles them."""
 
     def setup(self, worker: object) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,4 +1,4 @@
-"""What Slurm says of jobs."""
+"""The state and the logs of jobs in Slurm."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ LAST_LINES = 5  # of a job's log, for a message
 
 
 def states() -> dict[str, str] | None:
-    """Return the state of each of the user's jobs that is not over; None if Slurm is silent."""
+    """Return the state of each of the user's jobs that is not over; None without an answer."""
     wanted = "PENDING,CONFIGURING,RUNNING,SUSPENDED"
-    said = _call("squeue", "-h", "-u", str(os.getuid()), "-t", wanted, "-o", "%i %T")
-    return None if said is None else dict(line.split() for line in said.splitlines())
+    listed = _call("squeue", "-h", "-u", str(os.getuid()), "-t", wanted, "-o", "%i %T")
+    return None if listed is None else dict(line.split() for line in listed.splitlines())
 
 
 def log_end(job: str) -> str:

@@ -1,6 +1,6 @@
 """Whether a file ends where its container says that it does, or was cut short.
 
-A download or a copy that broke off, a full disk, a recorder without power: what is there decodes
+A download or a copy that broke off, a full disk, a recorder without power: what remains decodes
 without an error. What tells is what the container states: how long it is, or, where it states no
 length (recordings of a live stream, MPEG-TS and -PS), the size of the piece at the file's end.
 A file of the latter kinds that was cut exactly between two pieces cannot be told from a whole one.
@@ -168,7 +168,7 @@ def _vint(data: bytes, keep_marker: bool) -> tuple[int, int]:
 
 
 def _ts_inside(file: BinaryIO, size: int) -> bool:
-    """Tell whether the last packet is not all there: four whole ones, and the start of a fifth."""
+    """Tell whether the last packet is incomplete: four whole ones, and the start of a fifth."""
     file.seek(max(0, size - 6 * max(TS_PACKETS)))
     tail = file.read()
     for length, sync in TS_PACKETS.items():

@@ -186,7 +186,7 @@ def demux(
 ) -> Iterator[av.Packet[Any]]:
     """Yield the packets of some streams in the file's order, and one for each to flush its decoder.
 
-    As PyAV's own method, but for two of its faults: flushing packets say there that they are of
+    As PyAV's own method, but for two of its faults: flushing packets claim that they are of
     stream 0, and where a further stream begins in the middle of the file, an error may be raised
     at its end, when all is read.
 

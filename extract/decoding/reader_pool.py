@@ -7,15 +7,10 @@ from collections.abc import Iterable, Iterator
 from queue import Empty, Queue
 from typing import TypeVar
 
-from extract.decoding.reader import (
-    MEMORY_BYTES,
-    MESSAGES_AHEAD,
-    PATIENCE,
-    Message,
-    Prepare,
-    Readable,
-    Reader,
-)
+from extract.decoding.isolated_process import MEMORY_BYTES
+from extract.decoding.messages import Message, Readable
+from extract.decoding.reader import MESSAGES_AHEAD, PATIENCE, Reader
+from extract.preprocessing import Prepare
 
 T = TypeVar("T", bound=Readable)
 

@@ -4,7 +4,7 @@ A frame is the one shown at the snippet's middle, as offline. Sound cannot be as
 offline, where a snippet lies within a window of 20 s: here the window ends with the snippet
 (`extract.live.trailing_windows`). A recipe of `make_recipe(live=True)`, which is that of `avarnet
 extract --live`, has the same windows, and the rows of a stream are those of its recording. By any
-other recipe the network goes by all that it hears, so that the rows of sound are of another kind:
+other recipe a window decides on each row of it, so that the rows of sound are of another kind:
 with random weights, their cosine with the offline ones is 0.89 (benchmarks/RESULTS.md).
 """
 
@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from extract.backbones.base import SoundBackbone
 from extract.device import pick_device
-from extract.extractor import Networks, networks_of
 from extract.finite import as_stored, clean_sound
-from extract.live.stream_receiver import Gap, Receiver, Whole
+from extract.live.stream_receiver import Gap, ReceivedSnippet, Receiver
 from extract.live.trailing_windows import TRAILING, Tail, frames_of, row_of, trailing_seconds
+from extract.recipe import Networks, networks_of
 from features import Recipe
 
 
@@ -60,7 +60,7 @@ def live_snippets(
 
     Raises:
         ClipError: the source cannot be opened, or not again.
-        WeightsError: the networks cannot be had, or are not those of the recipe.
+        WeightsError: the networks cannot be loaded, or are not those of the recipe.
     """
     networks = networks_of(recipe, pick_device(device))
     prepare = {name: eye.prepare for name, eye in networks.items() if eye.reads == "frames"}
@@ -82,20 +82,20 @@ def _row(network: SoundBackbone, tails: Sequence[Tail]) -> NDArray[np.float32] |
     return row_of(frames)
 
 
-def _snippet(whole: Whole, networks: Networks) -> Snippet:
+def _snippet(received: ReceivedSnippet, networks: Networks) -> Snippet:
     rows, valid = {}, {}
     for name, network in networks.items():
         row = None
         if network.reads == "sound":
-            row = _row(network, whole.sound)
-        elif name in whole.pixels:
-            (row,) = network([whole.pixels[name]])
+            row = _row(network, received.sound)
+        elif name in received.pixels:
+            (row,) = network([received.pixels[name]])
         kept, fine = as_stored(np.zeros(network.features, np.float32) if row is None else row)
         rows[name], valid[name] = kept, row is not None and bool(fine)
     return Snippet(
-        whole.start,
-        whole.end,
+        received.start,
+        received.end,
         rows,
         valid,
-        whole.received,
+        received.received,
     )

@@ -1,6 +1,6 @@
-"""Sound as a live stream has it: each snippet is heard in a window that ends with it.
+"""Sound as a live stream has it: each snippet is read in a window that ends with it.
 
-`avarnet extract --live` hears files so and `avarnet watch` hears streams so, by the same functions.
+`avarnet extract --live` reads files so and `avarnet watch` reads streams so, by the same functions.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.decoding.sound_track import SAMPLE_RATE
+from extract.decoding.sound_placement import SAMPLE_RATE
 
 if TYPE_CHECKING:  # the receiving process must stay without torch
     from extract.backbones.base import SoundBackbone
@@ -107,10 +107,13 @@ def row_of(frames: Sequence[NDArray[np.float32]]) -> NDArray[np.float32] | None:
     return heard.mean(0) if len(heard) else None  # type: ignore[union-attr]
 
 
-class Trailing:
+class TrailingWindows:
     """A clip's sound on its way through a network, block by block, in bounded memory.
 
-    Args: as `extract.audio_windows.Listening`'s.
+    Args:
+        network: that reads the sound; its recipe has the length of the windows.
+        snippets: T, how many the clip has.
+        snippet_seconds: their length.
     """
 
     def __init__(self, network: SoundBackbone, snippets: int, snippet_seconds: float) -> None:
@@ -121,9 +124,9 @@ class Trailing:
         self._next = 0  # snippet
         # which windows share a batch depends on the clip alone
         self._batch = max(1, int(BATCH_SECONDS / self._seconds))
-        self._waiting: list[tuple[int, Tail]] = []  # of one length
-        self._frames: list[NDArray[np.float32]] = []  # of the snippet that was heard last
-        self._heard = 0  # its number
+        self._pending: list[tuple[int, Tail]] = []  # of one length
+        self._frames: list[NDArray[np.float32]] = []  # of the snippet that was read last
+        self._last = 0  # its number
         self._rows = np.zeros((snippets, network.features), np.float32)
         self._valid = np.zeros(snippets, bool)
 
@@ -131,37 +134,37 @@ class Trailing:
         """Take the next samples; see `Runs.add`."""
         self._kept.add(first, samples)
         while self._next < len(self._rows) and self._span()[1] <= first + len(samples):
-            self._take()
+            self._cut_next()
         self._kept.drop(self._span()[0])
 
     def finish(self) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Return (T, features) rows, and (T,) validity: False where there was no sound."""
         while self._next < len(self._rows):
-            self._take()
-        self._hear()
+            self._cut_next()
+        self._run_batch()
         return self._rows, self._valid
 
     def _span(self) -> tuple[int, int]:
         return span(self._next, self._step, self._seconds)
 
-    def _take(self) -> None:
+    def _cut_next(self) -> None:
         snippet, self._next = self._next, self._next + 1
         for found in self._kept.tails(snippet, self._step, self._seconds):
-            if self._waiting and len(found.window) != len(self._waiting[0][1].window):
-                self._hear()
-            self._waiting.append((snippet, found))
-            if len(self._waiting) == self._batch:
-                self._hear()
+            if self._pending and len(found.window) != len(self._pending[0][1].window):
+                self._run_batch()
+            self._pending.append((snippet, found))
+            if len(self._pending) == self._batch:
+                self._run_batch()
 
-    def _hear(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        if not waiting:
+    def _run_batch(self) -> None:
+        batch, self._pending = self._pending, []
+        if not batch:
             return
-        heard = frames_of(self._network, [found for _, found in waiting])
-        for (snippet, _), frames in zip(waiting, heard, strict=True):
+        outputs = frames_of(self._network, [found for _, found in batch])
+        for (snippet, _), frames in zip(batch, outputs, strict=True):
             # a snippet with a hole in it has several windows, one after the other
-            self._frames = [*self._frames, frames] if snippet == self._heard else [frames]
-            self._heard = snippet
+            self._frames = [*self._frames, frames] if snippet == self._last else [frames]
+            self._last = snippet
             row = row_of(self._frames)
             if row is not None:
                 self._rows[snippet], self._valid[snippet] = row, True

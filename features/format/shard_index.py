@@ -1,7 +1,7 @@
-"""What a shard says of itself: its recipe, its clips and where their rows lie.
+"""The tables of a shard: its recipe, its clips and where their rows lie.
 
-Read with suspicion, since a shard may come from a stranger: nothing is allocated or followed before
-it is known to lie inside the file. The layout is written down in FORMAT.md.
+A shard may come from a stranger: nothing is allocated or followed before it is known to lie inside
+the file. The layout is written down in FORMAT.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from features.recipe import MOST_BYTES, FeatureError, Recipe, VersionError
 FORMAT = "avarnet-features"
 VERSION = 2
 MAX_ID_BYTES = 200
-# of all tables of a shard, seven million clips' worth: a file with holes can say to be of any size
+# of all tables of a shard, enough for seven million clips: a sparse file can have any size
 MAX_TABLE_BYTES = 2**30
 DIGEST_BYTES = 16
 COLUMNS = {"first_row": "<i8", "rows": "<i8", "duration": "<f8", "flags": "|u1"}
@@ -81,7 +81,7 @@ class Table:
         if not self.placed(slice(None)).all():
             raise FeatureError("its table points outside its rows")
         if not (np.isfinite(self.duration) & (self.duration >= 0)).all():
-            raise FeatureError("its table has durations that are none")
+            raise FeatureError("its table has invalid durations")
 
     def valid_counts(self, valid: NDArray[Any]) -> NDArray[np.int64]:
         """Return (n,) how many rows of each clip are valid, of one stream's (total,) validity."""
@@ -114,8 +114,8 @@ def read_table(file: Path | RawIOBase, size: int) -> Table:
 
     Raises:
         VersionError: it is a shard of another version.
-        FeatureError: it is no shard, or an array is not as the format says. The
-            message does not name the file.
+        FeatureError: it is not a shard, or an array is not as the format requires. The message does
+            not name the file.
     """
     try:
         with h5py.File(file, "r", locking=False) as shard:
@@ -156,7 +156,7 @@ def _read(shard: h5py.h5f.FileID, size: int) -> Table:
     if any(table.shape[0] != ids.shape[0] for table in tables):
         raise FeatureError("its tables differ in length")
     if source.shape[1] != 32 or any(table.shape[1] != DIGEST_BYTES for table in digests):
-        raise FeatureError("its tables are not as the format says")
+        raise FeatureError("its tables are not as the format requires")
     arrays = _load(tables, size)
     return Table(
         recipe,
@@ -169,7 +169,12 @@ def _read(shard: h5py.h5f.FileID, size: int) -> Table:
 
 
 def tables_checksum(recipe_json: str, arrays: Iterable[NDArray[Any]]) -> str:
-    """Return 32 hexadecimal digits over the recipe and the bytes of every table, in their order."""
+    """Return the checksum of a shard's tables, 32 hexadecimal digits.
+
+    Args:
+        recipe_json: the shard's recipe as it is stored.
+        arrays: every table, in the order of the format.
+    """
     digest = xxhash.xxh3_128(recipe_json.encode())
     for array in arrays:
         digest.update(np.ascontiguousarray(array).data)
@@ -177,12 +182,25 @@ def tables_checksum(recipe_json: str, arrays: Iterable[NDArray[Any]]) -> str:
 
 
 def clip_header(clip_id: bytes, duration: float, flags: int, source: bytes) -> bytes:
-    """Return the part of a clip's digests that is the same for every stream."""
+    """Return the part of a clip's digests that is the same for every stream.
+
+    Args:
+        clip_id: UTF-8.
+        duration: seconds.
+        flags: see `Flag`.
+        source: SHA-256 of the video file, 32 bytes.
+    """
     return b"\0".join((clip_id, np.float64(duration).tobytes(), bytes([flags]), source))
 
 
 def clip_digest(header: bytes, rows: NDArray[np.float16], valid: NDArray[Any]) -> bytes:
-    """Return the XXH3-128 of one clip's header, rows and validity in one stream."""
+    """Return the XXH3-128 of one clip in one stream.
+
+    Args:
+        header: see `clip_header`.
+        rows: (T, D).
+        valid: (T,) validity mask, as bool or uint8.
+    """
     digest = xxhash.xxh3_128(header)
     digest.update(np.ascontiguousarray(rows, dtype="<f2").data)
     digest.update(np.ascontiguousarray(valid).data)
@@ -190,7 +208,7 @@ def clip_digest(header: bytes, rows: NDArray[np.float16], valid: NDArray[Any]) -
 
 
 def check_id(clip_id: str) -> None:
-    """Refuse a clip id that could be a way out of a folder or garble a list."""
+    """Refuse a clip id that could lead out of a folder or garble a list."""
     if (
         not clip_id
         or len(clip_id.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES
@@ -229,7 +247,7 @@ def _text(shard: h5py.h5f.FileID, name: str) -> str:
         or attribute.shape != ()
         or attribute.get_storage_size() > MOST_BYTES
     ):
-        raise FeatureError(f"its attribute {name} is no text of at most {MOST_BYTES}")
+        raise FeatureError(f"its attribute {name} is not a text of at most {MOST_BYTES} bytes")
     value = np.empty((), attribute.dtype)
     attribute.read(value)
     return bytes(value[()]).decode()
@@ -262,7 +280,7 @@ def _plain(parent: h5py.h5g.GroupID, name: str, dtype: str | None, dimensions: i
     settings = dataset.get_create_plist()
     contiguous = settings.get_layout() == h5py.h5d.CONTIGUOUS
     if not contiguous or settings.get_external_count():
-        # before all else: to tell the shape of a virtual array, HDF5 opens the files it names
+        # checked first: to get the shape of a virtual array, HDF5 opens the files it names
         raise FeatureError(f"{name} is not one stretch of this file")
     shape, found = dataset.shape, dataset.dtype
     nbytes = math.prod(shape) * found.itemsize
@@ -275,7 +293,7 @@ def _plain(parent: h5py.h5g.GroupID, name: str, dtype: str | None, dimensions: i
         or offset is None
         or dataset.get_storage_size() != nbytes
     ):
-        raise FeatureError(f"{name} is no plain array of {dtype or 'fixed-length text'}")
+        raise FeatureError(f"{name} is not a plain array of {dtype or 'fixed-length text'}")
     return _Plain(dataset, offset, shape, found, nbytes)
 
 

@@ -19,6 +19,10 @@ def from_csv(file: Path, root: Path) -> list[Clip]:
     group, duration, fps, audio, and start and end of an anomaly in seconds. A clip with several
     anomalies has several rows.
 
+    Args:
+        file: the CSV file, in UTF-8.
+        root: what the manifest's paths are relative to.
+
     Raises:
         ManifestError: the file or its columns cannot be used, or lines are wrong (all are named).
 
@@ -46,9 +50,9 @@ def from_csv(file: Path, root: Path) -> list[Clip]:
     for number, row in rows:
         try:
             clip = _clip(row, file.parent, root, annotated)
-            before = clips.get(clip.id)
-            if before is not None:
-                clip = _merged(before, clip)
+            earlier = clips.get(clip.id)
+            if earlier is not None:
+                clip = _merged(earlier, clip)
         except ManifestError as error:
             faults[number] = str(error)
             continue
@@ -103,14 +107,16 @@ def _merged(one: Clip, other: Clip) -> Clip:
     for name in ("path", "labels", "split", "group", "duration", "fps", "audio"):
         if getattr(one, name) != getattr(other, name):
             raise ManifestError(
-                f"clip {one.id} is there already with another {name} "
-                f"({_said(getattr(one, name))}, now {_said(getattr(other, name))}); give it an id "
-                "of its own"
+                f"clip {one.id} is in the file already with different {name} "
+                f"({_shown(getattr(one, name))}, now {_shown(getattr(other, name))}); give it an "
+                "id of its own"
             )
     if other.intervals is None:
-        raise ManifestError(f"clip {one.id} is there already; remove the row or give it an id")
+        raise ManifestError(
+            f"clip {one.id} is in the file already; remove the row or give it an id"
+        )
     return replace(one, intervals=tuple(sorted({*(one.intervals or ()), *other.intervals})))
 
 
-def _said(value: object) -> str:
+def _shown(value: object) -> str:
     return "|".join(value) if isinstance(value, tuple) else str(value)

@@ -14,14 +14,14 @@ def from_folders(directory: Path, root: Path) -> Listing:
     """Return a clip for each video in ``directory/CLASS/...``.
 
     The id is the path below `directory` without its suffix (with it, where two files would share
-    an id). Videos whose names can be no id are refused, and the others taken.
+    an id). Videos whose names cannot be ids are refused, and the others taken.
 
     Args:
         directory: the folder of class folders.
         root: what the manifest's paths are relative to.
 
     Raises:
-        ManifestError: there are no videos, some are in no class folder, or none can be a clip.
+        ManifestError: the folder has no videos, some are in no class folder, or none can be a clip.
 
     Example::
 
@@ -29,9 +29,9 @@ def from_folders(directory: Path, root: Path) -> Listing:
     """
     found = videos_below(directory)
     if not found.videos:
-        there = ", ".join(f"{suffix or 'no suffix'}: {n}" for suffix, n in found.left_out.items())
+        others = ", ".join(f"{suffix or 'no suffix'}: {n}" for suffix, n in found.left_out.items())
         raise ManifestError(
-            f"{directory}: no videos in it{f' (files there, by suffix: {there})' * bool(there)}; "
+            f"{directory}: no videos in it{f' (files there, by suffix: {others})' * bool(others)}; "
             f"expected DIR/CLASS/clip.mp4 (suffixes: {' '.join(sorted(VIDEO_SUFFIXES))})"
         )
     below = [path.relative_to(directory) for path in found.videos]

@@ -1,4 +1,4 @@
-"""Which recording each clip was cut from, as a table says it."""
+"""Which recording each clip was cut from, according to a table."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Grouped(NamedTuple):
     """Clips with their groups.
 
     Attributes:
-        clips: all that were given; those that are not named have no group, which counts as one of
-            their own.
+        clips: all that were given; those that are not named have no group, which counts as a group
+            of their own.
         ungrouped: ids of these.
-        unknown: names in the table that are no clip.
+        unknown: names in the table that are not clips.
     """
 
     clips: list[Clip]
@@ -31,7 +31,7 @@ class Grouped(NamedTuple):
 def with_groups(clips: Sequence[Clip], file: Path) -> Grouped:
     """Give clips the groups that a table names.
 
-    Names that are no clip are no mistake, as the table of a whole data set serves for a part of it.
+    Names that are not clips are no error: the table of a whole data set serves for a part of it.
 
     Args:
         clips: from folders.
@@ -40,7 +40,7 @@ def with_groups(clips: Sequence[Clip], file: Path) -> Grouped:
 
     Raises:
         ManifestError: the table cannot be read, has a clip twice with different sources, has a file
-            name that several clips have, or names no clip at all.
+            name that several clips have, or does not name any clip.
     """
     sources = _read(file)
     named: dict[str, set[str]] = defaultdict(set)  # each name that a table may use -> clips' ids
@@ -78,7 +78,7 @@ def with_groups(clips: Sequence[Clip], file: Path) -> Grouped:
 
 
 def _read(file: Path) -> dict[str, str]:
-    """Return clip -> source, as the table names them; rows without a source are passed over."""
+    """Return clip -> source, as the table names them; rows without a source are skipped."""
     named: dict[str, str] = {}
     try:
         with open(file, newline="", encoding="utf-8-sig") as lines:

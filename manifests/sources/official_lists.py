@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from manifests.clip import Interval, ManifestError
 from manifests.jsonl import reason
@@ -33,6 +34,12 @@ def bare_name(name: str) -> str:
 def frame_intervals(file: Path, name: str, frames: list[str], fps: float) -> tuple[Interval, ...]:
     """Return pairs of frame numbers (first included, last excluded; -1 for none) as seconds.
 
+    Args:
+        file: the list, for messages.
+        name: of the clip, for messages.
+        frames: the numbers as the list has them.
+        fps: frame rate in which they were counted.
+
     Raises:
         ManifestError: they are not pairs of whole numbers.
     """
@@ -52,6 +59,11 @@ def frame_intervals(file: Path, name: str, frames: list[str], fps: float) -> tup
 def check_annotated(file: Path, annotated: set[str], expected: set[str]) -> None:
     """Refuse annotations that do not fit the test list one to one.
 
+    Args:
+        file: the annotations, for messages.
+        annotated: the clips in it.
+        expected: the clips of the test list that are anomalous.
+
     Raises:
         ManifestError: naming some of the clips that have no counterpart.
     """
@@ -67,18 +79,25 @@ def check_annotated(file: Path, annotated: set[str], expected: set[str]) -> None
             )
 
 
-def find_videos(videos: Path, listed: Mapping[str, str]) -> tuple[dict[str, Path], Found]:
-    """Return name -> file for the listed videos that are in a folder, and all that is there.
+class ListedVideos(NamedTuple):
+    """The videos of a list that are in a folder."""
+
+    files: dict[str, Path]  # name -> file
+    found: Found  # all that is in the folder
+
+
+def find_videos(videos: Path, listed: Mapping[str, str]) -> ListedVideos:
+    """Find the listed videos in a folder.
 
     Args:
         videos: the folder.
         listed: name -> official path; a file elsewhere below the folder serves if its name fits.
 
     Raises:
-        ManifestError: none is there.
+        ManifestError: the folder has none of them.
     """
-    there = videos_below(videos)
-    below = {path.stem: path for path in reversed(there.videos)}
+    found = videos_below(videos)
+    below = {path.stem: path for path in reversed(found.videos)}
     files = {}
     for name, path in listed.items():
         if (videos / path).is_file():
@@ -90,4 +109,4 @@ def find_videos(videos: Path, listed: Mapping[str, str]) -> tuple[dict[str, Path
             f"{videos}: none of the {len(listed)} listed videos is in it; give the folder that "
             "holds them"
         )
-    return files, there
+    return ListedVideos(files, found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from manifests.clip import Clip, Interval
 from manifests.jsonl import relative_path
@@ -17,6 +18,13 @@ from manifests.sources.video_files import Listing
 
 FPS = 30.0
 NORMAL = "Normal"
+
+
+class _Listed(NamedTuple):
+    """A clip of the official lists."""
+
+    path: PurePosixPath
+    split: str
 
 
 def from_ucf_crime(lists: Path, root: Path, videos: Path | None = None) -> Listing:
@@ -43,12 +51,14 @@ def from_ucf_crime(lists: Path, root: Path, videos: Path | None = None) -> Listi
         for row in rows
     }
     listed = {
-        bare_name(PurePosixPath(line).name): (PurePosixPath(line), split)
+        bare_name(PurePosixPath(line).name): _Listed(PurePosixPath(line), split)
         for split in ("train", "test")
         for line in read_lines(lists / f"Anomaly_{split.capitalize()}.txt")
     }
-    check_annotated(annotations, set(marked), {n for n, (_, s) in listed.items() if s == "test"})
-    paths = {name: path.as_posix() for name, (path, _) in listed.items()}
+    check_annotated(
+        annotations, set(marked), {n for n, clip in listed.items() if clip.split == "test"}
+    )
+    paths = {name: clip.path.as_posix() for name, clip in listed.items()}
     files, found = find_videos(videos, paths) if videos else (None, None)
     clips = []
     for name, (path, split) in listed.items():

@@ -1,4 +1,4 @@
-"""The videos below a folder, and what of it was left out: nothing goes without a word."""
+"""The videos below a folder, and all that was left out of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VIDEO_SUFFIXES = {
     *(".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".vob", ".mod", ".tod"),
     *(".ts", ".mts", ".m2ts", ".m2t", ".mpegts", ".tp", ".trp"),
     *(".dv", ".dif", ".mxf", ".dav", ".nut", ".ivf", ".y4m", ".mjpeg", ".mjpg"),
-    # without a clock: what reads them says so, and the way out
+    # without time stamps: the reader reports that, and the way out
     *(".h264", ".264", ".avc", ".h265", ".265", ".hevc"),
 }
 
@@ -30,8 +30,8 @@ class Found:
         videos: the files whose suffix is one of `VIDEO_SUFFIXES`, in either case; sorted.
         left_out: suffix, in lower case ("" if there is none) -> number of the files that have it.
         hidden: number of files and folders whose names begin with a dot.
-        not_followed: folder that is listed already, or holds itself, by a link -> which one it is.
-        unreadable: folder, or link without a suffix that leads nowhere -> why it cannot be read.
+        not_followed: folder that a link lists a second time, or inside itself -> which one it is.
+        unreadable: folder, or link without a suffix to nothing -> why it cannot be read.
     """
 
     videos: list[Path] = field(default_factory=list)
@@ -42,13 +42,13 @@ class Found:
 
 
 class Listing(NamedTuple):
-    """The clips of a folder or an official list, and what of it are none.
+    """The clips of a folder or an official list, and what could not be one.
 
     Attributes:
         clips: to write into a manifest.
         missing: names in the list that are not in the folder of videos.
-        refused: path of a video below the folder -> why it can be no clip.
-        found: what is in the folder; None if none was looked into.
+        refused: path of a video below the folder -> why it cannot be a clip.
+        found: what is in the folder; None if no folder was given.
     """
 
     clips: list[Clip]

@@ -317,7 +317,7 @@ def test_a_manifest_moves_with_its_root(clips: Path, tmp_path: Path) -> None:
         (["train", "none.jsonl", "s", "r"], 1, "avarnet manifest folders"),
         (["evaluate", "nowhere"], 1, "no finished run"),
         (["predict", "nowhere", "x.mp4"], 1, "no finished run"),
-        (["features", "info", "nowhere"], 1, "no feature store"),
+        (["features", "info", "nowhere"], 1, "not a feature store"),
         (["manifest", "folders", "nowhere", "-o", "m.jsonl"], 1, "no such folder"),
         (["manifest", "xd-violence", "--lists", ".", "-o", "m"], 1, "official lists"),
         (["extract"], 2, "Missing argument"),
@@ -454,7 +454,7 @@ IMPORTS = {
     "train.predict": {"extract", "timm", "transformers", "av", "dask", "sklearn", "scipy"},
     "train.run": {"extract", "timm", "transformers", "av", "dask", "sklearn", "scipy"},
     "extract": {"train", "torch"},
-    "extract.decoding.reader": {"train", "torch", "scipy"},
+    "extract.decoding.child": {"train", "torch", "scipy"},
     "extract.job.client": {"train", "timm", "transformers", "scipy"},
     "avarnet": {"extract", "torch"},  # and of train its configuration alone
 }

@@ -168,12 +168,12 @@ def test_many_models_and_what_becomes_of_them(store: Path, manifest: Path, tmp_p
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["push", "nowhere", "s3://x"], 1, "no feature store"),
+        (["push", "nowhere", "s3://x"], 1, "not a feature store"),
         (["pull", "file:///nowhere/at/all", "s"], 1, "nowhere/at/all"),
         (["pull", "gopher://x", "s"], 1, "gopher"),
         (["pull", "file:///x", "s", "--split", "test"], 2, "give their --manifest"),
         (["pull", "file:///x", "s", "--trim"], 2, "--trim needs a choice of clips"),
-        (["merge", "nowhere", "-o", "out"], 1, "no feature store"),
+        (["merge", "nowhere", "-o", "out"], 1, "not a feature store"),
         (["export", "nowhere", "out", "--as", "zip"], 2, "'zip' is not one of"),
         (["import", "s", "--stream", "x", "--snippet-seconds", "1", "--about", "-"], 2, "PATTERN"),
         (

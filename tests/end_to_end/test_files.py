@@ -18,7 +18,7 @@ from rich.text import Text
 from small_stores import clip, fill
 
 from avarnet.console import plain, shown
-from extract.decoding.media import probe
+from extract.decoding.container import probe
 from extract.synthetic import make_clip
 from manifests import VIDEO_SUFFIXES, Clip, write
 

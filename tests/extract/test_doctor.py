@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from extract import doctor
-from extract.decoding.reader import End, Reader, Sound
+from extract.decoding.messages import End, Sound
+from extract.decoding.reader import Reader
 
 pytestmark = pytest.mark.slow
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from small_stores import RECIPE
 
 from extract import ClipError, Cluster, Extractor, Files, Task, WeightsError, extract, make_recipe
-from extract.decoding.reader import Prepare
+from extract.preprocessing import Prepare
 from extract.synthetic import SOUND_RATE, make_clip, write_video
 from features import FeatureError, Features, Flag, Recipe, Store, Writer, verify
 
@@ -179,8 +179,8 @@ def test_batches_are_a_clips_own_or_full(
     long = make_clip(tmp_path / "long.mp4", "Crash", 1, seconds=5.0)  # of twenty
     extractor = Extractor(recipe, "cpu", readers=readers)
     expected = {file: extractor(file).video for file in (*short, long)}
-    eye = Counting(extractor._eyes["video"].prepare)
-    extractor._eyes["video"] = extractor._networks["video"] = eye
+    eye = Counting(extractor.frame_networks["video"].prepare)
+    extractor.frame_networks["video"] = extractor._networks["video"] = eye
     extractor.device = torch.device(device)
     made = dict(extractor.stream([Files(file, None) for file in (short[0], long, *short[1:])]))
     sizes = {}
@@ -313,7 +313,7 @@ def test_two_thousand_clips_leave_a_worker_as_it_was(sound_model: str, tmp_path:
 
     def weigh(done: float, total: float) -> None:
         family = psutil.Process().children(recursive=True)
-        readers = [p for p in family if "extract.decoding.reader" in " ".join(p.cmdline())]
+        readers = [p for p in family if "extract.decoding.child" in " ".join(p.cmdline())]
         if readers:
             worker = readers[0].parent()
             assert worker is not None

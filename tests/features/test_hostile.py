@@ -28,8 +28,8 @@ import pytest
 from small_stores import RECIPE, SIZES, clip, fill, same
 
 from features import FeatureError, Features, Flag, Recipe, Shard, Store, compact, verify
-from features.format.shard import file_hash
 from features.format.shard_index import COLUMNS, clip_digest, clip_header, tables_checksum
+from features.format.shard_name import file_hash
 
 pytestmark = pytest.mark.slow
 
@@ -514,7 +514,7 @@ CONTENTS: dict[str, tuple[Change, str]] = {
         )
     },
     **{
-        f"duration {value}": (cell("duration", value), "durations that are none")
+        f"duration {value}": (cell("duration", value), "invalid durations")
         for value in (float("nan"), float("inf"), -1.0)
     },
 }
@@ -629,7 +629,7 @@ def test_things_that_are_no_files(store: Path, tmp_path: Path) -> None:
     (unreadable,) = in_child(try_to_list, store)
     assert list(unreadable) == names[::-1]
     for number in (0, 1, 6, 7):
-        assert "no regular file" in unreadable[names[number]]
+        assert "not a regular file" in unreadable[names[number]]
     assert "secret" not in unreadable[names[3]]
     assert outside.read_text() == "a secret\n"
 

@@ -211,7 +211,7 @@ def test_ids_that_could_harm_are_refused(tmp_path: Path, bad: str) -> None:
 
 def test_folders_that_are_no_store(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(FeatureError, match=r"no feature store.*avarnet extract"):
+        with pytest.raises(FeatureError, match=r"not a feature store.*avarnet extract"):
             Store(path)
     (tmp_path / "file").touch()
     with pytest.raises(FeatureError, match="is a file"):

@@ -92,8 +92,8 @@ def test_surv_fight_splits_by_recording(shared: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("test", "val"), [(0.6, 0.5), (-0.1, 0.2), (0, 0), (1.0, 0.0)])
-def test_shares_out_of_range(test: float, val: float) -> None:
-    with pytest.raises(ManifestError, match="expected shares"):
+def test_fractions_out_of_range(test: float, val: float) -> None:
+    with pytest.raises(ManifestError, match="expected fractions"):
         assign_split(make([(n, "a") for n in range(9)]), test, val)
 
 

@@ -170,9 +170,16 @@ def test_mistakes_are_named_before_the_first_epoch(
 def test_features_that_are_not_numbers_are_named(tmp_path: Path) -> None:
     bad = features(0, 0)
     bad.streams["video"][2, 1] = np.nan
+    bad_where_invalid = features(0, 3)
+    bad_where_invalid.streams["video"][1, 0] = np.inf
+    bad_where_invalid.valid["video"][1] = False  # such rows may hold anything: FORMAT.md
     with Writer(tmp_path / "store", RECIPE) as writer:
         for number in range(8):
-            writer.add(f"c{number}", bad if number == 5 else features(number % 2, number))
+            clip = bad_where_invalid if number == 3 else features(number % 2, number)
+            if number == 5:  # earlier writers took it, and those of others may
+                writer._spool.add("c5", bad, RECIPE.fingerprint)
+            else:
+                writer.add(f"c{number}", clip)
     clips = [Clip(f"c{n}", "x", ("ab"[n % 2],), split="train") for n in range(8)]
     with pytest.raises(TrainError, match="clip c5: its video features"):
         train_run(clips, Store(tmp_path / "store"), tmp_path / "run", Config(validation=0.25))

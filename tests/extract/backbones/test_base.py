@@ -17,7 +17,8 @@ from small_networks import save_wav2vec2
 from extract import WeightsError, choose_precision, make_recipe
 from extract.backbones.timm_image import VideoBackbone
 from extract.backbones.transformers_audio import AudioBackbone
-from extract.decoding.media import frames, probe
+from extract.decoding.container import probe
+from extract.decoding.frames import frames
 from extract.precision import SAME
 from features import Recipe
 
@@ -88,7 +89,7 @@ def test_the_hubs_cache_serves_offline(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("extract.backbones.base.hub_answers", lambda: False)
+    monkeypatch.setattr("extract.backbones.hub.hub_answers", lambda: False)
 
 
 def test_missing_weights_give_three_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:

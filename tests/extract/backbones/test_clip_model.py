@@ -15,7 +15,8 @@ from transformers import AutoTokenizer, CLIPImageProcessor
 
 from extract import Extractor, WeightsError, make_recipe, read_text
 from extract.backbones.clip_model import Clip
-from extract.decoding.media import frames, probe
+from extract.decoding.container import probe
+from extract.decoding.frames import frames
 
 CPU = torch.device("cpu")
 
@@ -76,7 +77,7 @@ def test_a_stream_beside_picture_and_sound(
 
 
 def test_checkpoints_that_will_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("extract.backbones.base.hub_answers", lambda: False)
+    monkeypatch.setattr("extract.backbones.hub.hub_answers", lambda: False)
     with pytest.raises(WeightsError, match=r"(?s)clip.*nobody/none.*--stream clip=FOLDER"):
         Clip({"name": "nobody/none"}, CPU, "fp32")
     save_wav2vec2(tmp_path / "sound")

@@ -139,7 +139,7 @@ def test_another_packages_backbone(sound_model: str, tmp_path: Path, other_packa
 def test_how_its_sound_is_cut_is_part_of_the_recipe() -> None:
     usual, live = (make_recipe(only=["loud"], live=live) for live in (False, True))
     assert usual.streams["loud"]["window_seconds"] == 20
-    assert (usual.foresighted_streams, live.foresighted_streams) == (["loud"], [])
+    assert (usual.streams_with_lookahead, live.streams_with_lookahead) == (["loud"], [])
     assert live.streams["loud"]["trailing_seconds"] == 1
 
 

@@ -18,13 +18,13 @@ from sound import heard, noise
 from transformers import Wav2Vec2FeatureExtractor
 
 from extract import WeightsError
-from extract.audio_windows import Listening
+from extract.audio_windows import AudioWindows
 from extract.backbones.transformers_audio import AudioBackbone
 
 CPU = torch.device("cpu")
 
 
-rows_of = partial(heard, Listening)
+rows_of = partial(heard, AudioWindows)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -107,7 +107,7 @@ def test_a_hole_parts_the_sound(sound_model: str, again: int) -> None:
     """A row is the mean of the frames in its snippet, of each run as the network hears it alone."""
     network = AudioBackbone({"name": sound_model, "weights": "random"}, CPU, "fp32")
     runs = [(2_000, noise(29_000 - 2_000)), (again, noise(50_000)), (again + 60_000, noise(700))]
-    listening = Listening(network, 30, 0.25)
+    listening = AudioWindows(network, 30, 0.25)
     for first, sound in runs:
         listening.add(first, sound[:5_000])
         listening.add(first + 5_000, sound[5_000:]) if len(sound) > 5_000 else None
@@ -132,7 +132,7 @@ def test_a_hole_after_many_windows(sound_model: str) -> None:
     """Each run of sound has the rows that it has alone, seams between its windows included."""
     network = AudioBackbone({"name": sound_model, "weights": "random"}, CPU, "fp32")
     sound = noise(50 * 16_000)
-    both = Listening(network, 420, 0.25)
+    both = AudioWindows(network, 420, 0.25)
     both.add(0, sound)
     both.add(54 * 16_000, sound)
     rows, valid = both.finish()
@@ -203,7 +203,7 @@ def test_every_row_has_its_own_sound_in_any_blocks(snippets: int, late: int, blo
 
 
 def test_only_two_windows_of_sound_are_kept() -> None:
-    listening = Listening(Recorder(), 40_000, 0.25)
+    listening = AudioWindows(Recorder(), 40_000, 0.25)
     for block in range(200):
         listening.add(160_000 * block, np.zeros(160_000, np.float32))
         assert len(listening._kept) <= 2 * 20 * 16_000 + 160_000

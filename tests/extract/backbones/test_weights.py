@@ -28,7 +28,8 @@ from extract.backbones.base import refuse_random, seeded
 from extract.backbones.clip_model import Clip
 from extract.backbones.timm_image import VideoBackbone
 from extract.backbones.transformers_audio import AudioBackbone
-from extract.decoding.media import frames, probe
+from extract.decoding.container import probe
+from extract.decoding.frames import frames
 from features import Recipe
 
 CPU = torch.device("cpu")
@@ -39,7 +40,7 @@ State = dict[str, Any]
 
 @pytest.fixture(autouse=True)
 def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("extract.backbones.base.hub_answers", lambda: False)
+    monkeypatch.setattr("extract.backbones.hub.hub_answers", lambda: False)
 
 
 def trained(name: str, seed: int = 7, **options: Any) -> nn.Module:

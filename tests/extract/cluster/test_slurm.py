@@ -137,7 +137,7 @@ def test_all_jobs_end(
     cluster: Cluster, tasks: list[Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As they do when the wall time is over of jobs that began together."""
-    monkeypatch.setattr("extract.job.client.LOOK", 1.0)
+    monkeypatch.setattr("extract.job.dispatcher.CHECK_SECONDS", 1.0)
     ended = in_the_middle(tmp_path / "s", ["scancel", ""], count=2)
     summary = extract(tasks, tmp_path / "s", RECIPE, cluster=cluster, make=Instant)
     ended.join()
@@ -151,7 +151,7 @@ def test_all_jobs_end(
 def test_jobs_that_finish_nothing(
     cluster: Cluster, tasks: list[Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("extract.job.client.LOOK", 1.0)
+    monkeypatch.setattr("extract.job.dispatcher.CHECK_SECONDS", 1.0)
     monkeypatch.setattr("extract.cluster.monitor.RENEWALS", 1)
     for task in tasks:
         task.video.write_text("slow 300")

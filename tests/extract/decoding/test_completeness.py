@@ -14,7 +14,7 @@ import pytest
 from command import avarnet
 from recorded import ffmpeg, record
 
-from extract.decoding.media import ClipError, probe
+from extract.decoding.container import ClipError, probe
 from extract.extractor import Extractor
 from features import Flag, Recipe
 

@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 from recorded import HEIGHT, RATE, WIDTH, ffmpeg, join, number_of, numbers, record, times
 
-from extract.decoding.media import CLOCK_SLACK, ClipError, Media, frames, probe
-from extract.decoding.reader import Preparation
+from extract.decoding.container import ClipError, Media, probe
+from extract.decoding.frames import CLOCK_SLACK, frames
 from extract.live import stream_receiver as receiver
-from extract.live.stream_receiver import Whole
+from extract.live.stream_receiver import ReceivedSnippet
+from extract.preprocessing import Preparation
 
 STEP = 0.25  # seconds
 H264 = "-c:v libx264 -preset veryfast -c:a aac"
@@ -201,7 +202,8 @@ def test_a_stream_shows_the_same_frames(
         path.write_bytes(_without_times(path.read_bytes(), keep_every=7))
     eye = Preparation(HEIGHT, (HEIGHT, WIDTH), Image.Resampling.BILINEAR)
     events = receiver.Receiver(str(path), STEP, 0.0, {"video": eye})
-    seen = [number_of(event.pixels["video"]) for event in events if isinstance(event, Whole)]
+    snippets = [event for event in events if isinstance(event, ReceivedSnippet)]
+    seen = [number_of(snippet.pixels["video"]) for snippet in snippets]
     assert len(seen) == 24
     assert seen == taken(path)[0][:24]
 

@@ -11,16 +11,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from extract.decoding.media import (
-    ClipError,
-    SoundFault,
-    footage,
-    frames,
-    probe,
-    read_sound_file,
-    sound_beside,
-    sound_blocks,
-)
+from extract.decoding.container import ClipError, footage, probe
+from extract.decoding.frames import frames
+from extract.decoding.sound_file import SoundFault, read_sound_file, sound_beside, sound_blocks
 
 RATE = 44_100
 BITS = 8

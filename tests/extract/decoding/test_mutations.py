@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from extract.decoding.media import SAMPLE_RATE
-from extract.decoding.reader import Begin, End, Failed, Frame, Preparation, Reader, Sound
+from extract.decoding.messages import Begin, End, Failed, Frame, Sound
+from extract.decoding.reader import Reader
+from extract.decoding.sound_placement import SAMPLE_RATE
+from extract.preprocessing import Preparation
 
 pytestmark = pytest.mark.slow
 

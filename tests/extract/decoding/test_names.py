@@ -12,11 +12,14 @@ import pytest
 import soundfile
 from small_stores import clip, fill
 
-from extract.decoding import media as decode
-from extract.decoding.media import SAMPLE_RATE, ClipError, ffmpeg_name, footage, probe
-from extract.decoding.reader import Begin, End, Failed, Frame, Preparation, Reader, Sound
+from extract.decoding import sound_file
+from extract.decoding.container import ClipError, ffmpeg_name, footage, probe
+from extract.decoding.messages import Begin, End, Failed, Frame, Sound
+from extract.decoding.reader import Reader
+from extract.decoding.sound_placement import SAMPLE_RATE
 from extract.live import stream_receiver as receiver
-from extract.live.stream_receiver import Receiver, Whole
+from extract.live.stream_receiver import ReceivedSnippet, Receiver
+from extract.preprocessing import Preparation
 from extract.synthetic import make_clip
 from features import Store, pull, push
 
@@ -95,9 +98,9 @@ def test_long_and_separate_sound_under_any_name(
         assert not said["end"].sound_damaged
         assert np.array_equal(said["sound"], tone), audio
     os.remove("12:30:00.wav")
-    monkeypatch.setattr(decode, "LONG_SOUND", 0.0)  # PyAV reads it, block by block
+    monkeypatch.setattr(sound_file, "LONG_SOUND", 0.0)  # PyAV reads it, block by block
     blocks = [
-        np.concatenate(list(decode.sound_blocks(Path(name), None, 1.0)))
+        np.concatenate(list(sound_file.sound_blocks(Path(name), None, 1.0)))
         for name in ("12:30:00.mp4", str(plain))
     ]
     assert len(blocks[0]) > 0.9 * SAMPLE_RATE
@@ -111,7 +114,7 @@ def test_a_growing_file_under_any_name(plain: Path, monkeypatch: pytest.MonkeyPa
     for source in ("file:12:30.mp4", several):
         events = list(Receiver(source, 0.25, 0.0, PREPARE))
         assert [event.start for event in events] == [0.0, 0.25, 0.5, 0.75]
-        assert all(isinstance(event, Whole) and event.pixels for event in events)
+        assert all(isinstance(event, ReceivedSnippet) and event.pixels for event in events)
     # or it would be opened as a URL is, which does not wait for the file to grow
     assert "://" not in ffmpeg_name(several)
 

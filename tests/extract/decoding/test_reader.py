@@ -24,15 +24,12 @@ from PIL import Image
 
 from extract import ClipError, Extractor
 from extract.backbones.timm_image import _preparation
-from extract.decoding.media import (
-    LONG_SOUND,
-    SAMPLE_RATE,
-    Media,
-    SoundFault,
-    read_sound_file,
-    sound_blocks,
-)
-from extract.decoding.reader import Begin, End, Failed, Frame, Preparation, Reader, Sound
+from extract.decoding.container import Media
+from extract.decoding.messages import Begin, End, Failed, Frame, Sound
+from extract.decoding.reader import Reader
+from extract.decoding.sound_file import LONG_SOUND, SoundFault, read_sound_file, sound_blocks
+from extract.decoding.sound_placement import SAMPLE_RATE
+from extract.preprocessing import Preparation
 from extract.synthetic import make_clip
 from features import Features, Recipe
 
@@ -273,7 +270,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 from PIL import Image
-from extract.decoding.reader import Preparation, Reader
+from extract.decoding.reader import Reader
+from extract.preprocessing import Preparation
 class Files(NamedTuple):
     video: Path
     audio: Path | None = None

@@ -34,9 +34,12 @@ from films import (
 from numpy.typing import NDArray
 
 from extract import Extractor, Gap, live_snippets, make_recipe
-from extract.decoding.media import frames, probe
-from extract.decoding.reader import End, Request, Sound, read
-from extract.decoding.sound_track import Placing, SoundTrack
+from extract.decoding.child import read_clip
+from extract.decoding.container import probe
+from extract.decoding.frames import frames
+from extract.decoding.messages import End, Files, Request, Sound
+from extract.decoding.sound_placement import SoundPlacement
+from extract.decoding.sound_track import SoundTrack
 from extract.live import stream_receiver as receiver
 from features import Flag, Recipe
 
@@ -61,7 +64,7 @@ class Heard(NamedTuple):
 def heard(path: Path, seconds: float = SECONDS + 1) -> Heard:
     sound, runs = np.zeros(round(seconds * RATE), np.float32), []
     last = -1
-    for message in read(Request(path, None, 0.25, {})):
+    for message in read_clip(Request(Files(path), 0.25, {})):
         if isinstance(message, Sound):
             first, end = message.first, message.first + len(message.samples)
             sound[first:end] = message.samples
@@ -411,7 +414,7 @@ def frames_of_sound(*parts: tuple[float, float]) -> list[tuple[av.AudioFrame, fl
 def test_runs_begin_and_end_where_the_stamps_say(
     parts: list[tuple[float, float]], runs: list[tuple[float, float]], block: int
 ) -> None:
-    placing = Placing(block)
+    placing = SoundPlacement(block)
     pieces = []
     for frame, at in frames_of_sound(*parts):
         pieces += placing.take(frame, at)
@@ -432,7 +435,7 @@ def test_runs_begin_and_end_where_the_stamps_say(
 def test_stamps_that_tremble_make_one_run(by: float) -> None:
     """Those of arrival do: a packet comes late by more than it is long, and nothing is lost."""
     draw = np.random.default_rng(1)
-    placing = Placing()
+    placing = SoundPlacement()
     pieces = []
     for frame, at in frames_of_sound((-5, 5), (5, 15)):
         pieces += placing.take(frame, at + draw.uniform(0, by))

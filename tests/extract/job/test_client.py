@@ -21,8 +21,15 @@ from slurm import free_ports
 from small_stores import RECIPE, clip, same
 
 from extract import Cluster, ClusterError, Task, choose_precision, extract, status
-from extract.job.batching import LEAST_FOOTAGE, MOST_FOOTAGE, batches, read_failures
-from extract.job.client import Summary, _Job
+from extract.cluster.versions import versions
+from extract.job.batching import LEAST_FOOTAGE, MOST_FOOTAGE, batches
+from extract.job.dispatcher import Dispatcher
+from extract.job.failures import read_failures
+from extract.job.interrupt import StopRequest
+from extract.job.results import Callbacks
+from extract.job.shared_disk import StoreMarker
+from extract.job.summary import Summary
+from extract.job.worker import JobSettings
 from features import FeatureError, Recipe, Store, WriteError, Writer, recover, verify
 
 pytestmark = pytest.mark.slow
@@ -126,7 +133,7 @@ def test_the_folder_is_away_for_a_while(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_ends_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("extract.job.client.FOUND", 2.0)
+    monkeypatch.setattr("extract.job.shared_disk.CLIPS_VISIBLE", 2.0)
     some = tasks(tmp_path / "v", ["slow 0.1"] * 10)
     store = tmp_path / "s"
     Writer(store, RECIPE)
@@ -264,7 +271,7 @@ def test_a_running_cluster(running: Running, tmp_path: Path) -> None:
 def test_a_running_cluster_goes_away(
     running: Running, gone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("extract.job.client.LOOK", 0.5)
+    monkeypatch.setattr("extract.job.dispatcher.CHECK_SECONDS", 0.5)
     monkeypatch.setattr("extract.cluster.monitor.SILENCE", 2.0)
     monkeypatch.setattr("extract.cluster.cluster.FIRST_WORKER", 10.0)
     some = tasks(tmp_path / "v", ["slow 0.3"] * 20)
@@ -281,10 +288,15 @@ def test_a_running_cluster_goes_away(
 
 
 def test_a_file_that_kills_its_worker_has_no_known_length(tmp_path: Path) -> None:
-    with Cluster(workers=1).client(1) as client:
-        job = _Job(client, TWO, tmp_path, RECIPE, Summary(), 0, None, Instant)
+    with Cluster(workers=1).client(1) as client, StoreMarker(tmp_path) as marker:
+        settings = JobSettings(
+            RECIPE.to_json(), tmp_path, marker.marker, "cpu", 0, Instant, versions()
+        )
+        dispatcher = Dispatcher(
+            client, TWO, settings, marker, Summary(), Callbacks(), StopRequest()
+        )
         future = client.submit(os.abort, pure=False)
-        assert job._lengths(future, [Path("a.mp4"), Path("b.mp4")]) == [0.0, 0.0]
+        assert dispatcher._probed(future, [Path("a.mp4"), Path("b.mp4")]) == [0.0, 0.0]
 
 
 def test_clusters_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,6 +322,7 @@ def test_the_script_of_a_job(kind: str, tmp_path: Path) -> None:
     cluster = Cluster(kind, queue=queue, walltime="02:00", cores=3, config=site)
     script = cluster.job_script()
     assert "--nworkers 3" in script
+    assert "export PYTHONSAFEPATH=1" in script
     assert "other" not in script  # what is asked for wins over the site's file
     if queue:
         assert "long" in script

@@ -18,7 +18,7 @@ from slurm import free_ports
 from small_stores import RECIPE, clip, same
 
 from extract import Cluster, ClusterError, Task, extract
-from extract.job.batching import FAILURES
+from extract.job.failures import FAILURES
 from features import Store, verify
 
 pytestmark = pytest.mark.slow
@@ -129,9 +129,10 @@ def test_another_disk_at_the_stores_path(site: Site, tmp_path: Path) -> None:
     assert sorted(summary.extracted) == [str(n) for n in range(6)]
     assert complete(store, 6)
     assert (summary.left, summary.failed) == ([], {})
-    assert all("worker blind" in blind for blind in summary.blind)
+    assert all("worker blind" in problem for problem in summary.workers_without_access)
     assert [line for line in said_then if "tried on other workers" in line] == [
-        f"{blind}. Its clips are tried on other workers" for blind in summary.blind
+        f"{problem}. Its clips are tried on other workers"
+        for problem in summary.workers_without_access
     ]
 
 

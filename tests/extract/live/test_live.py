@@ -134,7 +134,7 @@ def test_a_camera_that_is_cut_and_comes_back(fight: Path, recipe: Recipe) -> Non
 
 
 def receiving() -> list[psutil.Process]:
-    return [c for c in psutil.Process().children() if "extract.live.stream_receiver" in c.cmdline()]
+    return [c for c in psutil.Process().children() if "extract.live.child" in c.cmdline()]
 
 
 def test_a_decoder_that_crashes_is_a_gap(fight: Path, recipe: Recipe) -> None:

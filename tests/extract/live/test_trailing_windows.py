@@ -16,10 +16,10 @@ from sound import heard, noise
 
 from extract import make_recipe
 from extract.backbones.transformers_audio import AudioBackbone
-from extract.live.trailing_windows import Trailing
+from extract.live.trailing_windows import TrailingWindows
 from features import FeatureError, Recipe, Store, Writer
 
-rows_of = partial(heard, Trailing)
+rows_of = partial(heard, TrailingWindows)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_a_row_is_what_the_network_says_of_its_window_alone(
 @pytest.mark.parametrize("again", [47_000, 29_700])
 def test_no_window_reaches_over_a_hole(network: AudioBackbone, again: int) -> None:
     runs = [(0, noise(29_000)), (again, noise(70_000 - again))]
-    trailing = Trailing(network, 18, 0.25)
+    trailing = TrailingWindows(network, 18, 0.25)
     for first, sound in runs:
         for begin in range(0, len(sound), 6_000):
             trailing.add(first + begin, sound[begin : begin + 6_000])
@@ -101,7 +101,7 @@ def test_every_row_has_its_own_sound_in_any_blocks(snippets: int, late: int, blo
 
 def test_long_snippets_are_heard_whole() -> None:
     network = Recorder(2.0)
-    heard = Trailing(network, 3, 2.0)
+    heard = TrailingWindows(network, 3, 2.0)
     heard.add(0, np.arange(96_000).astype(np.float32))
     rows, valid = heard.finish()
     assert valid.all()
@@ -116,7 +116,7 @@ def test_too_little_sound_is_none(network: AudioBackbone) -> None:
 
 
 def test_little_sound_is_kept() -> None:
-    heard = Trailing(Recorder(), 40_000, 0.25)
+    heard = TrailingWindows(Recorder(), 40_000, 0.25)
     for block in range(200):
         heard.add(160_000 * block, np.zeros(160_000, np.float32))
         assert sum(len(samples) for _, samples in heard._kept._runs) <= 16_000
@@ -128,7 +128,7 @@ def test_a_recipe_says_so(recipe: Recipe, sound_model: str, tmp_path: Path) -> N
     changed = [line.split(":")[0] for line in live.differences(recipe)]
     assert changed == [f"streams.audio.{n}_seconds" for n in ("overlap", "trailing", "window")]
     assert live.fingerprint != recipe.fingerprint
-    assert (live.foresighted_streams, recipe.foresighted_streams) == ([], ["audio"])
+    assert (live.streams_with_lookahead, recipe.streams_with_lookahead) == ([], ["audio"])
     with Writer(tmp_path / "store", recipe):
         pass
     with pytest.raises(FeatureError, match=r"audio.trailing_seconds: 1.0, not absent"):

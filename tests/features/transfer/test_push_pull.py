@@ -213,7 +213,7 @@ def test_names_that_lead_elsewhere_are_not_fetched(store: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("/nowhere/at/all", "no feature store"),
+        ("/nowhere/at/all", "not a feature store"),
         ("s3x://team/store", "cannot be reached"),
         ("http://127.0.0.1:9/store", "cannot be reached"),
         ("sftp://127.0.0.1:9/store", "cannot be reached"),

@@ -157,8 +157,11 @@ def test_csv_that_cannot_be_read(tmp_path: Path) -> None:
         ("path,label,start,end\na.mp4,x,1,\n", "line 2: an anomaly needs both"),
         ("path,label,start,end\na.mp4,x,one,2\n", "start: expected a number, found 'one'"),
         ("path,label,start,end\na.mp4,x,3,2\n", "expected 0 <= start < end"),
-        ("path,label\na.mp4,x\na.mp4,y\n", "line 3: clip a is there already with another labels"),
-        ("path,label\na.mp4,x\na.mp4,x\n", "line 3: clip a is there already"),
+        (
+            "path,label\na.mp4,x\na.mp4,y\n",
+            "line 3: clip a is in the file already with different labels",
+        ),
+        ("path,label\na.mp4,x\na.mp4,x\n", "line 3: clip a is in the file already"),
         ("path,label\na.mp4,x,more\n", "more cells than columns"),
         ("path,label\n,x\nb.mp4,x\nc.mp4,\na .mp4,x\n", "line 2: .*; mistakes are .* lines 4, 5$"),
     ],
