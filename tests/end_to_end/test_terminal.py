@@ -22,7 +22,8 @@ HEAVY = {"torch", "sklearn", "scipy", "matplotlib", "timm", "transformers", "av"
 
 def in_a_pipe(*words: object) -> str:
     command = [sys.executable, "-m", "avarnet", *map(str, words)]
-    done = subprocess.run(command, env=PLAIN, capture_output=True, text=True)
+    environment = PLAIN | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     return done.stdout + done.stderr
 
 
