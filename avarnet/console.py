@@ -169,7 +169,12 @@ def ended_by_ctrl_c(message: str) -> Iterator[None]:
 
 @contextmanager
 def bytes_bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Yield a callback that draws bytes done, their rate and the time left."""
+    """Yield a callback that draws bytes done, their rate and the time left.
+
+    Args:
+        what: the step, such as "importing".
+        quiet: draw nothing.
+    """
     columns = (
         TextColumn(what),
         BarColumn(),
@@ -187,7 +192,12 @@ def bytes_bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def clips_bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Yield a callback that draws clips done and the time left."""
+    """Yield a callback that draws clips done and the time left.
+
+    Args:
+        what: the step, such as "importing".
+        quiet: draw nothing.
+    """
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, disable=quiet or not err.is_terminal) as bar:
         task = bar.add_task("", total=None)
@@ -195,7 +205,13 @@ def clips_bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
 
 
 def counted(number: int, noun: str, several: str = "") -> str:
-    """Return "1 clip" or "2 clips"."""
+    """Return "1 clip" or "2 clips".
+
+    Args:
+        number: how many.
+        noun: of one.
+        several: of many; with an s at the end if not given.
+    """
     return f"{number} {noun if number == 1 else several or f'{noun}s'}"
 
 
@@ -237,7 +253,12 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def clock(seconds: float, digits: int = 0) -> str:
-    """Return a time as 1:02:03, with `digits` of its fraction."""
+    """Return a time as 1:02:03.
+
+    Args:
+        seconds: the time.
+        digits: of its fraction.
+    """
     whole = int(seconds)
     rest = f"{seconds % 1:.{digits}f}"[1:] if digits else ""
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}{rest}"

@@ -24,7 +24,12 @@ EXTRACT_EXTRA = "this needs stage 1, which is not installed: pip install 'avarne
 
 
 def lines_of(file: Path, what: str) -> list[str]:
-    """Return the lines of a text file that are not empty."""
+    """Return the lines of a text file that are not empty.
+
+    Args:
+        file: in UTF-8.
+        what: is listed in it, such as "of clip ids", for the error message.
+    """
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -35,7 +40,14 @@ def lines_of(file: Path, what: str) -> list[str]:
 def moved_models(
     recipe: Recipe, video_model: str | None, video_weights: Path | None, audio_model: str | None
 ) -> Recipe:
-    """Return a recipe whose networks are loaded from where they are now."""
+    """Return a recipe whose networks are loaded from where they are now.
+
+    Args:
+        recipe: of a run.
+        video_model: folder or name of the video model; None if it has not moved, and so on.
+        video_weights: file of its weights.
+        audio_model: folder or name of the audio model.
+    """
     source = {name: dict(settings) for name, settings in recipe.source.items()}
     for stream, key, moved in (
         ("video", "name", video_model),
@@ -50,7 +62,12 @@ def moved_models(
 
 
 def print_left_out(found: manifests.Found, console: Console) -> None:
-    """Print what is in a folder of videos and was not taken."""
+    """Print what is in a folder of videos and was not taken.
+
+    Args:
+        found: in the folder.
+        console: where to print.
+    """
     if found.left_out:
         kinds = [f"{suffix or 'no suffix'} {n}" for suffix, n in found.left_out.most_common()]
         more = f", and {counted(len(kinds) - SUFFIXES, 'suffix', 'suffixes')} more"
@@ -126,7 +143,14 @@ def warn_of_assumptions(recipe: Recipe) -> None:
 
 
 def warn_of_other_reading(recipe: Recipe, run: Path) -> None:
-    """Warn where a run was trained on features that other code read; needs stage 1."""
+    """Warn where another version of the reading code read what a run was trained on.
+
+    It needs stage 1.
+
+    Args:
+        recipe: of the run.
+        run: its folder.
+    """
     import extract as stage1
 
     if why := stage1.read_otherwise(recipe):

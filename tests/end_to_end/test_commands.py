@@ -382,7 +382,7 @@ def test_what_a_stranger_reads(
     assert ended.value.code in (1, 2)
     said = " ".join(capsys.readouterr().err.replace("│", "").split())
     assert message in said
-    assert "not foreseen" not in said
+    assert "This is unexpected" not in said
 
 
 COMMANDS = [
