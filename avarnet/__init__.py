@@ -14,16 +14,16 @@ def _take_own_parts() -> None:
     Raises:
         ImportError: a file hides a part.
     """
-    home = Path(__file__).resolve().parents[1]
+    home = Path(__file__).parents[1]
     started = sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)] in ("avarnet", "-mavarnet")
-    if started and not sys.flags.safe_path and Path(sys.path[0]).resolve() != home:
+    if started and not sys.flags.safe_path and Path(sys.path[0]).resolve() != home.resolve():
         del sys.path[0]
     for part in ("manifests", "features", "extract", "train"):
         spec = find_spec(part)  # which imports nothing
         if spec is None:
             continue
         found = Path(spec.origin or next(iter(spec.submodule_search_locations or ())))
-        if found.resolve() not in (home / part, home / part / "__init__.py"):
+        if found.resolve() != (home / part / "__init__.py").resolve():
             raise ImportError(
                 f"{found} hides avarnet's part '{part}', which has the same name. Rename it, or "
                 "keep Python from searching that folder: python -P, PYTHONSAFEPATH=1, or no such "

@@ -1,4 +1,4 @@
-"""What people see: messages, numbers, progress bars."""
+"""What is printed: messages, numbers, progress bars."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from rich.progress import (
 )
 from rich.table import Table
 
-DONE, FAILED, SOME_FAILED, ANOMALY = 0, 1, 3, 4  # exit codes; 2, wrong usage, is Typer's own
-PIPE_WIDTH = 100_000  # characters; of a pipe or a file, which have no edge to cut anything at
-# what would steer a terminal, or cannot be written in UTF-8; lines may be broken
+DONE, FAILED, SOME_FAILED, ANOMALY = 0, 1, 3, 4  # exit codes; Typer takes 2 for wrong usage
+PIPE_WIDTH = 100_000  # characters; a pipe or a file has no width at which lines are cut
+# control characters, and what cannot be written in UTF-8; newlines and tabs may stay
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # a bracket, and whether Rich would take it for the beginning of a tag
 BRACKET = re.compile(r"(\\*)\[(?=([a-z#/@][^\[\]]*\])?)")
 
 
 class _Console(Console):
-    """A console that cuts nothing: what is too wide for a terminal is folded, a pipe has no width.
+    """A console that truncates nothing: a terminal folds long lines, a pipe has no width.
 
-    Not COLUMNS either: readline sets it for all that an interactive Python starts.
+    COLUMNS is ignored for pipes: readline sets it for all that an interactive Python starts.
     """
 
     @property
@@ -56,7 +56,7 @@ class _Console(Console):
         super().print(*objects, **settings)
 
 
-# no emoji: in a name such as 1:car:2.mp4 it would be an invention
+# no emoji: it would replace a part of names such as 1:car:2.mp4
 out = _Console(emoji=False)
 err = _Console(stderr=True, emoji=False)
 LINE_SECONDS = 60.0  # from one line to the next, where there is no bar
@@ -68,8 +68,8 @@ def fail(message: str) -> NoReturn:
     sys.exit(FAILED)
 
 
-def named(error: Exception) -> str:
-    """Return kind and message of an error in one line."""
+def one_line(error: Exception) -> str:
+    """Return class and message of an error in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": .")
 
 
@@ -79,12 +79,12 @@ def footage_bar(
 ) -> Iterator[Callable[[float, float], None]]:
     """Yield a callback that draws footage done, speed as a multiple of real time, time left.
 
-    Where the bar would go into a file or a pipe, the same is a line a minute, whether or not
-    anything has happened.
+    In a file or a pipe, the same is printed as a line a minute, whether or not anything has
+    happened.
 
     Args:
-        what: is done.
-        failed: how many clips have failed so far.
+        what: the step, such as "extracting".
+        failed: returns how many clips have failed so far.
     """
     if not err.is_terminal:
         with _footage_lines(what, failed) as show:
@@ -119,12 +119,12 @@ def footage_bar(
 def _footage_lines(
     what: str, failed: Callable[[], int]
 ) -> Iterator[Callable[[float, float], None]]:
-    seen, over, began = [0.0, 0.0], threading.Event(), time.monotonic()
+    state, ended, start = [0.0, 0.0], threading.Event(), time.monotonic()
 
-    def tell() -> None:
-        while not over.wait(LINE_SECONDS):
-            done, total = seen
-            rate = done / max(1e-3, time.monotonic() - began)
+    def print_lines() -> None:
+        while not ended.wait(LINE_SECONDS):
+            done, total = state
+            rate = done / max(1e-3, time.monotonic() - start)
             line = f"{what}: {clock(done)}"
             if total:
                 line += f" of {clock(total)}"
@@ -134,26 +134,26 @@ def _footage_lines(
             err.print(f"{line}, {failed()} failed", highlight=False, soft_wrap=True)
 
     def show(done: float, total: float) -> None:
-        seen[:] = done, total
+        state[:] = done, total
 
-    thread = threading.Thread(target=tell, daemon=True)
+    thread = threading.Thread(target=print_lines, daemon=True)
     thread.start()
     try:
         yield show
     finally:
-        over.set()
+        ended.set()
         thread.join()
 
 
 @contextmanager
 def ended_by_ctrl_c(message: str) -> Iterator[None]:
-    """End the process with an error at Ctrl-C, where nothing is at work that needs an end in order.
+    """End the process with an error at Ctrl-C; only where nothing must be shut down in order.
 
-    Libraries that are just being imported make other errors of a `KeyboardInterrupt`.
+    Libraries that are being imported turn a `KeyboardInterrupt` into other errors.
     """
 
     def end(*_: object) -> None:
-        os.write(2, f"\nerror: {message}\n".encode())  # what prints may be at work below this
+        os.write(2, f"\nerror: {message}\n".encode())  # the console may be in the middle of a print
         os._exit(FAILED)
 
     ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # in the background of a shell
@@ -169,7 +169,12 @@ def ended_by_ctrl_c(message: str) -> Iterator[None]:
 
 @contextmanager
 def bytes_bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Yield a callback that draws bytes done, their rate and the time left."""
+    """Yield a callback that draws bytes done, their rate and the time left.
+
+    Args:
+        what: the step, such as "importing".
+        quiet: draw nothing.
+    """
     columns = (
         TextColumn(what),
         BarColumn(),
@@ -187,7 +192,12 @@ def bytes_bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def clips_bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Yield a callback that draws clips done and the time left."""
+    """Yield a callback that draws clips done and the time left.
+
+    Args:
+        what: the step, such as "importing".
+        quiet: draw nothing.
+    """
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, disable=quiet or not err.is_terminal) as bar:
         task = bar.add_task("", total=None)
@@ -195,26 +205,32 @@ def clips_bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
 
 
 def counted(number: int, noun: str, several: str = "") -> str:
-    """Return "1 clip" or "2 clips"."""
+    """Return "1 clip" or "2 clips".
+
+    Args:
+        number: how many.
+        noun: of one.
+        several: of many; with an s at the end if not given.
+    """
     return f"{number} {noun if number == 1 else several or f'{noun}s'}"
 
 
-def first_of(names: Sequence[str]) -> str:
+def first_few(names: Sequence[str]) -> str:
     """Return the first names of a list that may be long, for a message."""
     return plain(", ".join(names[:3]) + (", ..." if len(names) > 3 else ""))
 
 
 def print_json(document: Any) -> None:
-    """Print what --json asks for, to standard output."""
+    """Print the document of --json to standard output."""
     text = json.dumps(document, indent=2, ensure_ascii=False)
-    # the bytes of a file's name that are no text: as JSON's escapes, which readers turn back
+    # bytes of a file's name that are no text become JSON's escapes, which readers decode
     print(re.sub(r"[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def plain(text: str) -> str:
-    r"""Return foreign text as Rich prints it, character by character: no markup, no escape codes.
+    r"""Return text that Rich prints literally: no markup, no escape codes.
 
-    What a terminal would obey, and bytes of a file's name that are no text, are shown as ``\x1b``.
+    Control characters, and bytes of a file's name that are no text, are shown as ``\x1b``.
 
     >>> from rich.text import Text
     >>> Text.from_markup(plain("[red]a\x1b[1m")).plain
@@ -237,7 +253,12 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def clock(seconds: float, digits: int = 0) -> str:
-    """Return a time as 1:02:03, with so many digits of its fraction."""
+    """Return a time as 1:02:03.
+
+    Args:
+        seconds: the time.
+        digits: of its fraction.
+    """
     whole = int(seconds)
     rest = f"{seconds % 1:.{digits}f}"[1:] if digits else ""
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}{rest}"

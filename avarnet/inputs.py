@@ -1,4 +1,4 @@
-"""What commands are given: stores, manifests, devices, and whether stage 1 is there."""
+"""What commands share: their inputs are checked, and users are warned of what is in them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ if TYPE_CHECKING:
     from features import Recipe
 
 
-SUFFIXES = 12  # that are named of what is left out; --json names all
+SUFFIXES = 12  # listed of what is left out; --json lists all
 VIDEO_MODEL, AUDIO_MODEL = "mobilevit_s", "facebook/wav2vec2-base"
 EXTRACT_EXTRA = "this needs stage 1, which is not installed: pip install 'avarnet[extract]'"
 
 
 def lines_of(file: Path, what: str) -> list[str]:
-    """Return the lines of a text file that are not empty."""
+    """Return the lines of a text file that are not empty.
+
+    Args:
+        file: in UTF-8.
+        what: is listed in it, such as "of clip ids", for the error message.
+    """
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -35,7 +40,14 @@ def lines_of(file: Path, what: str) -> list[str]:
 def moved_models(
     recipe: Recipe, video_model: str | None, video_weights: Path | None, audio_model: str | None
 ) -> Recipe:
-    """Return a recipe whose networks are loaded from where they are now."""
+    """Return a recipe whose networks are loaded from where they are now.
+
+    Args:
+        recipe: of a run.
+        video_model: folder or name of the video model; None if it has not moved, and so on.
+        video_weights: file of its weights.
+        audio_model: folder or name of the audio model.
+    """
     source = {name: dict(settings) for name, settings in recipe.source.items()}
     for stream, key, moved in (
         ("video", "name", video_model),
@@ -49,8 +61,13 @@ def moved_models(
     return replace(recipe, source=source)
 
 
-def say_left_out(found: manifests.Found, console: Console) -> None:
-    """Tell what is in a folder of videos and was not taken."""
+def print_left_out(found: manifests.Found, console: Console) -> None:
+    """Print what is in a folder of videos and was not taken.
+
+    Args:
+        found: in the folder.
+        console: where to print.
+    """
     if found.left_out:
         kinds = [f"{suffix or 'no suffix'} {n}" for suffix, n in found.left_out.most_common()]
         more = f", and {counted(len(kinds) - SUFFIXES, 'suffix', 'suffixes')} more"
@@ -80,16 +97,16 @@ def found_json(found: manifests.Found) -> dict[str, Any]:
 
 
 def need_device(name: str) -> None:
-    """Refuse a device that this machine has not, and say where `auto` passes over a GPU.
+    """Refuse a device that this machine does not have, and warn where `auto` passes over a GPU.
 
-    Nothing is begun on a GPU here: where each admits one process, that is not this one.
+    Nothing is started on a GPU here: where each admits one process, that must not be this one.
     """
     import torch
 
-    with warnings.catch_warnings(record=True) as said:  # an old driver, say
+    with warnings.catch_warnings(record=True) as caught:  # of an old driver, for example
         warnings.simplefilter("always")
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    why = str(said[0].message).split(" (Triggered")[0].rstrip(".") if said else ""
+    why = str(caught[0].message).split(" (Triggered")[0].rstrip(".") if caught else ""
     if name == "auto":
         if why and not gpus:
             err.print(f"[yellow]the GPU is not used[/]: {plain(why)}", soft_wrap=True)
@@ -98,7 +115,7 @@ def need_device(name: str) -> None:
     if device.type == "cuda" and (device.index or 0) >= gpus:
         why = why or f"torch {torch.__version__} sees {counted(gpus, 'GPU')}"
     elif device.type == "mps" and not torch.backends.mps.is_available():
-        why = "there is none of Apple's GPUs"
+        why = "this machine has no GPU of Apple's"
     else:
         return
     fail(f"--device {name}: torch cannot use it here ({why}); see 'avarnet doctor'")
@@ -109,7 +126,7 @@ def need_extract() -> None:
         fail(EXTRACT_EXTRA)
 
 
-def say_random(recipe: Recipe) -> None:
+def warn_of_random_weights(recipe: Recipe) -> None:
     if recipe.random_streams:
         err.print(
             f"[yellow bold]RANDOM WEIGHTS[/] ({', '.join(recipe.random_streams)}): these networks "
@@ -118,20 +135,27 @@ def say_random(recipe: Recipe) -> None:
         )
 
 
-def say_assumed(recipe: Recipe) -> None:
+def warn_of_assumptions(recipe: Recipe) -> None:
     for name, source in recipe.source.items():
         if "assumed" in source:
             text = plain(f"({name}): {source['assumed']}")
             err.print(f"[yellow bold]ASSUMED[/] {text}", soft_wrap=True)
 
 
-def say_reading(recipe: Recipe, run: Path) -> None:
-    """Warn where a run was trained on features that other code read; needs stage 1."""
+def warn_of_other_reading(recipe: Recipe, run: Path) -> None:
+    """Warn where another version of the reading code read what a run was trained on.
+
+    It needs stage 1.
+
+    Args:
+        recipe: of the run.
+        run: its folder.
+    """
     import extract as stage1
 
     if why := stage1.read_otherwise(recipe):
         err.print(
-            f"[yellow bold]READ OTHERWISE[/]: of the features that {plain(str(run))} was trained "
+            f"[yellow bold]READ DIFFERENTLY[/]: of the features that {plain(str(run))} was trained "
             f"on, {plain(why)}. For files that this concerns the scores may be worse. The way "
             "out: extract into a new store, and train on that.",
             soft_wrap=True,

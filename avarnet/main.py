@@ -1,4 +1,4 @@
-"""The commands together, and what becomes of errors."""
+"""The commands together, and how errors are shown."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from avarnet.commands import (
     watch,
 )
 from avarnet.commands import features as feature_commands
-from avarnet.console import fail, named, out
+from avarnet.console import fail, one_line, out
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,7 +42,7 @@ debugging = False
 
 
 def main() -> None:
-    """Run the command line; what fails is one message, and a traceback only with --debug."""
+    """Run the command line; an error is one message, with a traceback only under --debug."""
     # processes that a command starts do not search the current folder for modules either
     os.environ["PYTHONSAFEPATH"] = "1"
     try:
@@ -56,8 +56,8 @@ def main() -> None:
             fail(str(error))
         again = f"avarnet --debug {shlex.join(sys.argv[1:])}"
         fail(
-            f"{named(error)}. This was not foreseen: 'avarnet doctor' may know why. If not, send "
-            f"its answer and that of '{again}' to avarnet's maintainers"
+            f"{one_line(error)}. This is unexpected: 'avarnet doctor' may find the cause. If not, "
+            f"send its output and that of '{again}' to avarnet's maintainers"
         )
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from avarnet import pipelines
 from avarnet.console import clock, counted, err, fail, footage_bar, out, plain, shown
-from avarnet.inputs import say_random
+from avarnet.inputs import warn_of_random_weights
 
 if TYPE_CHECKING:
     from extract import Summary
@@ -47,7 +47,7 @@ def print_summary(summary: Summary, store: Path) -> None:
     if summary.damaged:
         out.print(
             f"[yellow]taken out: {counted(len(summary.damaged), 'damaged shard')}[/] (renamed to "
-            "*.damaged, to be deleted); the clips hurt there were extracted again"
+            "*.damaged, to be deleted); the clips damaged there were extracted again"
         )
     if summary.failed:
         table = Table("failed clip", "reason")
@@ -55,10 +55,10 @@ def print_summary(summary: Summary, store: Path) -> None:
             table.add_row(plain(clip_id), plain(reason))
         out.print(table)
     for problem in summary.workers_without_access:
-        out.print(f"[yellow]{plain(problem)}[/]; other workers did its clips", soft_wrap=True)
+        out.print(f"[yellow]{plain(problem)}[/]; other workers extracted its clips", soft_wrap=True)
     if summary.not_tried:
         out.print(
-            f"not tried again, as files that failed before have not changed: "
+            f"not tried again, as the files have not changed since they failed: "
             f"{counted(len(summary.not_tried), 'clip')} (--retry-failed tries them)"
         )
     if len(summary.extracted) > len(summary.slowest) > 0:
@@ -141,7 +141,7 @@ def print_metrics(metrics: dict[str, Any], run: Run) -> None:
         run: it.
     """
     model, linear = metrics["model"], metrics["linear"]
-    say_random(run.recipe)
+    warn_of_random_weights(run.recipe)
     if metrics["held_out"] == "test":
         what = counted(model["clips"], "held-out clip")
     else:

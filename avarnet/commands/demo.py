@@ -14,7 +14,7 @@ import features
 import manifests
 from avarnet import pipelines
 from avarnet.console import DONE, SOME_FAILED, fail, out, plain
-from avarnet.inputs import need_extract, say_random
+from avarnet.inputs import need_extract, warn_of_random_weights
 from avarnet.steps import (
     best_epochs,
     extraction_progress,
@@ -60,7 +60,7 @@ def demo(
     note("videos", f"{len(clips)} clips of {len({clip.label for clip in clips})} classes")
     out.print(f"2. Extracting the features of {len(clips)} clips, once")
     recipe = stage1.make_recipe("mobilevit_xxs", weights="random")
-    say_random(recipe)
+    warn_of_random_weights(recipe)
     with extraction_progress(store) as callbacks:
         summary = pipelines.extract(clips, folder, store, recipe, **callbacks)
     print_summary(summary, store)

@@ -1,4 +1,4 @@
-"""`avarnet doctor`: what is there, what lacks, and what to do."""
+"""`avarnet doctor`: what is installed, what is missing, and what to do."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import platform
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import typer
 from rich.filesize import decimal
 
 import features
-from avarnet.console import DONE, FAILED, counted, named, out, plain, print_json
+from avarnet.console import DONE, FAILED, counted, one_line, out, plain, print_json
 from avarnet.inputs import AUDIO_MODEL, EXTRACT_EXTRA, VIDEO_MODEL
 from avarnet.options import Json
 from avarnet.pipelines import has_extract
@@ -25,8 +26,8 @@ app = typer.Typer()
 
 WEIGHTS_OPTIONS = ("--video-weights FILE", "--audio-model FOLDER")
 BYTES_AN_HOUR = 1408 * 2 * 4 * 3600  # of video, by these networks in float16, 4 snippets a second
-LITTLE_ROOM = 2**30  # bytes; a few shards
-OPTIONAL = {  # extra -> what tells that it is installed, and what needs it
+LOW_SPACE = 2**30  # bytes; a few shards
+OPTIONAL = {  # extra -> a module of it, and what needs it
     "flow": ("cv2", "extract --stream flow"),
     "tensorboard": ("tensorboard", "train --tensorboard"),
     "sweep": ("optuna", "sweep"),
@@ -34,8 +35,9 @@ OPTIONAL = {  # extra -> what tells that it is installed, and what needs it
 }
 
 
-class Check(NamedTuple):
-    """What `doctor` says of one thing: all is well, something one may want is not, it is broken."""
+@dataclass(frozen=True)
+class Check:
+    """One finding of `doctor`: all is well, something optional is missing, or it is broken."""
 
     check: str
     state: Literal["ok", "note", "broken"]
@@ -49,7 +51,7 @@ def doctor(
     ] = Path(),
     as_json: Json = False,
 ) -> None:
-    """Try what avarnet needs of this machine, and say the way out of what is wrong."""
+    """Check what avarnet needs of this machine; where something is wrong, print what to do."""
     colours = {"ok": "green", "note": "yellow", "broken": "red"}
     checks = []
     for check in _checks(folder):
@@ -60,7 +62,7 @@ def doctor(
             out.print(state, words, highlight=False, soft_wrap=True)
     fine = all(check.state != "broken" for check in checks)
     if as_json:
-        print_json({"fine": fine, "checks": [check._asdict() for check in checks]})
+        print_json({"fine": fine, "checks": [asdict(check) for check in checks]})
     raise typer.Exit(DONE if fine else FAILED)
 
 
@@ -76,7 +78,7 @@ def _checks(folder: Path) -> Iterator[Check]:
         try:
             yield from attempt()
         except Exception as error:  # a broken installation fails in its own way
-            yield Check(name, "broken", f"{named(error)}; {way_out}")
+            yield Check(name, "broken", f"{one_line(error)}; {way_out}")
     for extra, (module, what) in OPTIONAL.items():
         if importlib.util.find_spec(module):
             yield Check(extra, "ok", f"for {what}")
@@ -89,7 +91,7 @@ def _check_torch() -> Iterator[Check]:
 
     threads = counted(torch.get_num_threads(), "CPU thread")
     yield Check("torch", "ok", f"{torch.__version__}, {threads}")
-    with warnings.catch_warnings(record=True) as said:  # why it cannot use a GPU's driver
+    with warnings.catch_warnings(record=True) as caught:  # why it cannot use a GPU's driver
         warnings.simplefilter("always")
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     devices = {f"cuda:{number}": torch.cuda.get_device_name(number) for number in range(gpus)}
@@ -99,9 +101,9 @@ def _check_torch() -> Iterator[Check]:
         torch.ones(8, 8, device=device).sum().item()
         yield Check(device, "ok", name)
     if not devices and shutil.which("nvidia-smi"):
-        why = f" ({said[0].message})" if said else ""
-        out_of_it = "install the torch for its driver: pytorch.org"
-        yield Check("GPU", "note", f"there is one, but torch cannot use it{why}; {out_of_it}")
+        why = f" ({caught[0].message})" if caught else ""
+        way_out = "install the torch for its driver: pytorch.org"
+        yield Check("GPU", "note", f"there is one, but torch cannot use it{why}; {way_out}")
     elif not devices:
         yield Check("GPU", "note", "none: extract and train run on the CPU")
 
@@ -113,12 +115,12 @@ def _check_train() -> Iterator[Check]:
 
 def _check_folder(folder: Path) -> Iterator[Check]:
     wanted = folder.absolute()
-    there = next(path for path in (wanted, *wanted.parents) if path.exists())
-    features.try_folder(there)
-    yield Check("store", "ok", f"can be written, sealed and read in {there}")
-    free = shutil.disk_usage(there).free
+    existing = next(path for path in (wanted, *wanted.parents) if path.exists())
+    features.try_folder(existing)
+    yield Check("store", "ok", f"can be written, sealed and read in {existing}")
+    free = shutil.disk_usage(existing).free
     room = f"{decimal(free)} are free: features of {free / BYTES_AN_HOUR:,.0f} hours of video"
-    if free > LITTLE_ROOM:
+    if free > LOW_SPACE:
         yield Check("disk", "ok", room)
     else:
         yield Check("disk", "note", f"only {room}; make room, or give a folder on another disk")

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from avarnet import pipelines
 from avarnet.console import counted, fail, out, plain, print_json
-from avarnet.inputs import say_random
+from avarnet.inputs import warn_of_random_weights
 from avarnet.options import Json, Root, RunManifest, RunPath, RunStores
 from avarnet.steps import print_metrics
 
@@ -29,14 +29,14 @@ def evaluate(
     recall: Annotated[
         float | None,
         typer.Option(
-            help="Detection: share of the anomalies to be noticed, at which false alarms are "
+            help="Detection: share of the anomalies that are noticed where false alarms are "
             "counted.",
             show_default="0.8",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Judge a run on its held-out clips, beside a linear classifier, and write its report."""
+    """Evaluate a run on its held-out clips, beside a linear classifier, and write its report."""
     import train as stage2
     from train.evaluation.segments import RECALL
 
@@ -76,7 +76,7 @@ def report(
     manifest: RunManifest = None,
     root: Root = None,
 ) -> None:
-    """One HTML file with all there is to see of a run; or several runs side by side."""
+    """One HTML file with all results of a run; or several runs side by side."""
     import train as stage2
     from train.report.run import write_comparison
 
@@ -97,7 +97,7 @@ def report(
 def _print_detection(metrics: dict[str, Any], run: Run) -> None:
     from train.report.html import figure
 
-    say_random(run.recipe)
+    warn_of_random_weights(run.recipe)
     model, linear = metrics["model"], metrics["linear"]
     table = Table("frames of", "clips", "positive", "AP", "ROC-AUC", "linear:", "AP", "ROC-AUC")
     rows = {"all": (model["all"], linear["all"], str(model["clips"]))}
@@ -139,7 +139,7 @@ def compare(
     other: Annotated[Path, typer.Argument(metavar="RUN_B", help="Folder of another.")],
     as_json: Json = False,
 ) -> None:
-    """Is one of two runs better on the clips that both were judged by, or was it luck?"""
+    """Is one of two runs better on the clips that both were evaluated on, or is it chance?"""
     import train as stage2
 
     found = stage2.compare_runs(one, other)

@@ -29,8 +29,8 @@ from avarnet.inputs import (
     VIDEO_MODEL,
     need_device,
     need_extract,
-    say_assumed,
-    say_random,
+    warn_of_assumptions,
+    warn_of_random_weights,
 )
 from avarnet.options import Device, Json, Manifest, Root, StorePath
 from avarnet.steps import extraction_progress, print_summary
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from extract import Cluster, Status
     from features import Recipe
 
-NOT_BEGUN = "interrupted before anything was begun"
+NOT_STARTED = "interrupted before anything was started"
 app = typer.Typer()
 
 
@@ -66,7 +66,7 @@ def extract(
         list[str] | None,
         typer.Option(
             metavar="NAME[=MODEL]",
-            help="A further stream: flow, clip, or a backbone that another package brings.",
+            help="Another stream: flow, clip, or a backbone of another package.",
         ),
     ] = None,
     only: Annotated[
@@ -78,7 +78,7 @@ def extract(
     ] = None,
     weights: Annotated[
         Literal["pretrained", "random"],
-        typer.Option(help="random: seeded networks that have learned nothing, to try things out."),
+        typer.Option(help="random: seeded networks that have learned nothing, for a first try."),
     ] = "pretrained",
     video_weights: Annotated[
         Path | None,
@@ -90,21 +90,21 @@ def extract(
         bool,
         typer.Option(
             "--live",
-            help="For 'watch': hear each snippet as a live stream has it, in the second that ends "
-            "with it, and not in the 20 s around it.",
+            help="For 'watch': a snippet's sound as in a live stream, from the second that ends "
+            "with it, and not from the 20 s around it.",
         ),
     ] = False,
     snippet_seconds: Annotated[float, typer.Option(help="Length of one time step.")] = 0.25,
     precision: Annotated[
         Literal["fp32", "bf16", "auto"],
         typer.Option(
-            help="auto: the store's; for a new one bf16 if it is faster where the work is done "
-            "and as good."
+            help="auto: that of the store; in a new one bf16 if it is faster on the workers and as "
+            "good."
         ),
     ] = "fp32",
     device: Device = "auto",
     clip_memory: Annotated[
-        float, typer.Option(min=0.1, help="GB that reading a clip may take before it fails.")
+        float, typer.Option(min=0.1, help="GB that reading a clip may take; else it fails.")
     ] = 2.0,
     scheduler: Annotated[
         str,
@@ -129,30 +129,30 @@ def extract(
     memory: Annotated[str | None, typer.Option(help="Of a job, such as 8GB.")] = None,
     gpus: Annotated[int, typer.Option(min=0, help="Of a job; a process on each.")] = 0,
     interface: Annotated[
-        str | None, typer.Option(help="Network by which jobs reach this machine, such as ib0.")
+        str | None, typer.Option(help="Network through which jobs reach this machine, such as ib0.")
     ] = None,
     cluster_config: Annotated[
         Path | None, typer.Option(help="TOML: further arguments of dask-jobqueue's cluster.")
     ] = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try also what failed before and is unchanged.")
+        bool, typer.Option("--retry-failed", help="Retry also unchanged files that failed.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+        bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")
     ] = False,
     status: Annotated[
-        bool, typer.Option("--status", help="Say how far a job is, while it runs or later.")
+        bool, typer.Option("--status", help="Print how far a job is, while it runs or later.")
     ] = False,
     root: Root = None,
     as_json: Json = False,
 ) -> None:
     """Stage 1: read every video once and write its features to a store.
 
-    Of several sound tracks, the file's default is heard (the first, if several are marked; where
-    none is, the one that ffplay plays); a .wav, .flac or .ogg of the video's name goes before them.
+    Of several sound tracks, the file's default is used (the first, if several are marked; where
+    none is, the one that ffplay plays); a .wav, .flac or .ogg of the video's name is preferred.
 
-    Interrupted? Run the same command again: finished clips are not done twice. One Ctrl-C (or
-    SIGTERM) finishes the clips in work, a second Ctrl-C stops at once.
+    Interrupted? Run the same command again: finished clips are not extracted twice. At one Ctrl-C
+    (or SIGTERM) the clips in work are finished, a second Ctrl-C stops at once.
     """
     clips = manifests.read(manifest)
     for option, needed, given in (
@@ -169,9 +169,9 @@ def extract(
     if status:
         _print_status(stage1.status([clip.id for clip in clips], store), as_json)
         return
-    if not dry_run:  # before anything is imported that takes its time
+    if not dry_run:  # before the slow imports
         err.print(f"loading {plain(_loaded(video_model, audio_model, stream, only))}")
-    with ended_by_ctrl_c(NOT_BEGUN):
+    with ended_by_ctrl_c(NOT_STARTED):
         cluster = stage1.Cluster(
             scheduler=scheduler,
             workers=workers,
@@ -191,7 +191,7 @@ def extract(
         plan = pipelines.plan_extraction(clips, pipelines.root_of(manifest, root), store, cluster)
         _print_plan(plan, store)
         return
-    with ended_by_ctrl_c(NOT_BEGUN):
+    with ended_by_ctrl_c(NOT_STARTED):
         try:
             recipe = stage1.make_recipe(
                 video_model,
@@ -209,8 +209,8 @@ def extract(
             raise typer.BadParameter(str(error)) from error
         if precision == "auto":
             recipe = _with_best_precision(recipe, store, device, cluster)
-    say_random(recipe)
-    say_assumed(recipe)
+    warn_of_random_weights(recipe)
+    warn_of_assumptions(recipe)
     with extraction_progress(store) as callbacks:
         summary = pipelines.extract(
             clips,
@@ -237,7 +237,7 @@ def extract(
 def _loaded(
     video_model: str, audio_model: str, further: list[str] | None, only: list[str] | None
 ) -> str:
-    """Say which networks are loaded."""
+    """Return which networks are loaded."""
     usual = {"video": video_model, "audio": audio_model}
     names = [usual.get(name, name) for name in only or (*usual, *(further or ()))]
     return f"the networks: {', '.join(names)}"
@@ -246,10 +246,10 @@ def _loaded(
 def _with_best_precision(recipe: Recipe, store: Path, device: str, cluster: Cluster) -> Recipe:
     import extract as stage1
 
-    held = store / features.RECIPE_FILE
-    if held.exists():
-        precision = features.Recipe.from_json(held.read_text(encoding="utf-8")).precision
-        why = f"as {store} has it"
+    file = store / features.RECIPE_FILE
+    if file.exists():
+        precision = features.Recipe.from_json(file.read_text(encoding="utf-8")).precision
+        why = f"that of {store}"
     else:
         precision, why = stage1.choose_precision(recipe.source, device, cluster)
     err.print(f"precision: {precision} ({plain(why)})", soft_wrap=True)

@@ -22,12 +22,12 @@ from avarnet.console import (
     clips_bar,
     clock,
     counted,
-    first_of,
+    first_few,
     out,
     plain,
     print_json,
 )
-from avarnet.inputs import lines_of, say_assumed, say_random
+from avarnet.inputs import lines_of, warn_of_assumptions, warn_of_random_weights
 from avarnet.options import Ids, Json, StorePath, Url
 
 app = typer.Typer(no_args_is_help=True, help="Look into feature stores; share and reshape them.")
@@ -58,16 +58,16 @@ def features_info(store: StorePath, as_json: Json = False) -> None:
         model = source.get("name", settings.get("model", "?"))
         origin = f"{model}, {source['weights']} weights" if "weights" in source else model
         origin += ", heard as a live stream" if "trailing_seconds" in settings else ""
-        lack = f"; none in {counted(about.lacking[name], 'clip')}" if about.lacking[name] else ""
-        table.add_row(f"stream {name}", plain(f"{settings['features']} values, {origin}{lack}"))
+        missing = f"; none in {counted(about.lacking[name], 'clip')}" if about.lacking[name] else ""
+        table.add_row(f"stream {name}", plain(f"{settings['features']} values, {origin}{missing}"))
     for flag, count in about.flags.items():
         table.add_row(flag, counted(count, "clip"))
     table.add_row("fingerprint", opened.recipe.fingerprint)
     out.print(table)
     for reason in opened.unreadable.values():
         out.print(f"[red]unreadable:[/] {plain(reason)}")
-    say_random(opened.recipe)
-    say_assumed(opened.recipe)
+    warn_of_random_weights(opened.recipe)
+    warn_of_assumptions(opened.recipe)
 
 
 @app.command("list", epilog="Example: `avarnet features list s3://team/surv-fight`")
@@ -98,7 +98,7 @@ def _entries(store: str) -> list[features.Entry]:
 
 @app.command("verify", epilog="Example: `avarnet features verify store`")
 def features_verify(store: StorePath, as_json: Json = False) -> None:
-    """Read every byte and say whether it is as it was written."""
+    """Read every byte and check that it is as it was written."""
     with bytes_bar("verifying", as_json) as progress:
         intact, damages = features.verify(store, progress)
     if as_json:
@@ -107,14 +107,14 @@ def features_verify(store: StorePath, as_json: Json = False) -> None:
     else:
         for damage in damages:
             if not damage.readable:
-                hurt = "all its clips are lost; which ones it had cannot be told"
+                damaged = "all its clips are lost; which ones it had is unknown"
             elif damage.clips:
-                hurt = f"clips hurt: {', '.join(damage.clips)}"
+                damaged = f"damaged clips: {', '.join(damage.clips)}"
             else:
-                hurt = "no clip of it is hurt"
-            out.print(f"[red]damaged[/] {plain(f'{damage.reason}; {hurt}')}", soft_wrap=True)
+                damaged = "no clip of it is damaged"
+            out.print(f"[red]damaged[/] {plain(f'{damage.reason}; {damaged}')}", soft_wrap=True)
         if damages:
-            out.print("Run 'avarnet extract' again: it does just these clips again. Or copy them.")
+            out.print("Run 'avarnet extract' again: it extracts just these clips. Or copy them.")
         out.print(f"{counted(intact, 'clip')} intact, {counted(len(damages), 'damaged shard')}")
     raise typer.Exit(FAILED if damages else DONE)
 
@@ -193,7 +193,7 @@ def _print_transfer(transfer: features.Transfer, target: str, as_json: bool) -> 
         return
     if transfer.missing:
         what = counted(len(transfer.missing), "clip")
-        out.print(f"[yellow]not in that store: {what}[/] ({first_of(transfer.missing)})")
+        out.print(f"[yellow]not in that store: {what}[/] ({first_few(transfer.missing)})")
     if transfer.clips:
         what = counted(len(transfer.clips), "clip")
     else:

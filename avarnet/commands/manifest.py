@@ -16,19 +16,19 @@ from avarnet.console import (
     FAILED,
     SOME_FAILED,
     counted,
-    first_of,
+    first_few,
     out,
     plain,
     print_json,
     shown,
 )
-from avarnet.inputs import EXTRACT_EXTRA, found_json, say_left_out
+from avarnet.inputs import EXTRACT_EXTRA, found_json, print_left_out
 from avarnet.options import Json, Manifest, Output, Root
 from avarnet.pipelines import has_extract, root_of
 
-NAMED = 5  # clips of one equal problem, in what is printed
+LISTED = 5  # clips with one and the same problem
 
-app = typer.Typer(no_args_is_help=True, help="Say what there is to process.")
+app = typer.Typer(no_args_is_help=True, help="Make and check lists of the clips to process.")
 
 
 @app.command("folders", epilog="Example: `avarnet manifest folders videos -o videos.jsonl`")
@@ -39,7 +39,7 @@ def manifest_folders(
         Path | None,
         typer.Option(
             help="CSV with columns clip and source (the recording). Clips that it does not name "
-            "count as a recording of their own; both they and names that are no clip are told."
+            "count as a recording of their own; both they and names that are no clip are listed."
         ),
     ] = None,
     root: Root = None,
@@ -171,7 +171,7 @@ def manifest_check(manifest: Manifest, root: Root = None, as_json: Json = False)
 
 
 def _print_findings(findings: Sequence[manifests.Finding]) -> None:
-    """Print what is wrong: each kind with its way out, and equal problems once."""
+    """Print what is wrong: each kind with its way out, and the same problem once."""
     kinds: dict[tuple[str, str, str], list[manifests.Finding]] = defaultdict(list)
     for found in findings:
         kinds[found.severity, found.kind, found.way_out].append(found)
@@ -188,8 +188,8 @@ def _print_findings(findings: Sequence[manifests.Finding]) -> None:
                 place = ", ".join(part for part in (_line(found), found.clip) if part)
                 text = f"{place}: {problem}" if place else problem
             else:
-                places = [f"{found.clip} ({_line(found)})" for found in same[:NAMED]]
-                if len(same) > NAMED:
+                places = [f"{found.clip} ({_line(found)})" for found in same[:LISTED]]
+                if len(same) > LISTED:
                     places.append(f"... ({len(same)} in all; --json names each)")
                 text = f"{problem}: {', '.join(places)}"
             out.print(f"  {shown(text)}", soft_wrap=True, highlight=False)
@@ -224,18 +224,18 @@ def _write_manifest(
     out.print(f"{counted(len(clips), 'clip')} in {plain(str(output))}", soft_wrap=True)
     if missing:
         what = counted(len(missing), "listed video")
-        out.print(f"[yellow]not found: {what}[/] ({first_of(missing)})")
+        out.print(f"[yellow]not found: {what}[/] ({first_few(missing)})")
     if ungrouped:
         what = counted(len(ungrouped), "clip")
-        out.print(f"[yellow]in no group, so one of its own each: {what}[/] ({first_of(ungrouped)})")
+        out.print(f"[yellow]in no group, so a group each: {what}[/] ({first_few(ungrouped)})")
     if unknown:
         what = counted(len(unknown), "name")
-        out.print(f"[yellow]in the file of groups, but no clip: {what}[/] ({first_of(unknown)})")
+        out.print(f"[yellow]in the file of groups, but no clip: {what}[/] ({first_few(unknown)})")
     if found is not None:
-        say_left_out(found, out)
+        print_left_out(found, out)
     if refused:
         what = counted(len(refused), "video")
-        out.print(f"[red]left out, as its name can be no clip's id: {what}[/] (rename the file)")
+        out.print(f"[red]left out, as its name cannot be a clip's id: {what}[/] (rename the file)")
         for name, why in refused.items():
             out.print(f"  {shown(name)}: {plain(why)}", soft_wrap=True, highlight=False)
     raise typer.Exit(SOME_FAILED if failed else DONE)

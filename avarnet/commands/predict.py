@@ -1,4 +1,4 @@
-"""`avarnet predict`: what a run says of new videos."""
+"""`avarnet predict`: what a run predicts of new videos."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from avarnet.inputs import (
     moved_models,
     need_device,
     need_extract,
-    say_left_out,
-    say_random,
-    say_reading,
+    print_left_out,
+    warn_of_other_reading,
+    warn_of_random_weights,
 )
 from avarnet.options import AudioModel, Device, Json, RunPath, VideoModel, VideoWeights
 from avarnet.steps import print_prediction
@@ -76,11 +76,11 @@ def predict(
     pages = _pages(files, html)
     quiet = as_json or as_csv
     if not quiet:
-        say_random(recipe)
+        warn_of_random_weights(recipe)
         if loaded.normal is None:
             out.print("the run knows no normal class (train --normal LABEL): no intervals")
-    say_reading(recipe, run)
-    answers: list[dict[str, Any]] = [
+    warn_of_other_reading(recipe, run)
+    rows: list[dict[str, Any]] = [
         {"video": str(folder), "error": why} for folder, why in unreadable.items()
     ]
     total = sum(stage1.footage(file) for file in files) if err.is_terminal else 0.0
@@ -94,24 +94,24 @@ def predict(
             progress=lambda seconds: bar(seconds, total),
         ):
             if isinstance(found, pipelines.Unreadable):
-                answers.append({"video": str(found.video), "error": found.reason})
+                rows.append({"video": str(found.video), "error": found.reason})
                 failure = shown(f"{found.video}: {found.reason}")
                 err.print(f"[red]failed:[/] {failure}", soft_wrap=True)
                 continue
-            answers.append(_answer(found))
+            rows.append(_row(found))
             if not quiet:
                 print_prediction(found)
                 if found.page:
                     out.print(f"page: {shown(found.page)}", soft_wrap=True)
     if as_json:
-        print_json(answers)
+        print_json(rows)
     if as_csv:
-        _print_intervals(answers)
-    failed = sum("error" in answer for answer in answers)
-    if fail_on_anomaly and any(answer.get("intervals") for answer in answers):
+        _print_intervals(rows)
+    failed = sum("error" in row for row in rows)
+    if fail_on_anomaly and any(row.get("intervals") for row in rows):
         raise typer.Exit(ANOMALY)
     if failed:
-        raise typer.Exit(FAILED if failed == len(answers) else SOME_FAILED)
+        raise typer.Exit(FAILED if failed == len(rows) else SOME_FAILED)
 
 
 def _listed(videos: list[Path]) -> tuple[list[Path], dict[Path, str]]:
@@ -124,7 +124,7 @@ def _listed(videos: list[Path]) -> tuple[list[Path], dict[Path, str]]:
     for path in videos:
         if path.is_dir():
             below = manifests.videos_below(path)
-            say_left_out(below, err)
+            print_left_out(below, err)
             if not below.videos:
                 fail(f"{path}: no videos in this folder")
             found += below.videos
@@ -156,7 +156,7 @@ def _pages(files: list[Path], html: Path | None) -> dict[Path, Path]:
     return {file: html / f"{name}.html" for file, name in zip(files, names, strict=True)}
 
 
-def _answer(scored: pipelines.Scored) -> dict[str, Any]:
+def _row(scored: pipelines.Scored) -> dict[str, Any]:
     clip, prediction = scored.clip, scored.prediction
     return {
         "video": str(scored.video),
@@ -174,16 +174,16 @@ def _answer(scored: pipelines.Scored) -> dict[str, Any]:
     }
 
 
-def _print_intervals(answers: list[dict[str, Any]]) -> None:
+def _print_intervals(rows: list[dict[str, Any]]) -> None:
     """Print the intervals as CSV; a video without any has a line too, with nothing in its end."""
     table = csv.writer(sys.stdout)
     table.writerow(["video", "label", "confidence", "start", "end", "class", "score"])
-    for answer in answers:
-        if "error" in answer:
+    for row in rows:
+        if "error" in row:
             continue
-        whole = (answer["video"], answer["label"], f"{answer['confidence']:.4f}")
-        for found in answer["intervals"]:
+        whole = (row["video"], row["label"], f"{row['confidence']:.4f}")
+        for found in row["intervals"]:
             seconds = (f"{found[key]:.3f}" for key in ("start", "end"))
             table.writerow([*whole, *seconds, found["label"], f"{found['score']:.4f}"])
-        if not answer["intervals"]:
+        if not row["intervals"]:
             table.writerow([*whole, "", "", "", ""])

@@ -11,7 +11,7 @@ from rich.table import Table
 
 import features
 from avarnet.console import DONE, SOME_FAILED, clips_bar, fail, out, plain, print_json
-from avarnet.inputs import need_extract, say_random
+from avarnet.inputs import need_extract, warn_of_random_weights
 from avarnet.options import Join, Json, StorePath
 from avarnet.pipelines import open_stores
 
@@ -64,7 +64,7 @@ def search(
         found = [hit._asdict() for hit in hits]
         print_json({"ordered_by": order, "hits": found, "damaged": searcher.damaged})
     else:
-        say_random(opened.recipe)
+        warn_of_random_weights(opened.recipe)
         # what decides on the order is the first figure
         if by_moment:
             table = Table("clip", "its best moment", "from", "to", "the whole clip")

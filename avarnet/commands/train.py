@@ -12,8 +12,8 @@ from rich.table import Table
 
 import manifests
 from avarnet import pipelines
-from avarnet.console import clips_bar, counted, err, first_of, out, plain, print_json
-from avarnet.inputs import need_device, say_random
+from avarnet.console import clips_bar, counted, err, first_few, out, plain, print_json
+from avarnet.inputs import need_device, warn_of_random_weights
 from avarnet.options import Device, Join, Json, Manifest, Processes, RunPath, StorePath
 from avarnet.steps import best_epochs, print_best_epochs, training_progress
 from train.config import Config, Fusion, Model, Task
@@ -106,7 +106,7 @@ def train(
     need_device(device)
     opened = pipelines.open_stores([store, *(join or [])])
     if not as_json:
-        say_random(opened.recipe)
+        warn_of_random_weights(opened.recipe)
     with training_progress(settings.epochs, as_json) as on_epoch:
         trained = pipelines.train(
             clips,
@@ -144,7 +144,7 @@ def train(
         what = counted(len(trained.left_out), "clip")
         out.print(
             f"[yellow]not in the store and left out: {what} of the manifest[/] "
-            f"({first_of(trained.left_out)})"
+            f"({first_few(trained.left_out)})"
         )
     heard_ahead = trained.recipe.only(trained.config.streams).streams_with_lookahead
     if trained.config.causal and heard_ahead:
@@ -180,7 +180,7 @@ def ablate(
     clips = manifests.read(manifest)
     opened = pipelines.open_stores([store, *(join or [])])
     if not as_json:
-        say_random(opened.recipe)
+        warn_of_random_weights(opened.recipe)
     with Progress(console=err, transient=True, disable=as_json or not err.is_terminal) as bar:
         tasks: dict[str, Any] = {}
 
@@ -230,7 +230,7 @@ def sweep(
     clips = manifests.read(manifest)
     opened = pipelines.open_stores([store])
     if not as_json:
-        say_random(opened.recipe)
+        warn_of_random_weights(opened.recipe)
     with clips_bar("trials", as_json) as show:
         trials = stage2.sweep(clips, opened, folder, search, show)
     if as_json:
@@ -256,11 +256,11 @@ def export(
     ],
     as_json: Json = False,
 ) -> None:
-    """Write a run's models as one file for other programs, and check its answers."""
+    """Write a run's models as one file for other programs, and check its predictions."""
     import train as stage2
 
     difference = stage2.export_run(stage2.Run.load(run), file)
     if as_json:
         print_json({"file": str(file), "largest_difference": difference})
         return
-    out.print(f"{plain(str(file))}: within {difference:.1g} of torch's answers", soft_wrap=True)
+    out.print(f"{plain(str(file))}: within {difference:.1g} of torch's predictions", soft_wrap=True)

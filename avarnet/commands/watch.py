@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avarnet.console import err, plain
-from avarnet.inputs import moved_models, need_device, need_extract, say_random, say_reading
+from avarnet.inputs import (
+    moved_models,
+    need_device,
+    need_extract,
+    warn_of_other_reading,
+    warn_of_random_weights,
+)
 from avarnet.options import AudioModel, Device, RunPath, VideoModel, VideoWeights
 
 if TYPE_CHECKING:
@@ -35,7 +41,7 @@ def watch(
     device: Device = "auto",
     retries: Annotated[
         int | None,
-        typer.Option(min=0, help="To open a URL again, in a row.", show_default="for ever"),
+        typer.Option(min=0, help="To open a URL, in a row.", show_default="unlimited"),
     ] = None,
 ) -> None:
     """Score a live stream with a causal run: one line of JSON for each snippet, and each gap."""
@@ -49,13 +55,13 @@ def watch(
 
     recipe = moved_models(loaded.recipe, video_model, video_weights, audio_model)
     recipe = recipe.only(loaded.config.streams)
-    say_random(recipe)
-    say_reading(recipe, run)
+    warn_of_random_weights(recipe)
+    warn_of_other_reading(recipe, run)
     if recipe.streams_with_lookahead:
         err.print(
-            f"[yellow bold]HEARS OTHERWISE[/] ({', '.join(recipe.streams_with_lookahead)}): "
+            f"[yellow bold]HEARS DIFFERENTLY[/] ({', '.join(recipe.streams_with_lookahead)}): "
             f"{plain(str(run))} was trained on sound heard in windows of 20 s around a snippet, "
-            "and in a stream nothing comes after it yet. The rows differ, and the scores may be "
+            "of which a live stream has only the past. The features differ, and the scores may be "
             "wrong. The way out: 'avarnet extract MANIFEST NEW-STORE --live', and a run that is "
             "trained on that store.",
             soft_wrap=True,
@@ -69,7 +75,7 @@ def watch(
                 note = f"[yellow]gap[/] from {event.start:.2f} s on: {plain(event.why)}"
                 err.print(note, soft_wrap=True)
             else:
-                scorer.restart()  # what it does not know of cannot be what came before
+                scorer.restart()  # across a gap, nothing is known of what came before
                 line = {"start": round(event.start, 3), "end": round(event.end, 3)}
                 print(json.dumps({**line, "gap": event.why}), flush=True)
 
@@ -78,15 +84,15 @@ def _scored(snippet: Snippet, scorer: LiveScorer) -> dict[str, Any]:
     classes, normal = scorer.run.classes, scorer.run.normal
     probabilities = scorer(snippet.rows, snippet.valid)
     best = int(probabilities.argmax())
-    said = {name: round(float(p), 4) for name, p in zip(classes, probabilities, strict=True)}
+    by_class = {name: round(float(p), 4) for name, p in zip(classes, probabilities, strict=True)}
     return {
         "start": round(snippet.start, 3),
         "end": round(snippet.end, 3),
         "label": classes[best],
         "score": round(float(probabilities[best]), 4),
-        "probabilities": said,
+        "probabilities": by_class,
         # as in an interval of `predict`: how likely it is anything but normal
-        "anomaly": None if normal is None else round(1 - said[normal], 4),
-        "streams": [name for name, there in snippet.valid.items() if there],
+        "anomaly": None if normal is None else round(1 - by_class[normal], 4),
+        "streams": [name for name, valid in snippet.valid.items() if valid],
         "latency": round(time.monotonic() - snippet.received, 4),
     }

@@ -145,7 +145,7 @@ def test_damage_is_found_and_mended(project: dict[str, Any], tmp_path: Path) -> 
     assert damage["shard"] == str(shard)
     (hurt,) = damage["clips"]
     said = avarnet("features", "verify", store, code=1)
-    assert f"clips hurt: {hurt}" in said
+    assert f"damaged clips: {hurt}" in said
     manifest, network = project["folder"] / "m.jsonl", project["network"]
     again = as_json("extract", manifest, store, *network)
     assert again["extracted"] == [hurt]
@@ -195,7 +195,7 @@ def test_predict_with_a_run_of_an_older_reading_code(
         (then,) = as_json("predict", old, video)
         (now,) = as_json("predict", project["folder"] / "run", video)
     said = err.getvalue()
-    assert said.count("READ OTHERWISE") == 1  # the run of today says nothing
+    assert said.count("READ DIFFERENTLY") == 1  # the run of today says nothing
     assert "one before versions were counted, not version 2" in said
     assert "sound is placed by its time stamps" in said
     assert then["label"] == now["label"]
@@ -382,7 +382,7 @@ def test_what_a_stranger_reads(
     assert ended.value.code in (1, 2)
     said = " ".join(capsys.readouterr().err.replace("│", "").split())
     assert message in said
-    assert "not foreseen" not in said
+    assert "This is unexpected" not in said
 
 
 COMMANDS = [

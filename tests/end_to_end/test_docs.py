@@ -38,7 +38,8 @@ from manifests import Clip, write
 pytestmark = pytest.mark.slow
 
 ROOT = Path(avarnet.__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ARCHITECTURE = ROOT / "docs" / "architecture.md"  # which has no commands
+PAGES = [ROOT / "README.md", *sorted({*(ROOT / "docs").glob("*.md")} - {ARCHITECTURE})]
 CLASSES = ("Crash", "Explosion", "Normal", "Police siren")
 OTHERS = {"--nthreads"}  # options of other programs that the pages name
 NAMED = re.compile(r"(?m)(?:^ *|[`'(])avarnet +([a-z-][^`'#\n]*)")
@@ -280,3 +281,15 @@ def test_what_a_page_names_exists(page: Path) -> None:
     everywhere = set().union(*there.values()) | OTHERS
     unknown = set(OPTION.findall(text)) - everywhere
     assert not unknown, f"{page.name}: no command has {', '.join(sorted(unknown))}"
+
+
+def test_the_architecture_names_every_file() -> None:
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    parts = re.findall(r"(?m)^`(\w+)/`: .*\n\n\|.*\|\n\|.*\|\n((?:\| `.*\|\n)+)", text)
+    for part, rows in parts:
+        named = re.findall(r"(?m)^\| `([^`]+)` \|", rows)
+        files = {str(file.relative_to(ROOT / part)) for file in (ROOT / part).rglob("*.py")}
+        files = {file for file in files if not file.endswith("__init__.py")}
+        assert set(named) == files, part
+        assert len(named) == len(files), part
+    assert [part for part, _ in parts] == ["avarnet", "manifests", "features", "extract", "train"]

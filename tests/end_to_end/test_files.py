@@ -130,7 +130,7 @@ def test_folders_tell_what_they_leave_out(
         "left out, no videos by suffix: 3 files (.wav 2, no suffix 1)",
         "left out, hidden: 1 name with a dot in front",
         f"not followed: {cameras}/round (a link to a folder that it is in)",
-        "left out, as its name can be no clip's id: 3 videos (rename the file)",
+        "left out, as its name cannot be a clip's id: 3 videos (rename the file)",
         "  door/back\\[x].mp4: has a backslash",
         "  door/new\\nline.mp4: has a control character or a line break",
         "  door/\\xff.mp4: is not Unicode text",

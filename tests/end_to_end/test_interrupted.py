@@ -132,7 +132,7 @@ def test_ctrl_c_while_the_networks_are_loaded(
         job.tell(signal.SIGINT)
         said = job.end()
         assert not NOISE.search(said), said
-        assert said.endswith("\nerror: interrupted before anything was begun\n")
+        assert said.endswith("\nerror: interrupted before anything was started\n")
         assert job.process.returncode == 1
         assert not (tmp_path / f"{wait}").exists()
 

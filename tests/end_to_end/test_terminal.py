@@ -22,7 +22,8 @@ HEAVY = {"torch", "sklearn", "scipy", "matplotlib", "timm", "transformers", "av"
 
 def in_a_pipe(*words: object) -> str:
     command = [sys.executable, "-m", "avarnet", *map(str, words)]
-    done = subprocess.run(command, env=PLAIN, capture_output=True, text=True)
+    environment = PLAIN | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     return done.stdout + done.stderr
 
 
@@ -65,7 +66,7 @@ def test_bars_only_at_a_terminal(store: Path) -> None:
     assert in_a_pipe("features", "verify", store) == "1 clip intact, 0 damaged shards\n"
 
 
-def test_an_unforeseen_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "av.py").write_text("raise ImportError('libavcodec.so.99: [no] such file')")
     monkeypatch.setenv(
         "PYTHONPATH", os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))
@@ -80,7 +81,7 @@ def test_an_unforeseen_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     debugged = in_a_pipe("--debug", "manifest", "check", "m.jsonl")
     assert "Traceback" in debugged
     assert debugged.endswith("ImportError: libavcodec.so.99: [no] such file\n")
-    # a foreseen one, too
+    # of an expected one, too
     assert "Traceback" in in_a_pipe("--debug", "features", "info", "nowhere")
 
 

@@ -22,7 +22,7 @@ from sound import noise
 from torch import nn
 from transformers import CLIPModel, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from avarnet.inputs import say_assumed
+from avarnet.inputs import warn_of_assumptions
 from extract import WeightsError, make_recipe
 from extract.backbones.base import refuse_random, seeded
 from extract.backbones.clip_model import Clip
@@ -453,7 +453,7 @@ def test_settings_that_are_absent_are_said(
     assert "224" in said.source["clip"]["assumed"]
     assert "assumed" not in said.source["audio"]
     assert said.streams["audio"] == recipe.streams["audio"]
-    say_assumed(recipe)
+    warn_of_assumptions(recipe)
     heard = " ".join(capsys.readouterr().err.split())
     assert re.search(
         r"ASSUMED \(audio\): no preprocessor_config.json .* \(do_normalize=True\)", heard
