@@ -121,10 +121,14 @@ def train(
             "classes: chance has a say in which epoch is the best",
             soft_wrap=True,
         )
-    best = [
-        max(rows, key=lambda row: (row["val_recall"], -row["val_loss"]))
-        for rows in _by_model(trained.history())
-    ]
+    best = trained.kept_epochs()
+    tried = max(row["start"] for row in trained.history()) + 1
+    if tried > 1 and not as_json:
+        out.print(
+            f"[yellow]begun again[/] with another seed, up to {tried} starts: the validation loss "
+            "stayed near chance; the best start is kept",
+            soft_wrap=True,
+        )
     if as_json:
         print_json(
             {
@@ -231,13 +235,6 @@ def _tensorboard(run: Path) -> Any:
     except ImportError:
         fail("--tensorboard needs a package more: pip install tensorboard")
     return SummaryWriter(str(run / "tensorboard"))
-
-
-def _by_model(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    models: dict[tuple[int, int], list[dict[str, Any]]] = {}
-    for row in rows:
-        models.setdefault((row["seed"], row["fold"]), []).append(row)
-    return list(models.values())
 
 
 @app.command(epilog="Example: `avarnet ablate videos.jsonl store runs --folds 5 --seeds 5`")
