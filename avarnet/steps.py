@@ -106,16 +106,6 @@ def training_progress(
         yield show
 
 
-def best_epochs(run: Run) -> list[dict[str, Any]]:
-    """Return the best epoch of each model, as the run's history has it."""
-    models: dict[tuple[int, int], list[dict[str, Any]]] = {}
-    for row in run.history():
-        models.setdefault((row["seed"], row["fold"]), []).append(row)
-    return [
-        max(rows, key=lambda row: (row["val_recall"], -row["val_loss"])) for rows in models.values()
-    ]
-
-
 def print_best_epochs(best: list[dict[str, Any]]) -> None:
     """Print the best epoch of each model, if there are several."""
     if len(best) == 1:
