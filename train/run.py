@@ -40,8 +40,12 @@ from train.splits import Part, parts
 VERSION = 4
 # what the settings that a run of version 3 does not know were then
 THEN: dict[str, Any] = {
-    "centred": False, "scene_dropout": 0.0, "offset_noise": 0.0, "context_dropout": 0.0, "starts": 1,
-}  # fmt: skip
+    "centred": False,
+    "scene_dropout": 0.0,
+    "offset_noise": 0.0,
+    "context_dropout": 0.0,
+    "starts": 1,
+}
 RUN_FILE = "run.json"
 UNFINISHED = "unfinished.json"
 EPOCHS_FILE = "metrics.jsonl"

@@ -124,8 +124,8 @@ def train(
     tried = max(row["start"] for row in trained.history()) + 1
     if tried > 1 and not as_json:
         out.print(
-            f"[yellow]started again[/] with another seed, up to {tried} starts: the validation loss "
-            "stayed near chance; the best start is kept",
+            f"[yellow]started again[/] with another seed, up to {tried} starts: the validation "
+            "loss stayed near chance; the best start is kept",
             soft_wrap=True,
         )
     if as_json:
