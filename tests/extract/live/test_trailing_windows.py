@@ -120,7 +120,7 @@ def test_little_sound_is_kept() -> None:
     for block in range(200):
         heard.add(160_000 * block, np.zeros(160_000, np.float32))
         assert sum(len(samples) for _, samples in heard._kept._runs) <= 16_000
-        assert len(heard._waiting) < 16
+        assert len(heard._pending) < 16
 
 
 def test_a_recipe_says_so(recipe: Recipe, sound_model: str, tmp_path: Path) -> None:
