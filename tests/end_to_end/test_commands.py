@@ -335,10 +335,10 @@ def test_mistakes(tmp_path: Path, words: list[str], code: int, message: str) -> 
     [
         ("manifest folders rubbish -o m.jsonl", "rubbish: is a file; give the folder of videos"),
         ("manifest csv . -o m.jsonl", ".: Is a directory; give a CSV file"),
-        ("manifest csv rubbish -o m.jsonl", "rubbish: it is no text in UTF-8; give a CSV file"),
+        ("manifest csv rubbish -o m.jsonl", "rubbish: it is not text in UTF-8; give a CSV file"),
         ("manifest split empty", "no clips in it; make a manifest with 'avarnet manifest folders"),
         ("manifest split half", "half, line 1: the field path is missing"),
-        ("features drop s --ids rubbish", "no text in UTF-8; give a text file of clip ids"),
+        ("features drop s --ids rubbish", "not text in UTF-8; give a text file of clip ids"),
         ("features pull s t --ids none", "none: No such file or directory; give a text file"),
         ("extract good s --device tpu", "tpu: expected auto, cpu, cuda"),
         ("extract good s --device cuda:99", "--device cuda:99: torch cannot use it here"),
