@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from train import Run
     from train.fitting.trainer import Epoch
 
+NAMED = 3  # clips with a flag that a summary names
 EPOCH_HEADER = " epoch  train loss  val loss  val accuracy  val recall"
 
 
@@ -75,6 +76,13 @@ def print_summary(summary: Summary, store: Path) -> None:
         for clip_id, share in sorted(summary.not_finite_clips.items()):
             table.add_row(plain(clip_id), f"{share:.1%}")
         out.print(table)
+    for flag, clip_ids in sorted(summary.flagged.items()):
+        names = ", ".join(clip_ids[:NAMED]) + (", ..." if len(clip_ids) > NAMED else "")
+        out.print(
+            f"[yellow]{flag.lower().replace('_', ' ')}[/]: {counted(len(clip_ids), 'clip')} "
+            f"({plain(names)}); 'avarnet features list' shows all",
+            soft_wrap=True,
+        )
     speed = summary.footage / summary.seconds if summary.seconds else 0.0
     out.print(
         f"{counted(len(summary.extracted), 'clip')} extracted, {len(summary.already)} there "
@@ -104,16 +112,6 @@ def training_progress(
             bar.update(task, total=count * epochs, advance=1)
 
         yield show
-
-
-def best_epochs(run: Run) -> list[dict[str, Any]]:
-    """Return the best epoch of each model, as the run's history has it."""
-    models: dict[tuple[int, int], list[dict[str, Any]]] = {}
-    for row in run.history():
-        models.setdefault((row["seed"], row["fold"]), []).append(row)
-    return [
-        max(rows, key=lambda row: (row["val_recall"], -row["val_loss"])) for rows in models.values()
-    ]
 
 
 def print_best_epochs(best: list[dict[str, Any]]) -> None:

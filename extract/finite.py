@@ -79,7 +79,12 @@ class Tally:
         self._lost: Counter[str] = Counter()
 
     def add(self, rows: dict[str, int], not_finite: dict[str, int]) -> None:
-        """Count a clip's rows, where there was something to see or hear, and those lost of them."""
+        """Count a clip's rows, where there was something to see or hear, and those lost of them.
+
+        Args:
+            rows: stream -> rows for which there was something to see or hear.
+            not_finite: stream -> how many of those are lost.
+        """
         self._rows.update(rows)
         self._lost.update(not_finite)
 

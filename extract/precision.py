@@ -40,7 +40,7 @@ def choose_precision(
 
     Args:
         source: see `Recipe`.
-        device: as the `Extractor`'s.
+        device: ``auto`` (CUDA, then Apple's MPS, then the CPU) or a torch device.
         cluster: where the work will be: of other machines, a single worker measures.
 
     Raises:

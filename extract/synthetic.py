@@ -66,7 +66,15 @@ def make_videos(folder: Path) -> None:
 def make_clip(
     path: Path, name: str, seed: int, seconds: float = SECONDS, sound: bool = True
 ) -> Path:
-    """Write one H.264 + AAC clip of the class `name` and return its path."""
+    """Write one H.264 + AAC clip of the class `name` and return its path.
+
+    Args:
+        path: of the file.
+        name: of a class.
+        seed: decides on all that is random.
+        seconds: its length.
+        sound: whether it has a sound track.
+    """
     rng = np.random.default_rng(seed)
     look, event = LOOKS[name], rng.uniform(0.3, 0.6) * seconds
     waveform = _waveform(look, event, seconds, rng) if sound else None
@@ -82,9 +90,16 @@ def write_video(
     sound_codec: str = "aac",
     sound_rate: int = SOUND_RATE,
 ) -> Path:
-    """Write (frames, H, W, 3) pictures and a mono waveform as an MP4.
+    """Write an MP4, which appears under its name only when it is whole.
 
-    The file appears under its name only when it is whole.
+    Args:
+        path: of the file.
+        pictures: (frames, H, W, 3) RGB.
+        fps: frames a second.
+        waveform: (samples,) mono; None for no sound track.
+        codec: FFmpeg's name of an encoder.
+        sound_codec: likewise.
+        sound_rate: samples of `waveform` a second.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")

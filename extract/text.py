@@ -19,7 +19,7 @@ def read_text(text: str, stream: str, recipe: Recipe, device: str = "auto") -> N
         text: what is to be seen.
         stream: one whose settings in `recipe` have a key ``text``.
         recipe: of a store.
-        device: as the `Extractor`'s.
+        device: ``auto`` (CUDA, then Apple's MPS, then the CPU) or a torch device.
 
     Raises:
         WeightsError: the network cannot be loaded, or is not the one that made the stream.

@@ -65,7 +65,7 @@ class Features:
         """Make features of arrays that are known to fit each other, in a third of the time.
 
         Args:
-            streams: see `Features`, as all others.
+            streams: rows of each stream; see `Features`.
             valid: one mask for each stream.
             snippet_seconds: length of a snippet.
             duration: seconds of footage.

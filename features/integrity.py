@@ -84,9 +84,9 @@ def _damage(file: Path, shard: Shard | None, reason: str) -> Damage | None:
         reason = f"{file}: its bytes are not those of its name: it was changed or renamed"
     try:
         with _salvage(file) as rest:
-            return Damage(file, reason, rest.damaged_clips(), True)
+            return Damage(file, reason, rest.damaged_clips(), readable=True)
     except FeatureError:
-        return Damage(file, reason, [], False)
+        return Damage(file, reason, [], readable=False)
 
 
 def repair(path: Path, damages: list[Damage]) -> None:

@@ -129,8 +129,8 @@ class Recipe:
         A stream that one of the two lacks is one line.
         """
         both = self.streams.keys() & other.streams.keys()
-        lines = [f"stream {n}: there, not absent" for n in self.streams if n not in both]
-        lines += [f"stream {n}: absent, not there" for n in other.streams if n not in both]
+        lines = [f"stream {n}: present, not absent" for n in self.streams if n not in both]
+        lines += [f"stream {n}: absent, not present" for n in other.streams if n not in both]
         mine, theirs = (
             _flatten({**r._decisive(), "streams": {n: r.streams[n] for n in both}})
             for r in (self, other)

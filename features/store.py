@@ -177,7 +177,9 @@ def create(path: Path, recipe: Recipe) -> None:
         raise FeatureError(f"{path} is a file; give the folder of the store")
     path.mkdir(parents=True, exist_ok=True)
     if any(path.glob("[!.]*.h5")):
-        raise FeatureError(f"{path} has shards but no {RECIPE_FILE}; copy the store's one there")
+        raise FeatureError(
+            f"{path} has shards but no {RECIPE_FILE}; copy the one of its store into it"
+        )
     temporary = path / f"{UNFINISHED}{uuid.uuid4().hex}"
     recipe.save(temporary)
     temporary.replace(path / RECIPE_FILE)

@@ -161,10 +161,10 @@ def diff(a: Path, b: Path) -> Difference:
     recipe = one.recipe.differences(other.recipe)
     content = [i for i in one if i in other and _digests(one, i) != _digests(other, i)]
     return Difference(
-        recipe,
-        sorted(one.keys() - other.keys()),
-        sorted(other.keys() - one.keys()),
-        [] if recipe else sorted(content),
+        recipe=recipe,
+        only_a=sorted(one.keys() - other.keys()),
+        only_b=sorted(other.keys() - one.keys()),
+        content=[] if recipe else sorted(content),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,13 @@ from numpy.typing import NDArray
 # blocks took two to ten times as long
 BLOCK_CLIPS = 256
 ROUNDING = 1e-6  # of a value, in float32; a smaller deviation counts as zero
+
+
+class _Standard(NamedTuple):
+    """How vectors are made comparable."""
+
+    centre: NDArray[np.float32]  # (values,) taken off
+    scale: NDArray[np.float32]  # (values,) one over the deviation; 0 where a value never changes
 
 
 class VectorSpace:
@@ -54,10 +61,8 @@ class VectorSpace:
         return cosines
 
 
-def _standard(
-    means: list[NDArray[np.float32]],
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return (values,) mean, and one over the deviation; zero for a value that never changes."""
+def _standard(means: list[NDArray[np.float32]]) -> _Standard:
+    """Compute the mean and the deviation of all clips, block by block."""
 
     def blocks() -> Iterator[NDArray[np.float32]]:
         for block in _blocks(means):
@@ -75,7 +80,7 @@ def _standard(
     deviation = np.sqrt(squares / max(1, count))
     changes = deviation > ROUNDING * np.abs(centre)
     scale = np.divide(1, deviation, out=np.zeros(width), where=changes)
-    return centre, scale.astype(np.float32)
+    return _Standard(centre, scale.astype(np.float32))
 
 
 def _blocks(arrays: list[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:

@@ -81,7 +81,7 @@ class Writer:
             lost = self._waiting - clips.keys()
             if lost:
                 raise WriteError(
-                    f"{self._spool.path}: finished clips can no longer be read there: "
+                    f"{self._spool.path}: finished clips can no longer be read: "
                     f"{len(lost)} ({min(lost)} is one); was the folder or its disk removed? "
                     "Run the same command again: what is missing is done again"
                 )

@@ -24,16 +24,24 @@ class Finding(NamedTuple):
     severity: str  # "error" or "warning"
     line: int
     clip: str  # its id; empty if the line has none
-    kind: str
-    problem: str
+    kind: str  # for programs, such as "duplicate-id"
+    problem: str  # for people
     way_out: str
 
 
-class Numbered(NamedTuple):
+class _Numbered(NamedTuple):
     """A clip and the line it is on."""
 
     line: int
     clip: Clip
+
+    def error(self, kind: str, problem: str, way_out: str) -> Finding:
+        """Return a finding on this line; see `Finding` for the arguments."""
+        return Finding("error", self.line, self.clip.id, kind, problem, way_out)
+
+    def warning(self, kind: str, problem: str, way_out: str) -> Finding:
+        """Return a finding on this line; see `Finding` for the arguments."""
+        return Finding("warning", self.line, self.clip.id, kind, problem, way_out)
 
 
 class Probed(NamedTuple):
@@ -64,12 +72,12 @@ def check(manifest: Path, root: Path, probe: Probe | None = None) -> list[Findin
         errors = [f for f in check(Path("m.jsonl"), Path(".")) if f.severity == "error"]
     """
     findings: list[Finding] = []
-    clips: list[Numbered] = []
+    clips: list[_Numbered] = []
     for line, clip in parse(manifest):
         if isinstance(clip, ManifestError):
             findings.append(Finding("error", line, "", "bad-line", str(clip), "correct the line"))
         else:
-            clips.append(Numbered(line, clip))
+            clips.append(_Numbered(line, clip))
     if not findings and not clips:
         findings.append(Finding("error", 0, "", "empty", "no clips in it", MAKE_ONE))
     findings += _duplicates(clips, root)
@@ -80,18 +88,15 @@ def check(manifest: Path, root: Path, probe: Probe | None = None) -> list[Findin
     return sorted(findings, key=lambda finding: (finding.severity != "error", finding.line))
 
 
-def _duplicates(clips: list[Numbered], root: Path) -> Iterator[Finding]:
-    by_id: dict[str, Numbered] = {}
-    by_path: dict[str, Numbered] = {}
-    by_size: dict[int, list[Numbered]] = defaultdict(list)
+def _duplicates(clips: list[_Numbered], root: Path) -> Iterator[Finding]:
+    by_id: dict[str, _Numbered] = {}
+    by_path: dict[str, _Numbered] = {}
+    by_size: dict[int, list[_Numbered]] = defaultdict(list)
     for numbered in clips:
-        line, clip = numbered
+        clip = numbered.clip
         first = by_id.setdefault(clip.id, numbered)
         if first is not numbered:
-            yield Finding(
-                "error",
-                line,
-                clip.id,
+            yield numbered.error(
                 "duplicate-id",
                 f"the id is on line {first.line} already",
                 "give one of the two another id, or remove it",
@@ -106,7 +111,7 @@ def _duplicates(clips: list[Numbered], root: Path) -> Iterator[Finding]:
     for same_size in by_size.values():
         if len(same_size) == 1:
             continue
-        by_content: dict[str, Numbered] = {}
+        by_content: dict[str, _Numbered] = {}
         for numbered in same_size:
             try:
                 with open(numbered.clip.resolve(root), "rb") as file:
@@ -118,22 +123,17 @@ def _duplicates(clips: list[Numbered], root: Path) -> Iterator[Finding]:
                 yield _twin(numbered, first, "duplicate-content", "has the same content")
 
 
-def _twin(numbered: Numbered, first: Numbered, kind: str, what: str) -> Finding:
-    leak = len({numbered.clip.split, first.clip.split} - {None}) == 2
-    return Finding(
-        "error" if leak else "warning",
-        numbered.line,
-        numbered.clip.id,
-        kind,
-        f"{what} as {first.clip.id} on line {first.line}" + (", in another split" if leak else ""),
-        "remove one of the two",
-    )
+def _twin(numbered: _Numbered, first: _Numbered, kind: str, what: str) -> Finding:
+    problem, way_out = f"{what} as {first.clip.id} on line {first.line}", "remove one of the two"
+    if len({numbered.clip.split, first.clip.split} - {None}) == 2:  # it leaks
+        return numbered.error(kind, f"{problem}, in another split", way_out)
+    return numbered.warning(kind, problem, way_out)
 
 
-def _splits(clips: list[Numbered]) -> Iterator[Finding]:
-    first: dict[str, Numbered] = {}  # of each way to split, in the order of the lines
+def _splits(clips: list[_Numbered]) -> Iterator[Finding]:
+    first: dict[str, _Numbered] = {}  # of each way to split, in the order of the lines
     for numbered in clips:
-        line, clip = numbered
+        clip = numbered.clip
         if clip.split is None:
             first.setdefault("no split", numbered)
         elif SIDE.fullmatch(clip.split):
@@ -141,119 +141,88 @@ def _splits(clips: list[Numbered]) -> Iterator[Finding]:
         elif FOLD.fullmatch(clip.split):
             first.setdefault("folds", numbered)
         else:
-            yield Finding(
-                "error",
-                line,
-                clip.id,
+            yield numbered.error(
                 "unknown-split",
                 f"split {clip.split!r}",
                 "use train, val, test or fold-K, or run 'avarnet manifest split'",
             )
     if len(first) > 1:
-        line, clip = list(first.values())[1]
+        _, second, *_ = first.values()
         ways = " and ".join(f"{way} (line {at.line})" for way, at in first.items())
-        yield Finding(
-            "warning",
-            line,
-            clip.id,
+        yield second.warning(
             "mixed-splits",
             f"some clips have {ways}",
             "split all clips with 'avarnet manifest split'",
         )
 
 
-def _groups(clips: list[Numbered]) -> Iterator[Finding]:
-    groups: dict[str, dict[str, list[Numbered]]] = defaultdict(lambda: defaultdict(list))
+def _groups(clips: list[_Numbered]) -> Iterator[Finding]:
+    groups: dict[str, dict[str, list[_Numbered]]] = defaultdict(lambda: defaultdict(list))
     for numbered in clips:
         if numbered.clip.group is not None and numbered.clip.split is not None:
             groups[numbered.clip.group][numbered.clip.split].append(numbered)
     for group, sides in groups.items():
         if len(sides) == 1:
             continue
-        line, clip = list(sides.values())[1][0]
+        _, (second, *_), *_ = sides.values()
         counts = ", ".join(f"{split} (clips: {len(members)})" for split, members in sides.items())
-        yield Finding(
-            "warning",
-            line,
-            clip.id,
+        yield second.warning(
             "group-across-splits",
             f"group {group} is in {counts}: what is learned from one leaks to the other",
             "run 'avarnet manifest split', unless the split is the official one",
         )
 
 
-def _file(numbered: Numbered, root: Path, probe: Probe | None) -> Iterator[Finding]:
-    line, clip = numbered
+def _file(numbered: _Numbered, root: Path, probe: Probe | None) -> Iterator[Finding]:
+    clip = numbered.clip
     path, audio = clip.resolve(root), clip.resolve_audio(root)
     duration = clip.duration
     missing = [file for file in (path, audio) if file is not None and not os.path.isfile(file)]
     for file in missing:
         what = "is not a regular file" if os.path.exists(file) else "does not exist"
-        yield Finding(
-            "error",
-            line,
-            clip.id,
+        yield numbered.error(
             "missing-file",
             f"{file} {what}",
             "give the folder it is in with --root, or remove the line",
         )
     if not missing and not os.access(path, os.R_OK):
-        yield Finding(
-            "error", line, clip.id, "unreadable", f"no permission to read {path}", "ask its owner"
-        )
+        yield numbered.error("unreadable", f"no permission to read {path}", "ask its owner")
     elif not missing and os.path.getsize(path) == 0:
-        yield Finding(
-            "error", line, clip.id, "empty-file", f"{path} is empty", "copy the file again"
-        )
+        yield numbered.error("empty-file", f"{path} is empty", "copy the file again")
     elif not missing and probe is not None:
         try:
             probed = probe(path, audio)
         except Exception as error:  # whatever a decoder raises for a file of any origin
-            yield Finding(
-                "error", line, clip.id, "unreadable", str(error), "replace the file or the line"
-            )
+            yield numbered.error("unreadable", str(error), "replace the file or the line")
         else:
             yield from _length(numbered, probed)
             duration = probed.duration
             if not probed.sound:
-                yield Finding(
-                    "warning",
-                    line,
-                    clip.id,
+                yield numbered.warning(
                     "no-sound",
                     "the clip has no sound",
                     "nothing to do: its sound is flagged as missing; or name a sound file (audio)",
                 )
     for start, end in clip.intervals or ():
         if duration is not None and end > duration + 1 / (clip.fps or 10):
-            yield Finding(
-                "error",
-                line,
-                clip.id,
+            yield numbered.error(
                 "interval-outside",
                 f"anomaly from {start:g} to {end:g} s in a clip of {duration:g} s",
                 "correct the interval, or the file is another one than was annotated",
             )
 
 
-def _length(numbered: Numbered, probed: Probed) -> Iterator[Finding]:
+def _length(numbered: _Numbered, probed: Probed) -> Iterator[Finding]:
     """Find a file that is shorter than its container, or else the manifest, states."""
-    line, clip = numbered
-    stated = clip.duration
+    stated = numbered.clip.duration
     if probed.cut_short:
-        yield Finding(
-            "warning",
-            line,
-            clip.id,
+        yield numbered.warning(
             "cut-short",
             probed.cut_short,
             "copy or download it again; as it is, the rest is read and flagged as cut short",
         )
     elif stated is not None and stated - probed.duration > LEAST_MISSING + stated / 100:
-        yield Finding(
-            "warning",
-            line,
-            clip.id,
+        yield numbered.warning(
             "shorter-than-stated",
             f"the manifest states {stated:g} s, but the file has {probed.duration:.1f} s",
             "copy the file again if it was cut short, or correct the duration",

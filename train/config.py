@@ -16,6 +16,8 @@ Fusion = Literal["early", "gated", "bottleneck", "cross", "late"]
 TASKS, MODELS, FUSIONS = get_args(Task), get_args(Model), get_args(Fusion)
 LOSSES = ("cross_entropy", "focal")
 SAMPLINGS = ("clips", "classes")
+POOLINGS = ("mean", "logsumexp", "top")
+AUTOMATIC = -1.0  # of a share: the value depends on the task
 ATTENTION_HEADS = 4
 
 
@@ -37,16 +39,27 @@ class Config:
         model: what reads that sequence: ``mtcn``, ``tcn`` (one stage of it), ``lstm``,
             ``transformer`` or ``linear`` (each snippet for itself).
         causal: let no answer see the future, for streams.
-        stages, channels: of the MTCN; the paper's are 4 and 64.
+        stages, channels: of the MTCN; those of MS-TCN are 4 and 64.
         layers: dilated layers per stage; 0 takes the fewest whose receptive field covers most
-            training clips (10 at most): layers beyond that see nothing but padding; in
+            training clips (6 at most): layers beyond that see nothing but padding; in
             detection, 2.
+        pooling: how the snippets of a clip speak for it: ``logsumexp``, the few that are sure of
+            something; ``top``, the sixteenth that is the most anomalous; ``mean``, all alike.
+            Empty takes ``logsumexp``, in detection ``top``.
+        centred: give the network each value less its mean over the clip (if causal, over what
+            came so far) beside the value itself.
+        scene_dropout: how often the values themselves are hidden throughout a training clip, so
+            that what changes or stands out in it must tell; without effect if not ``centred``.
+        offset_noise: deviation of a random constant that is added to each centred value of a
+            training clip, in deviations of that value: what is constant is not to be learned.
         dropout: in the MTCN's layers.
+        context_dropout: how often a training clip skips the MTCN's dilated layers, so that each
+            snippet must also tell by itself; -1 takes 0, in detection 0.5.
         input_dropout: of features, each throughout a clip.
         stream_dropout: how often a whole stream of a clip is hidden in training.
         smoothing_weight, smoothing_limit: lambda and tau of the smoothing loss.
         loss: ``cross_entropy``, or ``focal``, which cares less for what is known already.
-        label_smoothing: share of the target spread over all classes.
+        label_smoothing: share of the target spread over all classes; -1 takes 0.1, in detection 0.
         class_weights: weigh classes by the inverse of how often they occur.
         sampling: draw ``clips`` as they come, each once an epoch, or all ``classes`` equally
             often, clips of rare ones several times.
@@ -55,9 +68,12 @@ class Config:
         snippet_dropout: blank this share of the snippets of a training clip.
         mixup: alpha of the Beta distribution by which pairs of training clips are mixed; 0 for
             none.
-        epochs: at most this many.
-        patience: stop after this many epochs without a better validation recall.
+        epochs: at most this many. One passes over the training clips once, or as often as makes
+            `STEPS_PER_EPOCH` steps.
+        patience: stop after this many epochs that the validation clips find worse than the best.
         batch_size: clips per step; 0 takes up to 16, fewer for small sets.
+        starts: a model whose validation loss stays near chance is begun again with another seed,
+            until so many were tried; the best of them is kept.
         learning_rate, weight_decay: of AdamW; the rate warms up and decays as a cosine.
         validation: share of the training clips that picks the best epoch, where the manifest gives
             no validation clips.
@@ -72,16 +88,21 @@ class Config:
     fusion: str = "early"
     model: str = "mtcn"
     causal: bool = False
-    stages: int = 4
+    stages: int = 2
     layers: int = 0
     channels: int = 64
+    pooling: str = ""
+    centred: bool = True
+    scene_dropout: float = 0.5
+    offset_noise: float = 0.5
     dropout: float = 0.5
+    context_dropout: float = AUTOMATIC
     input_dropout: float = 0.5
     stream_dropout: float = 0.1
-    smoothing_weight: float = 0.15
+    smoothing_weight: float = 0.0
     smoothing_limit: float = 4.0
     loss: str = "cross_entropy"
-    label_smoothing: float = 0.1
+    label_smoothing: float = AUTOMATIC
     class_weights: bool = True
     sampling: str = "clips"
     time_crop: float = 1.0
@@ -91,6 +112,7 @@ class Config:
     epochs: int = 40
     patience: int = 20
     batch_size: int = 0
+    starts: int = 3
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
     validation: float = 0.15
@@ -105,6 +127,10 @@ class Config:
             "fusion": self.fusion in FUSIONS,
             "model": self.model in MODELS,
             "loss": self.loss in LOSSES,
+            "pooling": self.pooling in ("", *POOLINGS),
+            "scene_dropout": 0 <= self.scene_dropout < 1,
+            "offset_noise": self.offset_noise >= 0,
+            "starts": self.starts >= 1,
             "sampling": self.sampling in SAMPLINGS,
             "time_crop": 0 < self.time_crop <= 1,
             "time_mask": 0 <= self.time_mask < 1,
@@ -114,9 +140,10 @@ class Config:
             "layers": 0 <= self.layers <= 20,
             "channels": self.channels >= 1,
             "dropout": 0 <= self.dropout < 1,
+            "context_dropout": self.context_dropout == AUTOMATIC or 0 <= self.context_dropout < 1,
             "input_dropout": 0 <= self.input_dropout < 1,
             "stream_dropout": 0 <= self.stream_dropout < 1,
-            "label_smoothing": 0 <= self.label_smoothing < 1,
+            "label_smoothing": self.label_smoothing == AUTOMATIC or 0 <= self.label_smoothing < 1,
             "epochs": self.epochs >= 1,
             "patience": self.patience >= 1,
             "batch_size": self.batch_size >= 0,
@@ -143,6 +170,27 @@ class Config:
             )
         if self.mixup and self.task == "detection":
             raise TrainError("mixup is for recognition: mixed clips have no highest snippets")
+        if self.pooling == "top" and self.task != "detection":
+            raise TrainError("pooling by the top snippets is for detection: it ranks two classes")
+
+    @property
+    def pools_by(self) -> str:
+        """``pooling``, settled."""
+        return self.pooling or ("top" if self.task == "detection" else "logsumexp")
+
+    @property
+    def skips_context(self) -> float:
+        """``context_dropout``, settled."""
+        if self.context_dropout != AUTOMATIC:
+            return self.context_dropout
+        return 0.5 if self.task == "detection" else 0.0
+
+    @property
+    def spread(self) -> float:
+        """``label_smoothing``, settled."""
+        if self.label_smoothing != AUTOMATIC:
+            return self.label_smoothing
+        return 0.0 if self.task == "detection" else 0.1
 
     @classmethod
     def load(cls, file: Path | None, **overrides: Any) -> Config:

@@ -164,8 +164,8 @@ class Clips:
         """Return mean and standard deviation of one stream over some clips, each (D,), float64.
 
         Returns:
-            ``value``: of its valid rows; ``change``: of how much valid neighbours differ. What no
-            clip has is left out.
+            ``value``: of its valid rows; ``change``: of how much valid neighbours differ;
+            ``centred``: of its valid rows less their clip's mean. What no clip has is left out.
         """
         result = {}
         for part in ("value", "change"):
@@ -179,6 +179,8 @@ class Clips:
             mean = (share * means).sum(0)
             variance = (share * (spreads + (means - mean) ** 2)).sum(0)
             result[part] = (mean, variance.sqrt())
+            if part == "value":
+                result["centred"] = (torch.zeros_like(mean), (share * spreads).sum(0).sqrt())
         return result
 
     def _moments(self, index: int, name: str) -> dict[str, tuple[int, Tensor, Tensor]]:

@@ -82,7 +82,7 @@ def answers_of(run: Run, models: Sequence[AVARNet], data: Clips, tested: bool) -
         held = np.array([where[i] for i in (part.test if tested else part.val)], dtype=np.int64)
         known = np.array([where[i] for i in ([*part.train, *part.val] if tested else part.train)])
         said = [
-            score(model, data, held, CPU, POOLING[run.config.task])
+            score(model, data, held, CPU, POOLING[run.config.pools_by])
             for model, (own, _) in zip(models, run.models, strict=True)
             if own == number
         ]

@@ -71,6 +71,17 @@ def pool(logits: Tensor, mask: Tensor) -> Tensor:
     return average(logits, mask)
 
 
+def logsumexp_pool(logits: Tensor, mask: Tensor) -> Tensor:
+    """Sum the likelihoods of (..., batch, classes, time) over each clip's snippets.
+
+    log sum exp over time: a clip is what its surest snippets say. Its probabilities are the mean of
+    the snippets' own, weighed by how much evidence each of them has (the softmax over time of
+    their log sum exp over the classes): attention whose weights are learned with the logits.
+    """
+    outside = ~mask & mask.any(1, keepdim=True)  # a clip without snippets says nothing, not nan
+    return logits.masked_fill(outside[:, None], -float("inf")).logsumexp(-1)
+
+
 def average(logits: Tensor, chosen: Tensor) -> Tensor:
     """Average logits (..., batch, classes, time) where `chosen` (batch, time) is true."""
     weight = chosen[:, None].to(logits.dtype)

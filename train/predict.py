@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional as F
 
 from features import Features
-from train.data import Clips
+from train.data import Batch, Clips
 from train.evaluation.intervals import Anomaly, anomaly_scores
-from train.fitting.trainer import POOLING, score
+from train.fitting.trainer import POOLING
+from train.models.fusion import Totals, totals_of
 from train.run import Run
 
 PIECE = 4096  # snippets of a long clip that are scored at once, and what they see beyond
 MOST_BEYOND = 512  # where a model may look at the whole clip
-LEAST = 1e-30  # probability; its logarithm is finite
 
 
 class Prediction(NamedTuple):
@@ -53,7 +55,7 @@ class Predictor:
     def __init__(self, run: Run) -> None:
         self.run = run
         self._models = run.all_models()
-        reach = self._models[0].reach  # all are alike
+        reach = self._models[0].reach_with_totals  # all are alike
         self._beyond = MOST_BEYOND if reach is None else reach
 
     def __call__(self, features: Features, without: Sequence[str] = ()) -> Prediction:
@@ -66,15 +68,11 @@ class Predictor:
         run = self.run
         hidden = {name: np.zeros(len(features), bool) for name in without}
         features = replace(features, valid={**features.valid, **hidden})
-        pieces = [self._piece(features, first) for first in range(0, len(features), PIECE)]
-        # (models, T, classes)
-        steps = torch.from_numpy(np.concatenate(pieces, axis=1))
-        # a snippet's logits and the logarithms of its probabilities differ by a constant, which
-        # neither pooling nor the classes' shares notice
-        logits = steps.clamp(min=LEAST).log().transpose(1, 2)
+        logits = torch.cat(list(self._pieces(features)), dim=2)  # (models, classes, T)
         mask = torch.ones(len(logits), logits.shape[2], dtype=torch.bool)
-        whole = F.softmax(POOLING[run.config.task](logits, mask), dim=1).mean(0).numpy()
-        scores: NDArray[np.float32] = steps.mean(0).numpy()
+        pooling = POOLING[run.config.pools_by]
+        whole = F.softmax(pooling(logits, mask), dim=1).mean(0).numpy()
+        scores: NDArray[np.float32] = F.softmax(logits, dim=1).mean(0).T.contiguous().numpy()
         best = int(whole.argmax())
         normal = run.normal
         found = []
@@ -90,10 +88,35 @@ class Predictor:
             [a._replace(end=min(a.end, features.duration)) for a in found],
         )
 
-    def _piece(self, features: Features, first: int) -> NDArray[np.float32]:
-        """Return (models, up to PIECE, classes) probabilities of the snippets from `first` on."""
-        low = max(0, first - self._beyond)
-        seen = slice(low, first + PIECE + self._beyond)
+    @torch.no_grad()
+    def _pieces(self, features: Features) -> Iterator[Tensor]:
+        """Yield the logits (models, classes, up to PIECE) of one piece after the other."""
+        length = len(features)
+        totals, low = None, 0
+        if length > PIECE and not self.run.config.causal:
+            totals = self._totals(features, 0, length)
+        for first in range(0, length, PIECE):
+            before, low = low, max(0, first - self._beyond)
+            if low > before and self.run.config.causal:
+                more = self._totals(features, before, low)
+                totals = more if totals is None else _sum(totals, more)
+            seen = self._batch(features, low, first + PIECE + self._beyond)
+            said = [
+                model(seen.streams, seen.valid, seen.mask, totals)[-1] for model in self._models
+            ]
+            yield torch.cat(said)[..., first - low : first - low + PIECE]
+
+    def _totals(self, features: Features, first: int, last: int) -> Totals:
+        """Return sum and count of the valid rows of each stream in a stretch of a clip."""
+        parts = (
+            self._batch(features, start, min(last, start + PIECE))
+            for start in range(first, last, PIECE)
+        )
+        return reduce(_sum, (totals_of(part.streams, part.valid) for part in parts))
+
+    def _batch(self, features: Features, first: int, last: int) -> Batch:
+        """Return a stretch of a clip as a batch."""
+        seen = slice(first, last)
         part = Features(
             {name: rows[seen] for name, rows in features.streams.items()},
             {name: there[seen] for name, there in features.valid.items()},
@@ -101,6 +124,8 @@ class Predictor:
             features.duration,
         )
         clips = Clips({"clip": part}, ["clip"], self.run.config.streams, self.run.recipe.crops)
-        cpu = torch.device("cpu")
-        said = [score(model, clips, np.array([0]), cpu)[1][0] for model in self._models]
-        return np.stack(said)[:, first - low : first - low + PIECE]
+        return clips.batch(np.array([0]))
+
+
+def _sum(one: Totals, other: Totals) -> Totals:
+    return {name: (one[name][0] + other[name][0], one[name][1] + other[name][1]) for name in one}

@@ -31,13 +31,21 @@ from train.config import Config, TrainError
 from train.data import Clips
 from train.evaluation.frames import CLASSES, NORMAL_LABELS, weak_labels
 from train.evaluation.intervals import Hysteresis, anomaly_scores
-from train.fitting.trainer import DETECTION_LAYERS, Epoch, Sides, layers_to_cover
+from train.fitting.trainer import DETECTION_LAYERS, Epoch, Sides, kept, layers_to_cover
 from train.inference import answers_of
 from train.models.network import AVARNet
 from train.parallel import CHECKPOINT, Work, fit_groups, groups_of
 from train.splits import Part, parts
 
-VERSION = 3
+VERSION = 4
+# what the settings that a run of version 3 does not know were then
+THEN: dict[str, Any] = {
+    "centred": False,
+    "scene_dropout": 0.0,
+    "offset_noise": 0.0,
+    "context_dropout": 0.0,
+    "starts": 1,
+}
 RUN_FILE = "run.json"
 UNFINISHED = "unfinished.json"
 EPOCHS_FILE = "metrics.jsonl"
@@ -127,14 +135,18 @@ class Run:
         """
         try:
             whole = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
-            if whole["version"] != VERSION:
+            if whole["version"] not in (3, VERSION):
                 raise TrainError(
                     f"{path} is a run of version {whole['version']}, this program reads {VERSION}; "
                     "update avarnet or train again"
                 )
+            settings = whole["config"]
+            if whole["version"] == 3:
+                top = settings["task"] == "detection"
+                settings = {**THEN, "pooling": "top" if top else "mean", **settings}
             return cls(
                 path,
-                Config.from_dict(whole["config"], str(path / RUN_FILE)),
+                Config.from_dict(settings, str(path / RUN_FILE)),
                 list(whole["classes"]),
                 dict(whole["labels"]),
                 [Part(**part) for part in whole["parts"]],
@@ -173,6 +185,19 @@ class Run:
         """Return the rows of ``metrics.jsonl``."""
         lines = (self.path / EPOCHS_FILE).read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
+
+    def kept_epochs(self) -> list[dict[str, Any]]:
+        """Return the row of the epoch whose weights it has, of each model in turn."""
+        models: dict[tuple[int, int], list[dict[str, Any]]] = {}
+        for row in self.history():
+            models.setdefault((row["seed"], row["fold"]), []).append(row)
+        found = []
+        for rows in models.values():
+            epochs = [
+                Epoch(**{n: v for n, v in row.items() if n not in ("fold", "seed")}) for row in rows
+            ]
+            found.append(rows[epochs.index(kept(epochs))])
+        return found
 
     def evaluation(self) -> dict[str, Any]:
         """Return the metrics that `evaluate_run` has written.
@@ -299,7 +324,9 @@ def train_run(
             processes,
             note,
         )
-    rows = sorted(run.history(), key=lambda row: (row["seed"], row["fold"], row["epoch"]))
+    rows = sorted(
+        run.history(), key=lambda row: (row["seed"], row["fold"], row["start"], row["epoch"])
+    )
     (path / EPOCHS_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
     (path / "config.toml").write_text(config.to_toml(), encoding="utf-8")
     for file in path.glob(f"{CHECKPOINT}*"):

@@ -17,7 +17,7 @@ from features import Features
 from manifests import Clip
 from train.config import Config, TrainError
 from train.data import Clips
-from train.fitting.trainer import Sides, fit, layers_to_cover, score
+from train.fitting.trainer import POOLING, Sides, fit, layers_to_cover, score
 from train.splits import parts
 
 
@@ -94,7 +94,8 @@ class MTCNClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         data = self._clips(_ids(X))
         everyone = np.arange(len(data.ids))
-        log_p, _ = score(self.model_, data, everyone, torch.device(self.device))
+        pooling = POOLING[(self.config or Config()).pools_by]
+        log_p, _ = score(self.model_, data, everyone, torch.device(self.device), pooling)
         return np.exp(log_p)
 
     def predict(self, X: Any) -> NDArray[Any]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from train.config import TrainError
+from train.models.fusion import Totals
 from train.models.mtcn import MTCN, Memory
 from train.models.network import AVARNet
 from train.run import Run
@@ -50,7 +51,7 @@ class LiveScorer:
         self.run = run
         self._models = run.all_models()
         # all are alike
-        self._reach = self._models[0].reach
+        self._reach = self._models[0].reach_with_totals
         mtcns = all(isinstance(part, MTCN) for part in self._models[0].reader.models)
         self._steps = mtcns and self._reach is not None
         self.restart()
@@ -60,6 +61,10 @@ class LiveScorer:
         # the change from one row to the next is a feature: stepping needs the row before
         reach = 1 if self._steps else self._reach
         self._past: deque[_Row] = deque(maxlen=WINDOW if reach is None else 1 + reach)
+        # of the rows that are forgotten, which the mean so far goes on counting
+        self._totals = {
+            name: (np.zeros(size, np.float64), 0.0) for name, size in self.run.sizes.items()
+        }
         self._memories = [
             [part.memory() for part in model.reader.models if isinstance(part, MTCN)]
             for model in self._models
@@ -76,6 +81,12 @@ class LiveScorer:
             valid: stream -> whether it has something to say.
         """
         names = self.run.config.streams
+        if len(self._past) == self._past.maxlen:
+            gone = self._past[0]
+            for name in names:
+                if gone.valid[name]:
+                    total, count = self._totals[name]
+                    self._totals[name] = total + gone.values[name], count + 1
         self._past.append(
             _Row({name: rows[name] for name in names}, {name: valid[name] for name in names})
         )
@@ -84,8 +95,14 @@ class LiveScorer:
             for name in names
         }
         there = {name: torch.tensor([[row.valid[name] for row in self._past]]) for name in names}
+        totals = {
+            name: (torch.from_numpy(total)[None].float(), torch.tensor([count]))
+            for name, (total, count) in self._totals.items()
+        }
         answers = [
-            _step(model, streams, there, memories) if self._steps else _again(model, streams, there)
+            _step(model, streams, there, totals, memories)
+            if self._steps
+            else _again(model, streams, there, totals)
             for model, memories in zip(self._models, self._memories, strict=True)
         ]
         average: NDArray[np.float32] = torch.stack(answers).softmax(1).mean(0).numpy()
@@ -98,11 +115,15 @@ class _Row(NamedTuple):
 
 
 def _step(
-    model: AVARNet, streams: dict[str, Tensor], valid: dict[str, Tensor], memories: list[Memory]
+    model: AVARNet,
+    streams: dict[str, Tensor],
+    valid: dict[str, Tensor],
+    totals: Totals,
+    memories: list[Memory],
 ) -> Tensor:
     """Return the logits (classes,) of the last snippet alone."""
     reader = model.reader
-    x = model.streams(streams, valid)[:, -1:]
+    x = model.streams(streams, valid, totals)[:, -1:]
     now = torch.ones(1, 1, dtype=torch.bool)
     parts = (
         torch.split(x, reader.sizes, dim=2) if reader.fusion is None else [reader.fusion(x, now)]
@@ -115,7 +136,9 @@ def _step(
     return torch.stack(logits).mean(0)[0]
 
 
-def _again(model: AVARNet, streams: dict[str, Tensor], valid: dict[str, Tensor]) -> Tensor:
+def _again(
+    model: AVARNet, streams: dict[str, Tensor], valid: dict[str, Tensor], totals: Totals
+) -> Tensor:
     """Return the logits (classes,) of the last snippet, after all before it once more."""
-    logits: Tensor = model(streams, valid, torch.ones_like(next(iter(valid.values()))))
+    logits: Tensor = model(streams, valid, torch.ones_like(next(iter(valid.values()))), totals)
     return logits[-1, 0, :, -1]

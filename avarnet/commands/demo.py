@@ -16,7 +16,6 @@ from avarnet import pipelines
 from avarnet.console import DONE, SOME_FAILED, fail, out, plain
 from avarnet.inputs import need_extract, warn_of_random_weights
 from avarnet.steps import (
-    best_epochs,
     extraction_progress,
     print_best_epochs,
     print_metrics,
@@ -73,7 +72,7 @@ def demo(
         trained = pipelines.train(
             clips, features.Store(store), run, config, manifest=manifest, on_epoch=on_epoch
         )
-    print_best_epochs(best_epochs(trained))
+    print_best_epochs(trained.kept_epochs())
     note("train", f"{len(trained.history())} epochs")
     out.print("4. Evaluating it on the clips held out")
     metrics = pipelines.evaluate(trained)

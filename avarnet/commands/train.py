@@ -15,7 +15,7 @@ from avarnet import pipelines
 from avarnet.console import clips_bar, counted, err, first_few, out, plain, print_json
 from avarnet.inputs import need_device, warn_of_random_weights
 from avarnet.options import Device, Join, Json, Manifest, Processes, RunPath, StorePath
-from avarnet.steps import best_epochs, print_best_epochs, training_progress
+from avarnet.steps import print_best_epochs, training_progress
 from train.config import Config, Fusion, Model, Task
 
 app = typer.Typer()
@@ -120,7 +120,14 @@ def train(
             tensorboard=tensorboard,
             on_epoch=on_epoch,
         )
-    best = best_epochs(trained)
+    best = trained.kept_epochs()
+    tried = max(row["start"] for row in trained.history()) + 1
+    if tried > 1 and not as_json:
+        out.print(
+            f"[yellow]started again[/] with another seed, up to {tried} starts: the validation "
+            "loss stayed near chance; the best start is kept",
+            soft_wrap=True,
+        )
     if as_json:
         print_json(
             {

@@ -184,7 +184,12 @@ def _was_trained(network: Any) -> bool:
 
 
 def freeze(model: nn.Module, device: torch.device) -> nn.Module:
-    """Make a network ready to read, and nothing else."""
+    """Make a network ready to read, and nothing else.
+
+    Args:
+        model: the network.
+        device: where it runs.
+    """
     return model.eval().requires_grad_(False).to(device)
 
 
@@ -207,7 +212,12 @@ def seeded() -> Iterator[None]:
 
 
 def on_device(prepared: list[NDArray[np.uint8]], device: torch.device) -> torch.Tensor:
-    """Return arrays of one shape as one tensor (n, ...) on a device."""
+    """Return arrays of one shape as one tensor (n, ...) on a device.
+
+    Args:
+        prepared: n arrays of one shape.
+        device: where the tensor is wanted.
+    """
     if device.type != "cuda":
         return torch.from_numpy(np.stack(prepared)).to(device)
     size = (len(prepared), *prepared[0].shape)
@@ -218,7 +228,12 @@ def on_device(prepared: list[NDArray[np.uint8]], device: torch.device) -> torch.
 
 @contextmanager
 def autocast(device: torch.device, precision: str) -> Iterator[None]:
-    """Give a network the arithmetic of its recipe."""
+    """Give a network the arithmetic of its recipe.
+
+    Args:
+        device: where it runs.
+        precision: ``fp32`` or ``bf16``.
+    """
     # by itself, cuDNN rounds the factors of a convolution of float32 to 10 bits (TF32)
     exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
     bf16 = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

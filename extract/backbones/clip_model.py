@@ -119,9 +119,9 @@ def _load(name: str, weights: str) -> tuple[CLIPModel, CLIPImageProcessor, str]:
     try:
         if Path(name).is_dir():
             check_folder(Path(name))
-        # with random weights, the usual network needs no download
-        usual = name == MODEL and weights == "random"
-        config = CLIPConfig() if usual else cache_first(lambda: AutoConfig.from_pretrained(name))
+        # with random weights, the default network needs no download
+        default = name == MODEL and weights == "random"
+        config = CLIPConfig() if default else cache_first(lambda: AutoConfig.from_pretrained(name))
         if not isinstance(config, CLIPConfig):
             raise WeightsError(f"{name} is a {config.model_type}; expected a CLIP")
         if weights == "random":
@@ -147,13 +147,13 @@ def _load(name: str, weights: str) -> tuple[CLIPModel, CLIPImageProcessor, str]:
 def _preparation(processor: Any) -> Preparation:
     """Return what the checkpoint's own processor does before it makes numbers of a picture."""
     edge = dict(processor.size).get("shortest_edge")
-    usual = (
+    standard = (
         processor.do_resize,
         processor.do_center_crop,
         processor.do_rescale,
         processor.do_normalize,
     )
-    if not (edge and all(usual) and abs(processor.rescale_factor * 255 - 1) < 1e-6):
+    if not (edge and all(standard) and abs(processor.rescale_factor * 255 - 1) < 1e-6):
         raise WeightsError(
             "the network CLIP expects frames prepared in another way than the published ones; "
             "expected the shortest edge brought to size, a cut out of the centre, and values from "

@@ -18,6 +18,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from extract.backbones.base import WeightsError
+from extract.backbones.checkpoint import read_json
 
 HUB_TIMEOUT = 5  # seconds
 
@@ -60,7 +61,7 @@ def hub_answers() -> bool:
 
 
 def no_weights(
-    stream: str, wanted: str, files: str, error: Exception, usual: Collection[str] = ()
+    stream: str, wanted: str, files: str, error: Exception, known: Collection[str] = ()
 ) -> WeightsError:
     """Return the error of a network that cannot be loaded, with the ways out.
 
@@ -69,7 +70,7 @@ def no_weights(
         wanted: its name, or its file.
         files: how another checkpoint is given.
         error: why.
-        usual: names on the hub, one of which may have been meant.
+        known: names on the hub, one of which may have been meant.
     """
     text = str(error).strip() or type(error).__name__
     first = text.splitlines()[0]
@@ -81,9 +82,9 @@ def no_weights(
             f"made, save its weights alone, best as safetensors, or give another one: {files}"
         )
     close = difflib.get_close_matches(
-        wanted.rpartition("/")[2], [n.partition("/")[2] for n in usual]
+        wanted.rpartition("/")[2], [n.partition("/")[2] for n in known]
     )
-    hint = " or ".join(n for n in usual if n.partition("/")[2] in close and n != wanted)
+    hint = " or ".join(n for n in known if n.partition("/")[2] in close and n != wanted)
     if "is not a valid model identifier" in text or isinstance(error, RepositoryNotFoundError):
         return WeightsError(
             f"no weights for the {stream} network: {wanted} is no folder here, and the hub has no "
@@ -137,8 +138,6 @@ def published_settings(name: str, file: str) -> bool:
     Raises:
         WeightsError: it has, and it is none.
     """
-    from extract.backbones.checkpoint import read_json  # which imports this module
-
     found = Path(name) / file
     if not Path(name).is_dir():
         try:

@@ -16,9 +16,12 @@ CLOCK_SLACK = 5e-4  # seconds; containers round their frames' times to a millise
 
 
 def frames(path: Path, media: Media, wanted: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
-    """Yield the frames number `wanted` (ascending, repeats allowed) as (H, W, 3) RGB, upright.
+    """Yield some frames as (H, W, 3) RGB, upright; one that cannot be decoded as an empty array.
 
-    A frame that cannot be decoded comes as an empty array.
+    Args:
+        path: of the file.
+        media: as `probe` found it.
+        wanted: (n,) numbers of frames, ascending; repeats are allowed.
     """
     missing: NDArray[np.uint8] = np.empty((0, 0, 3), np.uint8)
     position = 0

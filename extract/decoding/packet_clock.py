@@ -190,6 +190,10 @@ def demux(
     stream 0, and where a further stream begins in the middle of the file, an error may be raised
     at its end, when all is read.
 
+    Args:
+        container: open, at its beginning.
+        streams: of the container.
+
     Raises:
         av.FFmpegError: the file cannot be read on.
     """

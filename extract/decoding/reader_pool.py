@@ -36,7 +36,12 @@ class Readers:
     ) -> Iterator[tuple[T, Message]]:
         """Yield what `Reader.read` does; messages of several clips come in turns.
 
-        Those of one clip keep their order. `clips` is iterated in threads, one at a time.
+        Those of one clip keep their order.
+
+        Args:
+            clips: see `Reader.read`; iterated in threads, one at a time.
+            snippet_seconds: one step of the time grid.
+            prepare: for each stream of frames.
         """
         if len(self.each) == 1:
             yield from self.each[0].read(clips, snippet_seconds, prepare)

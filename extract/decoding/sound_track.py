@@ -45,7 +45,12 @@ class StampFilter:
         self._wrong = False  # the length of the last one
 
     def check(self, packet: av.Packet[Any], frames: Sequence[av.AudioFrame]) -> None:
-        """Look at a packet and the frames that were decoded of it."""
+        """Look at a packet and the frames that were decoded of it.
+
+        Args:
+            packet: of the sound track.
+            frames: decoded of it; they lose the stamps that were made up.
+        """
         if not self._made_up or packet.pts is None or not packet.duration or not packet.size:
             return
         follows = self._next is not None and abs(packet.pts - self._next) <= 1  # but for rounding

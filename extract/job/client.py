@@ -20,7 +20,7 @@ from extract.job.results import Callbacks
 from extract.job.shared_disk import StoreMarker, missing_clips
 from extract.job.summary import Summary
 from extract.job.worker import JobSettings, MakeExtractor
-from features import Recipe, Store, WriteError, create, recover, repair, verify
+from features import Recipe, Store, WriteError, create, entries, recover, repair, verify
 
 
 def extract(
@@ -125,6 +125,17 @@ def extract(
         if unfinished:
             log(store, f"end: {summary}")
             raise unfinished
+    summary.flagged = _flagged(store, set(summary.extracted))
     summary.seconds = time.monotonic() - started
     log(store, f"end: {summary}")
     return summary
+
+
+def _flagged(store: Path, clip_ids: set[str]) -> dict[str, list[str]]:
+    """Return the names of flags -> those of some clips that have them."""
+    flagged: dict[str, list[str]] = {}
+    for entry in entries(Store(store)):
+        if entry.clip in clip_ids:
+            for flag in entry.flags:
+                flagged.setdefault(str(flag.name), []).append(entry.clip)
+    return flagged

@@ -23,6 +23,8 @@ class Summary:
         rows: of all streams, where there was something to see or hear.
         not_finite: of those, rows that are no finite numbers, and so invalid.
         not_finite_clips: clips with many such rows -> their share.
+        flagged: what went wrong with clips that were extracted all the same, by the name of the
+            `Flag` -> ids of the clips.
     """
 
     extracted: list[str] = field(default_factory=list)
@@ -38,6 +40,7 @@ class Summary:
     rows: int = 0
     not_finite: int = 0
     not_finite_clips: dict[str, float] = field(default_factory=dict)
+    flagged: dict[str, list[str]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         text = (

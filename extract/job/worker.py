@@ -29,7 +29,7 @@ class JobSettings:
         recipe: as JSON.
         store: folder of the store.
         marker: of the job, in the store.
-        device: as the `Extractor`'s.
+        device: ``auto`` (CUDA, then Apple's MPS, then the CPU) or a torch device.
         memory_bytes: that reading a clip may take.
         make: makes the extractor.
         made_by: the versions of this program that the job has.
@@ -151,7 +151,11 @@ class Worker:
         self._sees_store: dict[JobSettings, bool] = {}  # when it was last looked for
 
     def extract(self, batch: list[Task], readable: set[Path], job: JobSettings) -> Report:
-        """See `extract_batch`."""
+        """Extract clips; see `extract_batch`.
+
+        Args:
+            batch, readable, job: see there.
+        """
         dask_worker = get_worker()
         name, address, host = str(dask_worker.name), dask_worker.address, machine()
         if differing := other_versions(versions(), job.made_by):

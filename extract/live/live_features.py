@@ -55,7 +55,7 @@ def live_snippets(
         source: a URL that FFmpeg reads (``rtsp://``, ``http://``), a file that may still grow, or
             ``-`` for standard input.
         recipe: of the features.
-        device: as the `Extractor`'s.
+        device: ``auto`` (CUDA, then Apple's MPS, then the CPU) or a torch device.
         retries: how often in a row a URL is opened again in vain; None for ever.
 
     Raises:
@@ -63,10 +63,10 @@ def live_snippets(
         WeightsError: the networks cannot be loaded, or are not those of the recipe.
     """
     networks = networks_of(recipe, pick_device(device))
-    prepare = {name: eye.prepare for name, eye in networks.items() if eye.reads == "frames"}
-    ears = [network for network in networks.values() if network.reads == "sound"]
-    usual = trailing_seconds(recipe.snippet_seconds)
-    window = max((ear.recipe.get(TRAILING, usual) for ear in ears), default=0.0)
+    prepare = {name: net.prepare for name, net in networks.items() if net.reads == "frames"}
+    sound_networks = [network for network in networks.values() if network.reads == "sound"]
+    default = trailing_seconds(recipe.snippet_seconds)
+    window = max((net.recipe.get(TRAILING, default) for net in sound_networks), default=0.0)
     for event in Receiver(source, recipe.snippet_seconds, window, prepare, retries):
         yield event if isinstance(event, Gap) else _snippet(event, networks)
 

@@ -38,7 +38,13 @@ class Tail(NamedTuple):
 
 
 def span(snippet: int, snippet_seconds: float, seconds: float) -> tuple[int, int]:
-    """Return where a snippet's window of so many seconds begins and ends, in samples."""
+    """Return where a snippet's window of so many seconds begins and ends, in samples.
+
+    Args:
+        snippet: its number.
+        snippet_seconds: one step of the time grid.
+        seconds: the length of the window.
+    """
     stop = round((snippet + 1) * snippet_seconds * SAMPLE_RATE)
     return max(0, stop - round(seconds * SAMPLE_RATE)), stop
 
@@ -55,9 +61,12 @@ class Runs:
         self._runs: list[tuple[int, NDArray[np.float32]]] = []  # first sample, samples
 
     def add(self, first: int, samples: NDArray[np.float32]) -> None:
-        """Take the next samples, the first of which is sample `first`: a hole if not the next.
+        """Take the next samples.
 
-        Negative ones come before the first frame, and are not heard.
+        Args:
+            first: number of the first one: a hole if it is not the next. Negative ones come before
+                the first frame, and are not read.
+            samples: (n,), mono at 16 kHz.
         """
         if self._runs and first == self.end:
             begin, before = self._runs[-1]
@@ -67,7 +76,11 @@ class Runs:
         self.end = first + len(samples)
 
     def tails(self, snippet: int, snippet_seconds: float, seconds: float) -> tuple[Tail, ...]:
-        """Cut out a snippet's window: of each run that has sound in the snippet, what is in it."""
+        """Cut out a snippet's window: of each run that has sound in the snippet, what is in it.
+
+        Args:
+            snippet, snippet_seconds, seconds: see `span`.
+        """
         begin, stop = span(snippet, snippet_seconds, seconds)
         start = round(snippet * snippet_seconds * SAMPLE_RATE)
         found = []
@@ -131,7 +144,11 @@ class TrailingWindows:
         self._valid = np.zeros(snippets, bool)
 
     def add(self, first: int, samples: NDArray[np.float32]) -> None:
-        """Take the next samples; see `Runs.add`."""
+        """Take the next samples; see `Runs.add`.
+
+        Args:
+            first, samples: see `Runs.add`.
+        """
         self._kept.add(first, samples)
         while self._next < len(self._rows) and self._span()[1] <= first + len(samples):
             self._cut_next()

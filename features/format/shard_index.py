@@ -159,8 +159,8 @@ def _read(shard: h5py.h5f.FileID, size: int) -> Table:
         raise FeatureError("its tables are not as the format requires")
     arrays = _load(tables, size)
     return Table(
-        recipe,
-        arrays[0].tolist(),
+        recipe=recipe,
+        ids=arrays[0].tolist(),
         **dict(zip((*COLUMNS, "source"), arrays[1:], strict=False)),
         digests=dict(zip(recipe.streams, arrays[-len(digests) :], strict=True)),
         extents=extents,

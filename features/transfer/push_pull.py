@@ -129,12 +129,12 @@ def pull(
         if trim:
             clips = _fetch_clips(remote, _locate(tables, sizes, lacking), meter)
 
-            def noted() -> Iterator[tuple[str, Features]]:
+            def arriving() -> Iterator[tuple[str, Features]]:
                 for clip_id, features in clips:
                     transfer.clips.append(clip_id)
                     yield clip_id, features
 
-            pack(store, noted(), remote.recipe)
+            pack(store, arriving(), remote.recipe)
         else:
             holding = [name for name in tables if not lacking.isdisjoint(tables[name].ids)]
             wanted = {name: sizes[name] for name in holding}
@@ -193,7 +193,7 @@ def _fetch_shard(remote: Remote, name: ShardName, size: int, store: Path, meter:
 def _check_arrived(file: Path, name: ShardName) -> None:
     """Refuse a shard that is not what its name says."""
     if file_hash(file) != name.content:
-        raise FeatureError("what arrived is not what its name says: it is damaged there")
+        raise FeatureError("what arrived is not what its name says: it is damaged at the source")
     if Shard(file).recipe.fingerprint != name.fingerprint:
         raise FeatureError("of another recipe than its name says")
 
@@ -254,7 +254,9 @@ def _fetch_clip(remote: Remote, clip: _RemoteClip, meter: Meter) -> tuple[str, F
         valid[stream] = np.frombuffer(read(at.valid_at + first, count), np.uint8)
         digest = clip_digest(table.header(index), streams[stream], valid[stream])
         if digest != table.digests[stream][index].tobytes() or valid[stream].max() > 1:
-            raise FeatureError(f"{remote.url}/{clip.shard}: clip {clip_id} is damaged there")
+            raise FeatureError(
+                f"{remote.url}/{clip.shard}: clip {clip_id} is damaged at the source"
+            )
     source = table.source[index].tobytes()
     return clip_id, Features(
         streams,

@@ -155,7 +155,7 @@ class Remote:
             return content[start:]
         raise FeatureError(
             f"{self.url}/{name}: {len(content)} bytes came where {end - start} were asked for; it "
-            "was changed meanwhile, or is cut short there"
+            "was changed meanwhile, or is cut short"
         )
 
     def read_small(self, name: str) -> bytes | None:

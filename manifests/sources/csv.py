@@ -83,15 +83,15 @@ def _clip(row: dict[str, str | None], folder: Path, root: Path, annotated: bool)
         raise ManifestError("an anomaly needs both start and end")
     intervals = () if start is None or end is None else (Interval(start, end),)
     return Clip(
-        cell.get("id") or (written.stem if outside else written.with_suffix("").as_posix()),
-        relative_path(folder / cell["path"], root),
-        tuple(label.strip() for label in cell["label"].split("|")),
-        intervals if annotated else None,
-        cell.get("split") or None,
-        cell.get("group") or None,
-        _number(cell, "duration"),
-        _number(cell, "fps"),
-        relative_path(folder / audio, root) if audio else None,
+        id=cell.get("id") or (written.stem if outside else written.with_suffix("").as_posix()),
+        path=relative_path(folder / cell["path"], root),
+        labels=tuple(label.strip() for label in cell["label"].split("|")),
+        intervals=intervals if annotated else None,
+        split=cell.get("split") or None,
+        group=cell.get("group") or None,
+        duration=_number(cell, "duration"),
+        fps=_number(cell, "fps"),
+        audio=relative_path(folder / audio, root) if audio else None,
     )
 
 

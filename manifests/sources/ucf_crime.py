@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from manifests.clip import Clip, Interval
+from manifests.clip import Clip
 from manifests.jsonl import relative_path
 from manifests.sources.official_lists import (
     bare_name,
@@ -65,14 +65,13 @@ def from_ucf_crime(lists: Path, root: Path, videos: Path | None = None) -> Listi
         if files is not None and name not in files:
             continue
         folder = path.parent.name
-        intervals: tuple[Interval, ...] | None = marked.get(name)
         clips.append(
             Clip(
-                name,
-                relative_path(files[name], root) if files else paths[name],
-                (NORMAL if "Normal" in folder else folder,),
-                intervals,
-                split,
+                id=name,
+                path=relative_path(files[name], root) if files else paths[name],
+                labels=(NORMAL if "Normal" in folder else folder,),
+                intervals=marked.get(name),
+                split=split,
                 fps=FPS,
             )
         )

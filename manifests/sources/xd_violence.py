@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from manifests.clip import Clip, Interval, ManifestError
+from manifests.clip import Clip, ManifestError
 from manifests.jsonl import relative_path
 from manifests.sources.official_lists import (
     bare_name,
@@ -66,15 +66,14 @@ def from_xd_violence(lists: Path, root: Path, videos: Path | None = None) -> Lis
     for name, split in splits.items():
         if files is not None and name not in files:
             continue
-        intervals: tuple[Interval, ...] | None = marked.get(name, ())
         clips.append(
             Clip(
-                name,
-                relative_path(files[name], root) if files else f"{name}.mp4",
-                labels[name],
-                intervals if split == "test" else None,
-                split,
-                name.split("__#")[0],
+                id=name,
+                path=relative_path(files[name], root) if files else paths[name],
+                labels=labels[name],
+                intervals=marked.get(name, ()) if split == "test" else None,
+                split=split,
+                group=name.split("__#")[0],
                 fps=FPS,
             )
         )

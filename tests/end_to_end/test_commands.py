@@ -347,7 +347,7 @@ def test_mistakes(tmp_path: Path, words: list[str], code: int, message: str) -> 
             "none: no such file; give the weights",
         ),
         ("extract good s --only flow --layers 4", "--layers is for the audio stream: add --only"),
-        ("extract good store --only flow", "stream flow: there, not absent"),
+        ("extract good store --only flow", "stream flow: present, not absent"),
         ("extract good store --only flow", "into a folder of its own ('avarnet extract --only')"),
         (
             "extract good s --only flow --scheduler slurm --interface x9",

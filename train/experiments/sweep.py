@@ -117,7 +117,8 @@ def sweep(
         def report(number: int, count: int, epoch: Epoch, better: bool) -> None:
             nonlocal epochs
             epochs += 1
-            best[number] = max(best.get(number, 0.0), epoch.val_recall)
+            if better:
+                best[number] = epoch.val_recall
             trial.report(sum(best.values()) / len(best), epochs)
             if trial.should_prune():
                 raise optuna.TrialPruned

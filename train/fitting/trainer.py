@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -28,13 +28,17 @@ from train.augment import augment, mixup
 from train.config import Config, TrainError
 from train.data import Clips
 from train.evaluation.frames import top_pool, weak_loss
-from train.losses import Pooling, mtcn_loss, pool
+from train.losses import Pooling, logsumexp_pool, mtcn_loss, pool
 from train.models.network import AVARNet, Reader
 from train.models.random_numbers import drawing_from, seeds
 
-MOST_LAYERS = 10  # as in the paper
+MOST_LAYERS = 6  # see 63 snippets to each side; more take longer than they were seen to help
 SMALLEST_BATCH, LARGEST_BATCH = 4, 16
-STEPS_PER_EPOCH = 12  # at least, where there are clips enough: refinement stages learn late
+STEPS_PER_EPOCH = 15  # at least: small sets are passed several times
+FEWEST_BATCHES = 3  # of a set of clips
+SNIPPETS_PER_BATCH = 6000  # at most; of long clips, fewer are enough
+AT_CHANCE = 0.75  # of the loss of one who knows nothing: models above it are begun again
+NEXT_START = 1_000_003  # is added to the seed
 WARM_UP = 0.1  # share of all steps in which the learning rate rises
 MIN_STEPS = 4  # what the schedule needs for a rise and a fall
 GRADIENT_LIMIT = 1.0  # norm
@@ -42,8 +46,7 @@ AVERAGED = 4  # of the weights' polynomial-decay averaging (Shamir and Zhang, IC
 FOCUS = 2.0  # gamma of the focal loss, as its authors take it
 SAVE_SECONDS = 10.0  # between two checkpoints
 STACK_SNIPPETS = 2000  # in one step: so many fill a core without stacks and pay for threads
-LOSS: dict[str, Callable[..., Tensor]] = {"recognition": mtcn_loss, "detection": weak_loss}
-POOLING: dict[str, Pooling] = {"recognition": pool, "detection": top_pool}
+POOLING: dict[str, Pooling] = {"mean": pool, "logsumexp": logsumexp_pool, "top": top_pool}
 DETECTION_LAYERS = 2  # the farther a stage sees, the less a clip's label tells it when
 
 
@@ -56,15 +59,29 @@ class Epoch:
     val_loss: float
     val_accuracy: float
     val_recall: float  # mean over classes: no reward for always answering the commonest
+    val_error: float = 0.0  # standard error of val_loss over the clips
+    start: int = 0  # of which try, where a model was begun again
 
-    @property
-    def rank(self) -> tuple[float, float]:
-        """Epochs of one training are compared by this: the greater, the better.
 
-        Where the validation clips lean to one class, accuracy would prefer a model that only knows
-        that one, so it is the recall that counts, and of equals the loss.
-        """
-        return self.val_recall, -self.val_loss
+def kept(history: Sequence[Epoch]) -> Epoch:
+    """Return the epoch whose weights a model keeps: that of the best start.
+
+    Of each start it is the last one whose validation loss is within a standard error of the least.
+    A handful of clips cannot tell good epochs from each other, and of equals the later one has
+    learned longer, at a lower rate. Of several starts it is the one with the least loss.
+    """
+    starts: dict[int, list[Epoch]] = {}
+    for epoch in history:
+        starts.setdefault(epoch.start, []).append(epoch)
+    chosen = []
+    for own in starts.values():
+        best = keep = own[0]
+        for epoch in own[1:]:
+            best = min(best, epoch, key=lambda e: e.val_loss)
+            if epoch.val_loss <= best.val_loss + best.val_error:
+                keep = epoch
+        chosen.append(keep)
+    return min(chosen, key=lambda e: e.val_loss)
 
 
 class Sides(NamedTuple):
@@ -86,13 +103,14 @@ def layers_to_cover(lengths: NDArray[np.int64]) -> int:
     return min(MOST_LAYERS, max(1, math.ceil(math.log2((long + 1) / 2))))
 
 
-def batch_to_learn(clips: int) -> int:
-    """Return how many clips a step takes, so that small sets still give a dozen steps an epoch.
+def batch_to_learn(clips: int, length: float) -> int:
+    """Return how many clips a step takes, of so many of that median length.
 
-    >>> batch_to_learn(50), batch_to_learn(3000)
-    (4, 16)
+    >>> batch_to_learn(20, 40), batch_to_learn(3000, 40), batch_to_learn(3000, 700)
+    (6, 16, 8)
     """
-    return min(LARGEST_BATCH, max(SMALLEST_BATCH, clips // STEPS_PER_EPOCH))
+    most = min(LARGEST_BATCH, clips // FEWEST_BATCHES, int(SNIPPETS_PER_BATCH / length))
+    return max(SMALLEST_BATCH, most)
 
 
 def stack_size(clips: Clips, models: Sequence[Sides], config: Config) -> int:
@@ -116,8 +134,9 @@ def _stackable(config: Config) -> bool:
 
 def _snippets(clips: Clips, chosen: NDArray[np.int64], config: Config) -> float:
     """Return about how many snippets a step of one model has."""
-    batch = config.batch_size or batch_to_learn(len(chosen))
-    return float(min(batch, len(chosen)) * np.median(clips.lengths[chosen]))
+    length = float(np.median(clips.lengths[chosen]))
+    batch = config.batch_size or batch_to_learn(len(chosen), length)
+    return min(batch, len(chosen)) * length
 
 
 @contextmanager
@@ -160,10 +179,10 @@ def fit(
     on_epoch: Callable[[int, Epoch, bool], None] = lambda *_: None,
     checkpoint: Path | None = None,
 ) -> list[tuple[AVARNet, list[Epoch]]]:
-    """Train models side by side; return each as it was in its best epoch, with its history.
+    """Train models side by side; return each as it was in the epoch that is `kept`, with all.
 
-    What is validated and kept is a running average of the weights. The best epoch is that of the
-    highest `Epoch.rank`.
+    What is validated and kept is a running average of the weights. Models whose validation loss
+    stays near chance are begun again with another seed, see `Config.starts`.
 
     Args:
         clips: features of all clips.
@@ -174,31 +193,53 @@ def fit(
         config: settings, ``layers`` settled.
         device: where to train.
         on_epoch: called after each epoch with the model's number, its figures, and whether they
-            are its best so far. Called for the epochs before a checkpoint too.
+            are kept so far. Called for the epochs before a checkpoint too.
         checkpoint: a file to save the state in, every ten seconds and at the end, and to go on from
-            if it is there.
+            if it is there. Each further start has one of its own, beside it.
 
     Raises:
-        TrainError: the checkpoint cannot be read.
+        TrainError: the checkpoint cannot be read, or a loss is not a number.
     """
     _keep_memory()
-    training = _Training(clips, targets, num_classes, models, seed, config, device)
+    found: dict[int, tuple[AVARNet, list[Epoch]]] = {}
+    seen: list[list[Epoch]] = [[] for _ in models]
+    left = list(range(len(models)))
+    for start in range(config.starts):
+        file = checkpoint
+        if checkpoint is not None and start:
+            file = checkpoint.with_name(f"{checkpoint.stem}-start-{start}{checkpoint.suffix}")
+        sides = [models[number] for number in left]
+        again = seed + start * NEXT_START
+        training = _Training(clips, targets, num_classes, sides, again, config, device, start)
+        for place, epoch in _epochs(training, file):
+            own = seen[left[place]]
+            own.append(epoch)
+            on_epoch(left[place], epoch, kept(own) is epoch)
+        for number, model in zip(left, training.result(), strict=True):
+            if kept(seen[number]).start == start:
+                found[number] = model, seen[number]
+        # a loss that is hardly below that of guessing: this start has not found what there is
+        least = AT_CHANCE * math.log(num_classes)
+        left = [number for number in left if kept(seen[number]).val_loss > least]
+        if not left:
+            break
+    return [found[number] for number in range(len(models))]
+
+
+def _epochs(training: _Training, checkpoint: Path | None) -> Iterator[tuple[int, Epoch]]:
+    """Train to the end; yield each epoch with the number of its model."""
     if checkpoint is not None and checkpoint.exists():
         training.load(checkpoint)
         for number, history in enumerate(training.histories):
-            best: tuple[float, float] | None = None
             for epoch in history:
-                on_epoch(number, epoch, best is None or epoch.rank > best)
-                best = epoch.rank if best is None else max(best, epoch.rank)
+                yield number, epoch
     saved = time.monotonic()
     while not training.finished:
-        for number, epoch, better in training.epoch():
-            on_epoch(number, epoch, better)
+        yield from training.epoch()
         due = training.finished or time.monotonic() - saved > SAVE_SECONDS
         if checkpoint is not None and due:
             training.save(checkpoint)
             saved = time.monotonic()
-    return training.result()
 
 
 class _Training:
@@ -213,8 +254,10 @@ class _Training:
         seed: int,
         config: Config,
         device: torch.device,
+        start: int = 0,
     ) -> None:
         torch.manual_seed(seed)
+        self.start = start
         self.rng = np.random.default_rng(seed)
         self.clips, self.targets, self.models = clips, targets, models
         self.config, self.device = config, device
@@ -250,10 +293,13 @@ class _Training:
                 len(m.train) / (num_classes * n) for m, n in zip(models, counts, strict=True)
             ]
             self.class_weights = torch.tensor(np.array(balance, np.float32), device=device)
-        fewest = min(len(m.train) for m in models)
-        self.batch_size = config.batch_size or batch_to_learn(fewest)
+        fewest = min((m.train for m in models), key=len)
+        length = float(np.median(clips.lengths[fewest]))
+        self.batch_size = config.batch_size or batch_to_learn(len(fewest), length)
         longest = max(len(m.train) for m in models)
-        steps = max(MIN_STEPS, config.epochs * math.ceil(longest / self.batch_size))
+        once = math.ceil(longest / self.batch_size)
+        self.passes = math.ceil(STEPS_PER_EPOCH / once)  # over the clips, in an epoch
+        steps = max(MIN_STEPS, config.epochs * self.passes * once)
         self.optimiser = torch.optim.AdamW(
             self.params.values(),
             config.learning_rate,
@@ -279,32 +325,45 @@ class _Training:
     def _stopped(self, number: int) -> bool:
         return self.stale[number] >= self.config.patience
 
-    def epoch(self) -> Iterator[tuple[int, Epoch, bool]]:
-        """Train an epoch; yield number, figures and whether they are the best, of each model."""
-        sets = [self._drawn(sides.train) for sides in self.models]
-        steps = self.clips.shuffled(sets, self.batch_size, self.rng)
-        mean = torch.stack([self.step(indices) for indices in steps]).mean(0).tolist()
+    def epoch(self) -> Iterator[tuple[int, Epoch]]:
+        """Train an epoch; yield number and figures of each model."""
+        losses = []
+        for _ in range(self.passes):
+            sets = [self._drawn(sides.train) for sides in self.models]
+            steps = self.clips.shuffled(sets, self.batch_size, self.rng)
+            losses += [self.step(indices) for indices in steps]
+        mean = torch.stack(losses).mean(0).tolist()
         for number, sides in enumerate(self.models):
             if self._stopped(number):
                 continue  # it is trained on with the others, but what comes of that is not kept
             model = self._model(self.average, number)
-            log_p, _ = score(model, self.clips, sides.val, self.device, POOLING[self.config.task])
+            pooling = POOLING[self.config.pools_by]
+            log_p, _ = score(model, self.clips, sides.val, self.device, pooling)
             real, predicted = self.targets[sides.val], log_p.argmax(1)
             history = self.histories[number]
+            losses_of_clips = -log_p[np.arange(len(real)), real]
             epoch = Epoch(
                 len(history) + 1,
                 mean[number],
-                float(-log_p[np.arange(len(real)), real].mean()),
+                float(losses_of_clips.mean()),
                 float((predicted == real).mean()),
                 float(np.mean([(predicted[real == k] == k).mean() for k in np.unique(real)])),
+                float(losses_of_clips.std() / math.sqrt(len(real))),
+                self.start,
             )
-            better = not history or epoch.rank > max(before.rank for before in history)
+            if not math.isfinite(epoch.train_loss + epoch.val_loss):
+                raise TrainError(
+                    f"the training diverged in epoch {epoch.epoch} (its loss is "
+                    f"{epoch.train_loss:g}, that of the validation clips {epoch.val_loss:g}): "
+                    f"lower learning_rate, which is {self.config.learning_rate:g}"
+                )
             history.append(epoch)
+            better = kept(history) is epoch
             self.stale[number] = 0 if better else self.stale[number] + 1
             if better:
                 for name, value in self.average.items():
                     self.best[name][number] = value[number]
-            yield number, epoch, better
+            yield number, epoch
 
     def _drawn(self, train: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the clips of one epoch: each once, or every class equally often."""
@@ -388,14 +447,17 @@ class _Training:
     def _loss(self, logits: Tensor, mask: Tensor, shares: Tensor, class_weights: Tensor) -> Tensor:
         """Return the loss of one model."""
         config = self.config
-        return LOSS[config.task](
+        loss: Callable[..., Tensor] = weak_loss
+        if config.pools_by != "top":
+            loss = partial(mtcn_loss, pooling=POOLING[config.pools_by])
+        return loss(
             logits,
             mask,
             shares,
             config.smoothing_weight,
             config.smoothing_limit,
             class_weights if config.class_weights else None,
-            config.label_smoothing,
+            config.spread,
             FOCUS if config.loss == "focal" else 0.0,
         )
 
@@ -414,11 +476,9 @@ class _Training:
         self._shown.reader.load_state_dict(own)
         return self._shown
 
-    def result(self) -> list[tuple[AVARNet, list[Epoch]]]:
-        return [
-            (copy.deepcopy(self._model(self.best, number)), history)
-            for number, history in enumerate(self.histories)
-        ]
+    def result(self) -> list[AVARNet]:
+        """Return each model with the weights that are kept."""
+        return [copy.deepcopy(self._model(self.best, n)) for n in range(len(self.models))]
 
     def save(self, file: Path) -> None:
         """Write all that the coming epochs depend on, at once or not at all."""
@@ -518,7 +578,7 @@ def score(
     clips: Clips,
     indices: NDArray[np.int64],
     device: torch.device,
-    pooling: Pooling = pool,
+    pooling: Pooling,
 ) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
     """Return the last stage's answers for some clips, in the order of `indices`.
 

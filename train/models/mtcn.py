@@ -154,6 +154,7 @@ class Stage(nn.Module):
         channels: int,
         dropout: float,
         causal: bool,
+        context_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.enter = nn.Linear(in_features, channels)
@@ -161,7 +162,7 @@ class Stage(nn.Module):
             DilatedResidualLayer(channels, 2**level, causal) for level in range(layers)
         )
         self.leave = nn.Linear(channels, num_classes)
-        self.dropout = drawable(dropout)
+        self.dropout, self.context_dropout = drawable(dropout), drawable(context_dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Map (time, batch, in_features) to logits (time, batch, num_classes)."""
@@ -179,6 +180,8 @@ class Stage(nn.Module):
                 for linear in (layer.dilated, layer.mix)
                 for tensor in (linear.weight, linear.bias)
             )
+            if self.context_dropout:
+                mask = mask * kept(mask[:1], self.context_dropout)
             flat = (tensor.flatten(0, 1)[None] for tensor in (x, mask))
             y, *_ = _Trained.apply(*flat, taps, self.dropout, *weights)
             x = y[0].view_as(x)
@@ -210,6 +213,8 @@ class MTCN(nn.Module):
         channels: width of every layer.
         causal: let no output see the future.
         dropout: in every residual layer.
+        context_dropout: how often a clip skips the residual layers of a stage, in training: a
+            snippet's answer is then made of its own features.
     """
 
     def __init__(
@@ -221,6 +226,7 @@ class MTCN(nn.Module):
         channels: int = 64,
         causal: bool = False,
         dropout: float = 0.5,
+        context_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(
@@ -231,6 +237,7 @@ class MTCN(nn.Module):
                 channels,
                 dropout,
                 causal,
+                context_dropout,
             )
             for number in range(stages)
         )

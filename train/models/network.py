@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from train.config import Config
 from train.models.baselines import MODELS
-from train.models.fusion import FUSIONS, Streams
+from train.models.fusion import FUSIONS, Streams, Totals
 from train.models.mtcn import MTCN
 
 
@@ -26,20 +26,38 @@ class AVARNet(nn.Module):
     def __init__(self, sizes: Mapping[str, int], num_classes: int, config: Config) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.streams = Streams(sizes, config.input_dropout, config.stream_dropout)
+        self.streams = Streams(
+            sizes,
+            config.input_dropout,
+            config.stream_dropout,
+            config.centred,
+            config.causal,
+            config.scene_dropout,
+            config.offset_noise,
+        )
         self.reader = Reader(self.streams.out_sizes, num_classes, config)
 
     @property
     def reach(self) -> int | None:
         """How many snippets to each side decide on an answer; None if the whole clip may."""
+        return None if self.streams.centred else self.reach_with_totals
+
+    @property
+    def reach_with_totals(self) -> int | None:
+        """As `reach`, where the clip's totals are given."""
         # a change, which is a feature, is seen from the snippet before
         return None if self.reader.reach is None else 1 + self.reader.reach
 
     def forward(
-        self, streams: Mapping[str, Tensor], valid: Mapping[str, Tensor], mask: Tensor
+        self,
+        streams: Mapping[str, Tensor],
+        valid: Mapping[str, Tensor],
+        mask: Tensor,
+        totals: Totals | None = None,
     ) -> Tensor:
         """Return logits (stages, batch, num_classes, time); see `Streams` and `MTCN`."""
-        logits: Tensor = self.reader(self.streams(streams, valid), mask)
+        inside = {name: there & mask for name, there in valid.items()}
+        logits: Tensor = self.reader(self.streams(streams, inside, totals), mask)
         return logits
 
 
@@ -94,6 +112,7 @@ def _model(in_features: int, num_classes: int, config: Config) -> nn.Module:
             config.channels,
             config.causal,
             config.dropout,
+            config.skips_context,
         )
     return MODELS[config.model](
         in_features, num_classes, config.channels, config.causal, config.dropout

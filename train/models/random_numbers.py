@@ -40,6 +40,11 @@ def uniform(*size: int) -> Tensor:
     return torch.rand(*size, generator=_source.generator)
 
 
+def normal(*size: int) -> Tensor:
+    """Draw numbers of mean 0 and deviation 1."""
+    return torch.randn(*size, generator=_source.generator)
+
+
 def drawable(rate: float) -> float:
     """Return the rate nearest to this one that `kept` can draw: a multiple of 1/128 below 1."""
     return min(round(rate * 128), 127) / 128
