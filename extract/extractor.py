@@ -14,7 +14,7 @@ from extract.decoding.messages import Begin, End, Failed, Files, Frame, Readable
 from extract.decoding.reader import PATIENCE
 from extract.decoding.reader_pool import Readers
 from extract.device import pick_device, reading_processes, running_on
-from extract.frame_batches import FrameBatches
+from extract.frame_batches import FRAMES_PER_BATCH, FRAMES_PER_GPU_BATCH, FrameBatches
 from extract.recipe import networks_of, read_otherwise
 from features import FeatureError, Features, Recipe
 
@@ -68,6 +68,8 @@ class Extractor:
             for stream, network in self._networks.items()
             if network.reads == "frames"
         }
+        on_cpu = self.device.type == "cpu"
+        self._batch_size = FRAMES_PER_BATCH if on_cpu else FRAMES_PER_GPU_BATCH
 
     def __call__(self, video_path: str | Path, audio_path: str | Path | None = None) -> Features:
         """Return the features of one file.
@@ -103,7 +105,7 @@ class Extractor:
             DeviceError: the device is full, or failed.
         """
         step, seconds = self.recipe.snippet_seconds, 0.0
-        batches = FrameBatches(self.frame_networks, self.device)
+        batches = FrameBatches(self.frame_networks, self.device, self._batch_size)
         open_clips: deque[ClipAssembly[T]] = deque()
 
         def opened() -> Iterator[ClipAssembly[T]]:

@@ -27,12 +27,15 @@ class FrameBatches:
     Args:
         networks: stream -> its network.
         device: where they run.
+        size: frames in a batch.
     """
 
-    def __init__(self, networks: Mapping[str, FrameBackbone], device: torch.device) -> None:
+    def __init__(
+        self, networks: Mapping[str, FrameBackbone], device: torch.device, size: int
+    ) -> None:
         self._networks, self._device = networks, device
         self._shared = device.type != "cpu"
-        self._size = FRAMES_PER_GPU_BATCH if self._shared else FRAMES_PER_BATCH
+        self._size = size
         # (stream, clip: 0 if clips share batches) -> the frames of its next batch
         self._pending: dict[tuple[str, int], list[tuple[ClipAssembly[Any], Frame]]] = {}
 
