@@ -17,6 +17,7 @@ from avarnet.console import counted, err, fail, plain, shown
 
 if TYPE_CHECKING:
     from features import Recipe
+    from train import Run
 
 
 SUFFIXES = 12  # that are named of what is left out; --json names all
@@ -141,6 +142,11 @@ def say_random(recipe: Recipe) -> None:
             "have learned nothing; the figures test the pipeline, not the method.",
             soft_wrap=True,
         )
+
+
+def say_doubts(run: Run) -> None:
+    for doubt in run.doubts():
+        err.print(f"[yellow]{plain(doubt)}[/]", soft_wrap=True)
 
 
 def say_assumed(recipe: Recipe) -> None:

@@ -13,7 +13,7 @@ from rich.table import Table
 import features
 import manifests
 from avarnet.console import counted, fail, out, plain, print_json
-from avarnet.inputs import has_extract, open_stores, root_of, say_random
+from avarnet.inputs import has_extract, open_stores, root_of, say_doubts, say_random
 from avarnet.options import Json, Root, RunManifest, RunPath, RunStores
 
 if TYPE_CHECKING:
@@ -169,6 +169,7 @@ def _print_detection(metrics: dict[str, Any], run: Run) -> None:
     from train.report.html import figure
 
     say_random(run.recipe)
+    say_doubts(run)
     model, linear = metrics["model"], metrics["linear"]
     table = Table("frames of", "clips", "positive", "AP", "ROC-AUC", "linear:", "AP", "ROC-AUC")
     rows = {"all": (model["all"], linear["all"], str(model["clips"]))}
@@ -207,6 +208,7 @@ def _print_detection(metrics: dict[str, Any], run: Run) -> None:
 def print_metrics(metrics: dict[str, Any], run: Run) -> None:
     model, linear = metrics["model"], metrics["linear"]
     say_random(run.recipe)
+    say_doubts(run)
     if metrics["held_out"] == "test":
         what = counted(model["clips"], "held-out clip")
     else:

@@ -14,15 +14,13 @@ from rich.table import Table
 import features
 import manifests
 from avarnet.console import clips_bar, counted, err, fail, first_of, out, plain, print_json
-from avarnet.inputs import need_device, open_stores, say_random
+from avarnet.inputs import need_device, open_stores, say_doubts, say_random
 from avarnet.options import Device, Json, Manifest, Processes, RunPath, StorePath
 
 if TYPE_CHECKING:
     from train import Run
 
 app = typer.Typer()
-
-FEW_A_CLASS = 3  # validation clips of each class, below which a run is told so
 
 
 @app.command(epilog="Example: `avarnet train videos.jsonl store run --folds 5`")
@@ -114,21 +112,9 @@ def train(
         resume=resume,
         tensorboard=tensorboard,
     )
-    fewest = min(len(part.val) for part in trained.parts)
-    if fewest < FEW_A_CLASS * len(trained.classes) and not as_json:
-        out.print(
-            f"[yellow]only {counted(fewest, 'validation clip')}[/], of {len(trained.classes)} "
-            "classes: chance has a say in which epoch is the best",
-            soft_wrap=True,
-        )
+    if not as_json:
+        say_doubts(trained)
     best = trained.kept_epochs()
-    tried = max(row["start"] for row in trained.history()) + 1
-    if tried > 1 and not as_json:
-        out.print(
-            f"[yellow]begun again[/] with another seed, up to {tried} starts: the validation loss "
-            "stayed near chance; the best start is kept",
-            soft_wrap=True,
-        )
     if as_json:
         print_json(
             {
