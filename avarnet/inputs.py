@@ -16,6 +16,7 @@ from avarnet.pipelines import has_extract
 
 if TYPE_CHECKING:
     from features import Recipe
+    from train import Run
 
 
 SUFFIXES = 12  # listed of what is left out; --json lists all
@@ -124,6 +125,11 @@ def need_device(name: str) -> None:
 def need_extract() -> None:
     if not has_extract():
         fail(EXTRACT_EXTRA)
+
+
+def warn_of_doubts(run: Run) -> None:
+    for doubt in run.doubts():
+        err.print(f"[yellow]{plain(doubt)}[/]", soft_wrap=True)
 
 
 def warn_of_random_weights(recipe: Recipe) -> None:

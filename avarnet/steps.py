@@ -12,7 +12,7 @@ from rich.table import Table
 
 from avarnet import pipelines
 from avarnet.console import clock, counted, err, fail, footage_bar, out, plain, shown
-from avarnet.inputs import warn_of_random_weights
+from avarnet.inputs import warn_of_doubts, warn_of_random_weights
 
 if TYPE_CHECKING:
     from extract import Summary
@@ -140,6 +140,7 @@ def print_metrics(metrics: dict[str, Any], run: Run) -> None:
     """
     model, linear = metrics["model"], metrics["linear"]
     warn_of_random_weights(run.recipe)
+    warn_of_doubts(run)
     if metrics["held_out"] == "test":
         what = counted(model["clips"], "held-out clip")
     else:

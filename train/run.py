@@ -14,6 +14,7 @@ While it is trained there are also ``unfinished.json``, what ``run.json`` will b
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from train.config import Config, TrainError
 from train.data import Clips
 from train.evaluation.frames import CLASSES, NORMAL_LABELS, weak_labels
 from train.evaluation.intervals import Hysteresis, anomaly_scores
-from train.fitting.trainer import DETECTION_LAYERS, Epoch, Sides, kept, layers_to_cover
+from train.fitting.trainer import AT_CHANCE, DETECTION_LAYERS, Epoch, Sides, kept, layers_to_cover
 from train.inference import answers_of
 from train.models.network import AVARNet
 from train.parallel import CHECKPOINT, Work, fit_groups, groups_of
@@ -49,6 +50,7 @@ THEN: dict[str, Any] = {
 RUN_FILE = "run.json"
 UNFINISHED = "unfinished.json"
 EPOCHS_FILE = "metrics.jsonl"
+FEW_A_CLASS = 3  # validation clips of each class, below which a run is told so
 EVALUATION_FILE = "evaluation.json"
 EVALUATION_FORMAT = 1  # of that file; one more whenever its figures change
 
@@ -199,6 +201,28 @@ class Run:
             found.append(rows[epochs.index(kept(epochs))])
         return found
 
+    def doubts(self) -> list[str]:
+        """Return what its training leaves in doubt: sentences for whoever reads its figures."""
+        found = []
+        fewest, classes = min(len(part.val) for part in self.parts), len(self.classes)
+        if fewest < FEW_A_CLASS * classes:
+            clips = "1 validation clip" if fewest == 1 else f"{fewest} validation clips"
+            found.append(
+                f"Only {clips}, of {classes} classes: too few to choose an epoch, or to tell "
+                "whether a model has learned at all."
+            )
+        rows = self.kept_epochs()
+        again = {(r["seed"], r["fold"]) for r in self.history() if r.get("start", 0)}
+        if again:
+            chance = math.log(classes) * AT_CHANCE
+            still = sum(row["val_loss"] > chance for row in rows)
+            found.append(
+                f"The validation loss of {len(again)} of {len(rows)} models stayed near chance: "
+                "they were begun again with other seeds, and the best start is kept"
+                + (f"; {still} stayed there in every start." if still else ".")
+            )
+        return found
+
     def evaluation(self) -> dict[str, Any]:
         """Return the metrics that `evaluate_run` has written.
 
@@ -324,9 +348,8 @@ def train_run(
             processes,
             note,
         )
-    rows = sorted(
-        run.history(), key=lambda row: (row["seed"], row["fold"], row["start"], row["epoch"])
-    )
+    order = "seed", "fold", "start", "epoch"
+    rows = sorted(run.history(), key=lambda row: [row[key] for key in order])
     (path / EPOCHS_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
     (path / "config.toml").write_text(config.to_toml(), encoding="utf-8")
     for file in path.glob(f"{CHECKPOINT}*"):

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from avarnet import pipelines
 from avarnet.console import counted, fail, out, plain, print_json
-from avarnet.inputs import warn_of_random_weights
+from avarnet.inputs import warn_of_doubts, warn_of_random_weights
 from avarnet.options import Json, Root, RunManifest, RunPath, RunStores
 from avarnet.steps import print_metrics
 
@@ -98,6 +98,7 @@ def _print_detection(metrics: dict[str, Any], run: Run) -> None:
     from train.report.html import figure
 
     warn_of_random_weights(run.recipe)
+    warn_of_doubts(run)
     model, linear = metrics["model"], metrics["linear"]
     table = Table("frames of", "clips", "positive", "AP", "ROC-AUC", "linear:", "AP", "ROC-AUC")
     rows = {"all": (model["all"], linear["all"], str(model["clips"]))}

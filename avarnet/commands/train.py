@@ -13,14 +13,13 @@ from rich.table import Table
 import manifests
 from avarnet import pipelines
 from avarnet.console import clips_bar, counted, err, first_few, out, plain, print_json
-from avarnet.inputs import need_device, warn_of_random_weights
+from avarnet.inputs import need_device, warn_of_doubts, warn_of_random_weights
 from avarnet.options import Device, Join, Json, Manifest, Processes, RunPath, StorePath
 from avarnet.steps import print_best_epochs, training_progress
 from train.config import Config, Fusion, Model, Task
 
 app = typer.Typer()
 
-FEW_A_CLASS = 3  # validation clips of each class, below which a run's user is warned
 
 Seeds = Annotated[
     int | None,
@@ -121,13 +120,6 @@ def train(
             on_epoch=on_epoch,
         )
     best = trained.kept_epochs()
-    tried = max(row["start"] for row in trained.history()) + 1
-    if tried > 1 and not as_json:
-        out.print(
-            f"[yellow]started again[/] with another seed, up to {tried} starts: the validation "
-            "loss stayed near chance; the best start is kept",
-            soft_wrap=True,
-        )
     if as_json:
         print_json(
             {
@@ -140,13 +132,7 @@ def train(
         )
         return
     print_best_epochs(best)
-    fewest = min(len(part.val) for part in trained.parts)
-    if fewest < FEW_A_CLASS * len(trained.classes):
-        out.print(
-            f"[yellow]only {counted(fewest, 'validation clip')}[/], of {len(trained.classes)} "
-            "classes: which epoch is the best is partly chance",
-            soft_wrap=True,
-        )
+    warn_of_doubts(trained)
     if trained.left_out:
         what = counted(len(trained.left_out), "clip")
         out.print(

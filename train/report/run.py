@@ -343,7 +343,7 @@ def _notes(run: Run, metrics: dict[str, Any]) -> list[str]:
             "The manifest has no test clips: these are the validation clips, on which the best "
             "epoch was chosen. The figures are too good."
         )
-    return notes
+    return notes + run.doubts()
 
 
 def write_comparison(runs: Sequence[Run], file: Path) -> None:
