@@ -22,7 +22,7 @@ def run(options: Options, findings: Findings) -> None:
     data = clips(40 if options.tiny else 3000, 8 if options.tiny else 704)
     targets = np.arange(len(data.ids)) % CLASSES
     sides = Sides(np.arange(len(data.ids)), np.arange(CLASSES))
-    config = Config(layers=3 if options.tiny else 8)
+    config = Config(stages=4, layers=3 if options.tiny else 8)
     seconds = {}
     for device in {options.device: None, CPU: None}:
         training = _Training(data, targets, CLASSES, [sides], 0, config, device)
