@@ -48,7 +48,14 @@ from features import Features, Recipe, Store, Writer  # noqa: E402
 from manifests import Clip  # noqa: E402
 from train import Config, train_run  # noqa: E402
 from train.data import Batch, Clips  # noqa: E402
-from train.fitting.trainer import Sides, _keep_memory, _Training, layers_to_cover, score  # noqa: E402
+from train.fitting.trainer import (  # noqa: E402
+    POOLING,
+    Sides,
+    _keep_memory,
+    _Training,
+    layers_to_cover,
+    score,
+)
 
 SIZES = {"video": 640, "audio": 768}
 CLASSES = 10
@@ -155,7 +162,7 @@ def of_ours(
         for part in np.array_split(np.arange(len(plan)), POINTS):
             seconds += timed(training.step, [plan[number] for number in part])
             model = training._model(training.average, 0)
-            log_p, _ = score(model, clips, sides.val, CPU)
+            log_p, _ = score(model, clips, sides.val, CPU, POOLING[config.pools_by])
             yield seconds, float((log_p.argmax(1) == targets[sides.val]).mean())
 
 

@@ -122,7 +122,7 @@ def stack_error(
     """Return how far the first of stacked models is from the same one alone; nothing is random."""
     config = Config(
         layers=5, epochs=6, patience=6, dropout=0, input_dropout=0, stream_dropout=0,
-        batch_size=len(targets),
+        scene_dropout=0, offset_noise=0, starts=1, batch_size=len(targets),
     )  # fmt: skip
     together, alone = (
         fit(clips, targets, CLASSES, some, 0, config, device)[0][0].state_dict()
@@ -147,5 +147,5 @@ def accuracy(
         targets = (targets > 0).astype(np.int64)
     config = replace(Config(), task=task, layers=4, epochs=2 if tiny else 30)
     ((model, _),) = fit(clips, targets, int(targets.max()) + 1, [sides], 0, config, device)
-    log_p, _ = score(model, clips, sides.val, device, POOLING[task])
+    log_p, _ = score(model, clips, sides.val, device, POOLING[config.pools_by])
     return float((log_p.argmax(1) == targets[sides.val]).mean())

@@ -54,7 +54,8 @@ def judge_run(run: Run, store: Store | Joined, recall: float = RECALL) -> Evalua
         its held-out clips, with mean and deviation), ``seeds`` (mean and deviation over the seeds,
         each pooled over the folds), ``without`` (stream -> accuracy, or frame-level AP, with it
         taken from every held-out clip; empty of a single stream), ``held_out`` ("test" or
-        "validation"), ``parts``, ``doubts`` (see `Run.doubts`), ``missing_streams`` (stream -> held-out clips that lack it).
+        "validation"), ``parts``, ``doubts`` (see `Run.doubts`), ``missing_streams`` (stream ->
+        held-out clips that lack it).
         The metrics are also written to ``evaluation.json``, the single answers, of clips or of
         snippets, to ``predictions.csv``.
 
