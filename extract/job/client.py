@@ -100,7 +100,7 @@ def extract(
                     recipe=recipe.to_json(),
                     store=store.resolve(),
                     marker=store_marker.marker,
-                    device=cluster.worker_device,
+                    device=cluster.device,
                     memory_bytes=memory_bytes,
                     make=make,
                     made_by=versions(),
