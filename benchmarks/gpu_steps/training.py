@@ -96,11 +96,11 @@ def world(count: int) -> tuple[Clips, NDArray[np.int64]]:
 def resumes(clips: Clips, targets: NDArray[np.int64], sides: list[Sides], options: Options) -> bool:
     """Return whether training that is interrupted and resumed ends in the same weights."""
     train.fitting.trainer.SAVE_SECONDS = 0.0  # a checkpoint after each epoch
-    config = Config(layers=5, epochs=6, patience=6, starts=1)
+    config = Config(layers=5, epochs=3, patience=3, starts=1)
     checkpoint = options.folder / "checkpoint.safetensors"
 
     def stop(number: int, epoch: Any, best: bool) -> None:
-        if epoch.epoch == 4:
+        if epoch.epoch == 2:
             raise Stopped
 
     about = (clips, targets, CLASSES, sides, 0, config, options.device)
@@ -121,7 +121,7 @@ def stack_error(
 ) -> float:
     """Return how far the first of stacked models is from the same one alone; nothing is random."""
     config = Config(
-        layers=5, epochs=6, patience=6, dropout=0, input_dropout=0, stream_dropout=0,
+        layers=5, epochs=1, dropout=0, input_dropout=0, stream_dropout=0,
         scene_dropout=0, offset_noise=0, context_dropout=0, starts=1, batch_size=len(targets),
     )  # fmt: skip
     together, alone = (
@@ -145,7 +145,7 @@ def accuracy(
     """Return the held-out accuracy; detection tells the first class from the others."""
     if task == "detection":
         targets = (targets > 0).astype(np.int64)
-    config = replace(Config(), task=task, layers=4, epochs=2 if tiny else 30, starts=1)
+    config = replace(Config(), task=task, layers=4, epochs=1 if tiny else 10, starts=1)
     ((model, _),) = fit(clips, targets, int(targets.max()) + 1, [sides], 0, config, device)
     log_p, _ = score(model, clips, sides.val, device, POOLING[config.pools_by])
     return float((log_p.argmax(1) == targets[sides.val]).mean())
