@@ -130,6 +130,15 @@ class Cluster:
             return pick_device(self.device).type != "cpu"
         return self.gpus > 0 or self.device.startswith("cuda")
 
+    def beginning(self, tasks: int) -> str:
+        """Return in words what `client` does first."""
+        if self.scheduler == "local":
+            number = min(self.processes, tasks)
+            return f"starting {number} {'process' if number == 1 else 'processes'}"
+        if self.queued:
+            return f"asking {self.scheduler} for workers, and waiting for the first one"
+        return f"asking {self.scheduler} for its workers"
+
     @contextmanager
     def client(self, tasks: int, stopped: Callable[[], bool] = lambda: False) -> Iterator[Client]:
         """Yield a client of the cluster, which ends with the block unless it ran before.
