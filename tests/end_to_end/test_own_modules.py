@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -60,7 +61,9 @@ def each_command(group: typer.main.Group, *words: str) -> Iterator[tuple[str, ..
 
 
 def run(folder: Path, command: list[str], code: object = 0) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    # which commands that run in this process set for those that they start
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     assert code is ANY or done.returncode == code, done.stdout + done.stderr
     assert not list(folder.glob("*.ran")), command
     return done.stderr
