@@ -324,4 +324,4 @@ def test_two_thousand_clips_leave_a_worker_as_it_was(sound_model: str, tmp_path:
     assert len(summary.extracted) == 2000
     early = max(size for share, size in sizes if share < 0.3)
     late = max(size for share, size in sizes if share > 0.7)
-    assert late - early < 40e6  # a leak of 20 KB a clip
+    assert late - early < 10e6
