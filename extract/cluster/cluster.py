@@ -64,10 +64,6 @@ PROLOGUE = ["export PYTHONSAFEPATH=1"] + [  # no modules from the current folder
 ]
 
 
-class NotStartedError(Exception):
-    """A cluster that was to end before it had started."""
-
-
 @dataclass(frozen=True)
 class Cluster:
     """What to ask for.
@@ -149,23 +145,17 @@ class Cluster:
 
         Raises:
             ClusterError: it cannot be used.
-            NotStartedError: it was `stopped`, and its processes ended too.
         """
         with dask.config.set(SETTINGS):
             if self.scheduler == "local":
-                try:
-                    with _children_ignore_interrupts():
-                        local = LocalCluster(
-                            n_workers=min(self.processes, tasks),
-                            threads_per_worker=1,
-                            dashboard_address=":0",
-                            silence_logs=logging.CRITICAL,
-                            memory_limit=0,
-                        )
-                except RuntimeError as error:
-                    if stopped():  # by a SIGTERM that its processes got too
-                        raise NotStartedError from error
-                    raise
+                with _children_get_no_signals():
+                    local = LocalCluster(
+                        n_workers=min(self.processes, tasks),
+                        threads_per_worker=1,
+                        dashboard_address=":0",
+                        silence_logs=logging.CRITICAL,
+                        memory_limit=0,
+                    )
                 with local as cluster, Client(cluster) as client:
                     client.register_plugin(_IgnoreSignals())
                     yield client
@@ -307,14 +297,15 @@ def _no_worker(jobs: list[str], running: bool, address: str) -> str:
 
 
 @contextmanager
-def _children_ignore_interrupts() -> Iterator[None]:
-    """Keep Ctrl-C, which a terminal sends to all, from processes that are started within.
+def _children_get_no_signals() -> Iterator[None]:
+    """Keep the signals of a terminal or a batch system from processes that are started within.
 
-    They would print tracebacks while they start. This process gets it afterwards.
+    They reach the whole process group. Workers would end while they start, with tracebacks, before
+    `_IgnoreSignals` is set. This process gets them all the same.
     """
-    resource_tracker.ensure_running()  # where it is started, multiprocessing unblocks the signal
+    resource_tracker.ensure_running()  # where it is started, multiprocessing unblocks the signals
     # threads and children inherit it
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:

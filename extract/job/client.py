@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from extract.cluster.cluster import Cluster, NotStartedError
+from extract.cluster.cluster import Cluster
 from extract.cluster.versions import ClusterError, versions
 from extract.decoding.isolated_process import MEMORY_BYTES
 from extract.extractor import Extractor
@@ -112,8 +112,6 @@ def extract(
                     )
                     unfinished = dispatcher.run(todo)
                     write_failures(store, (failures | dispatcher.results.failures).values())
-        except NotStartedError:
-            summary.left = [task.clip_id for task in todo]
         finally:
             recover(store)  # what workers that died, or were stopped, had finished
         if missing := missing_clips(store, dict.fromkeys(summary.extracted, "")):

@@ -94,7 +94,7 @@ class Dispatcher:
         self.results.start(lengths)
         most = MOST_FOOTAGE_GPU if self.cluster.on_gpus else MOST_FOOTAGE
         self._waiting = batches(tasks, durations, self.cluster.processes, most)[::-1]
-        self.stopping.on_stop = lambda: self.client.run(worker.stop)
+        self.stopping.on_stop = self._stop_workers
         try:
             self._dispatch()
         finally:
@@ -112,6 +112,11 @@ class Dispatcher:
             f"{'; '.join(problems[:NAMED])}{more}. So {undone} of {len(tasks)} clips are not "
             f"extracted, and {len(self.summary.extracted)} are. {SHARE}"
         )
+
+    def _stop_workers(self) -> None:
+        """Let workers begin no more clips of their batches."""
+        with suppress(Exception):  # a second Ctrl-C closes the client during this call
+            self.client.run(worker.stop)
 
     def _dispatch(self) -> None:
         while self._waiting or self._running or self._deferred:
