@@ -20,8 +20,9 @@ import manifests
 if TYPE_CHECKING:
     from extract import Cluster, Summary, Task
     from train import Config, Prediction, Predictor, Run
-    from train.fitting.trainer import Epoch
-    from train.report.run import Look
+    from train.evaluation.figures import Metrics
+    from train.fitting.history import Epoch
+    from train.report.examples import Preview
 
     OnEpoch = Callable[[int, int, Epoch, bool], None]
 
@@ -157,7 +158,7 @@ def train(
             one.
         processes: at most so many at work, where there are several models; None takes one for each
             core, or one on another device.
-        resume: go on with the run that was interrupted in this folder.
+        resume: continue the run that was interrupted in this folder.
         tensorboard: write the epochs to ``RUN/tensorboard`` too.
         on_epoch: called with (number of the model, how many there are, epoch, best so far).
 
@@ -215,7 +216,7 @@ def evaluate(
     root: Path | None = None,
     page: Path | None = None,
     recall: float | None = None,
-) -> dict[str, Any]:
+) -> Metrics:
     """Evaluate a run on its held-out clips, and write its report.
 
     Args:
@@ -242,27 +243,27 @@ def evaluate(
     evaluation = judge_run(run, store, _last_recall(run) if recall is None else recall)
     failures = {i: f.reason for path in store.paths for i, f in read_failures(path).items()}
     page = page or run.path / "report.html"
-    with _pictures(run, store, manifest or run.manifest, root) as (look, no_pictures):
-        write_report(run, evaluation, page, look, no_pictures, failures)
+    with _pictures(run, store, manifest or run.manifest, root) as (preview, no_pictures):
+        write_report(run, evaluation, page, preview, no_pictures, failures)
     return evaluation.metrics
 
 
 def _last_recall(run: Run) -> float:
     """Return the recall at which the run's false alarms were counted, if they were."""
     from train import TrainError
-    from train.evaluation.segments import RECALL
+    from train.evaluation.alarms import RECALL
 
     try:
-        recall: float = run.evaluation()["model"]["false_alarms"]["asked"]
-    except (TrainError, KeyError):
+        last = run.evaluation()
+    except TrainError:
         return RECALL
-    return recall
+    return last["model"]["false_alarms"]["asked"] if last["task"] == "detection" else RECALL
 
 
 @contextmanager
 def _pictures(
     run: Run, store: features.Store | features.Joined, manifest: Path | None, root: Path | None
-) -> Iterator[tuple[Callable[[str], Look | None], str]]:
+) -> Iterator[tuple[Callable[[str], Preview | None], str]]:
     """Yield what shows a clip in the report; or one that shows nothing, and why."""
     why = ""
     if manifest is None or not manifest.is_file():
@@ -273,23 +274,23 @@ def _pictures(
         yield lambda clip_id: None, why
         return
     import extract as stage1
-    from train.report.run import Look
+    from train.report.examples import Preview
 
     clips = {clip.id: clip for clip in manifests.read(manifest)}
     base = root_of(manifest, root)
 
-    def look(clip_id: str) -> Look | None:
+    def preview(clip_id: str) -> Preview | None:
         if clip_id not in clips:
             return None
         clip = clips[clip_id]
         files = (clip.resolve(base), clip.resolve_audio(base))
         try:
-            return Look(*stage1.glimpse(reader, *files, store[clip_id].duration))
+            return Preview(*stage1.glimpse(reader, *files, store[clip_id].duration))
         except stage1.ClipError:
             return None
 
     with closing(stage1.Reader()) as reader:
-        yield look, f"the videos below {base} cannot be read (--root)"
+        yield preview, f"the videos below {base} cannot be read (--root)"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from avarnet.inputs import warn_of_doubts, warn_of_random_weights
 if TYPE_CHECKING:
     from extract import Summary
     from train import Run
-    from train.fitting.trainer import Epoch
+    from train.evaluation.figures import RecognitionMetrics
+    from train.fitting.history import Epoch
 
 NAMED = 3  # clips with a flag that a summary names
 EPOCH_HEADER = " epoch  train loss  val loss  val accuracy  val recall"
@@ -131,7 +132,7 @@ def _epoch_row(row: Mapping[str, Any]) -> str:
     )
 
 
-def print_metrics(metrics: dict[str, Any], run: Run) -> None:
+def print_metrics(metrics: RecognitionMetrics, run: Run) -> None:
     """Print how good a run of recognition is.
 
     Args:
@@ -147,12 +148,17 @@ def print_metrics(metrics: dict[str, Any], run: Run) -> None:
         what = counted(model["clips"], "validation clip") + " (no test split: too good)"
     out.print(f"{what}, {counted(metrics['parts'], 'model')}")
     model_name = run.config.model
-    table = Table("", model_name, "95 % interval", "linear", "95 % interval")
-    for name in ("accuracy", "precision", "recall", "f1"):
+    table = Table("", model_name, "95 % interval", "logistic baseline", "95 % interval")
+    for name, pair in {
+        "accuracy": (model["accuracy"], linear["accuracy"]),
+        "macro precision": (model["precision"], linear["precision"]),
+        "macro recall": (model["recall"], linear["recall"]),
+        "macro f1": (model["f1"], linear["f1"]),
+    }.items():
         cells: list[str] = []
-        for row in (model[name], linear[name]):
-            cells += [f"{row['value']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}"]
-        table.add_row(name if name == "accuracy" else f"macro {name}", *cells)
+        for found in pair:
+            cells += [f"{found['value']:.3f}", f"{found['low']:.3f} to {found['high']:.3f}"]
+        table.add_row(name, *cells)
     out.print(table)
     if len(metrics["models"]["each"]) > 1:
         each = metrics["models"]
@@ -164,11 +170,12 @@ def print_metrics(metrics: dict[str, Any], run: Run) -> None:
         )
     ece = [row["calibration"]["ece"] for row in (model, linear)]
     out.print(
-        f"calibration error (ECE): {model_name} {ece[0]:.3f}, linear {ece[1]:.3f}", highlight=False
+        f"calibration error (ECE): {model_name} {ece[0]:.3f}, logistic baseline {ece[1]:.3f}",
+        highlight=False,
     )
     table = Table("class", "clips", "precision", "recall", "F1", title=f"{model_name}, by class")
     for name, row in model["per_class"].items():
-        scores = (f"{row[key]:.3f}" for key in ("precision", "recall", "f1"))
+        scores = (f"{value:.3f}" for value in (row["precision"], row["recall"], row["f1"]))
         table.add_row(plain(name), str(row["clips"]), *scores)
     out.print(table)
     columns = map(str, range(1, len(run.classes) + 1))

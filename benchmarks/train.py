@@ -48,14 +48,9 @@ from features import Features, Recipe, Store, Writer  # noqa: E402
 from manifests import Clip  # noqa: E402
 from train import Config, train_run  # noqa: E402
 from train.data import Batch, Clips  # noqa: E402
-from train.fitting.trainer import (  # noqa: E402
-    POOLING,
-    Sides,
-    _keep_memory,
-    _Training,
-    layers_to_cover,
-    score,
-)
+from train.fitting.automatic import layers_to_cover  # noqa: E402
+from train.fitting.memory import keep_memory  # noqa: E402
+from train.fitting.trainer import SplitIndices, Trainer, TrainingSet  # noqa: E402
 
 SIZES = {"video": 640, "audio": 768}
 CLASSES = 10
@@ -86,23 +81,24 @@ def main() -> None:
         store = Store(folder / "store")
         clips = Clips(store, list(store), list(SIZES), {})
         held = np.random.default_rng(1).permutation(len(targets)) < len(targets) // 5
-        sides = Sides(np.flatnonzero(~held), np.flatnonzero(held)[:HELD_OUT])
+        split = SplitIndices(np.flatnonzero(~held), np.flatnonzero(held)[:HELD_OUT])
         config = Config(layers=layers_to_cover(clips.lengths), epochs=2 * options.epochs)
         out.print(
             f"{options.clips} clips, {clips.lengths.sum():,} snippets; {config.stages} stages of "
             f"{config.layers} layers; {torch.get_num_threads()} threads; torch {torch.__version__}"
         )
         where = np.array([int(clip_id) for clip_id in clips.ids])
-        _keep_memory()  # as `fit` does
-        about = (folder / "npy", targets, sides, config)
+        data = TrainingSet(clips, targets[where], CLASSES)
+        keep_memory()  # as `fit` does
+        about = (folder / "npy", targets, split, config)
         with ProcessPoolExecutor(1, get_context("spawn"), begin_plain, about) as child:
-            steps = of_ours(clips, targets[where], sides, config)
+            steps = of_ours(data, split, config)
             plain, ours = [], []
             for _ in range(POINTS * options.epochs):
                 plain.append(child.submit(go_on).result())
                 ours += [next(steps), next(steps)]
         theirs, epoch = plain[-1][0] / options.epochs, ours[-1][0] / config.epochs
-        memory = epoch * in_memory(clips, targets[where], sides, config)
+        memory = epoch * in_memory(data, split, config)
         goal = 0.98 * min(max(a for _, a in ours), max(a for _, a in plain))
         first, second = (next(t for t, a in curve if a >= goal) for curve in (ours, plain))
         together, single = many()
@@ -152,26 +148,24 @@ def make(folder: Path, count: int) -> NDArray[np.int64]:
 
 
 def of_ours(
-    clips: Clips, targets: NDArray[np.int64], sides: Sides, config: Config
+    data: TrainingSet, split: SplitIndices, config: Config
 ) -> Iterator[tuple[float, float]]:
     """Train, and yield a point of the curve `POINTS` times an epoch."""
-    training = _Training(clips, targets, CLASSES, [sides], 0, config, CPU)
+    trainer = Trainer(data, [split], 0, config, CPU)
     seconds = 0.0
     while True:
-        plan = list(clips.shuffled([sides.train], training.batch_size, training.rng))
+        plan = list(data.clips.shuffled(split.train, trainer.batches, trainer.rng))
         for part in np.array_split(np.arange(len(plan)), POINTS):
-            seconds += timed(training.step, [plan[number] for number in part])
-            model = training._model(training.average, 0)
-            log_p, _ = score(model, clips, sides.val, CPU, POOLING[config.pools_by])
-            yield seconds, float((log_p.argmax(1) == targets[sides.val]).mean())
+            seconds += timed(trainer.step, [[plan[number]] for number in part])
+            yield seconds, trainer.validate(0, 0.0).val_accuracy
 
 
-def in_memory(clips: Clips, targets: NDArray[np.int64], sides: Sides, config: Config) -> float:
+def in_memory(data: TrainingSet, split: SplitIndices, config: Config) -> float:
     """Return the share of a step's time that is left where its batches were made before."""
-    training = _Training(clips, targets, CLASSES, [sides], 0, replace(config, epochs=50), CPU)
-    plan = list(clips.shuffled([sides.train], training.batch_size, training.rng))[:20]
-    parts = [part.flatten() for indices in plan for part in training._parts(indices)]
-    ready = {part.tobytes(): clips.batch(part) for part in parts}
+    trainer = Trainer(data, [split], 0, replace(config, epochs=50), CPU)
+    clips = data.clips
+    plan = list(clips.shuffled(split.train, trainer.batches, trainer.rng))[:20]
+    ready = {indices.tobytes(): clips.batch(indices) for indices in plan}
 
     def made(indices: Any) -> Batch:
         return ready[np.asarray(indices).tobytes()]
@@ -181,7 +175,7 @@ def in_memory(clips: Clips, targets: NDArray[np.int64], sides: Sides, config: Co
         for indices in plan:
             for batch in seconds:
                 clips.batch = batch  # type: ignore[method-assign]
-                seconds[batch] += timed(training.step, [indices])
+                seconds[batch] += timed(trainer.step, [[indices]])
     full, memory = seconds.values()
     return memory / full
 
@@ -221,7 +215,7 @@ class Plain(nn.Module):
 
 
 def of_plain(
-    folder: Path, targets: NDArray[np.int64], sides: Sides, config: Config
+    folder: Path, targets: NDArray[np.int64], split: SplitIndices, config: Config
 ) -> Iterator[tuple[float, float]]:
     """Train clip by clip from .npy files, and yield points as `of_ours` does."""
     torch.manual_seed(0)
@@ -248,14 +242,14 @@ def of_plain(
         optimiser.step()
 
     while True:
-        for part in np.array_split(order.permutation(sides.train), POINTS):
+        for part in np.array_split(order.permutation(split.train), POINTS):
             model.train()
             seconds += timed(step, part)
             model.eval()
             with torch.no_grad():
                 right = [
                     int(model(read(i))[-1].mean(2).argmax()) == targets[i]
-                    for i in sides.val.tolist()
+                    for i in split.val.tolist()
                 ]
             yield seconds, float(np.mean(right))
 

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from train.models.mtcn import MTCN
     from train.models.network import AVARNet
     from train.predict import Prediction, Predictor
-    from train.run import Run, train_run
+    from train.run import Run
     from train.sklearn_estimator import MTCNClassifier
     from train.streaming import LiveScorer
+    from train.training import train_run
 
 __all__ = [
     "MTCN",
@@ -62,7 +63,7 @@ _MODULES = {
     "judge_run": "evaluation.evaluate",
     "mtcn_loss": "losses",
     "sweep": "experiments.sweep",
-    "train_run": "run",
+    "train_run": "training",
 }
 
 

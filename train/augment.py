@@ -37,42 +37,39 @@ def time_crop(batch: Batch, least: float) -> Batch:
     row = torch.arange(len(length))[:, None]
     return Batch(
         {name: rows[row, index] for name, rows in batch.streams.items()},
-        {name: there[row, index] & mask for name, there in batch.valid.items()},
+        {name: valid[row, index] & mask for name, valid in batch.valid.items()},
         mask,
     )
 
 
-def mixup(batch: Batch, targets: Tensor, alpha: float, models: int) -> tuple[Batch, Tensor]:
-    """Mix each clip with another one of its model's batch (Zhang et al., ICLR 2018).
+def mixup(batch: Batch, targets: Tensor, alpha: float) -> tuple[Batch, Tensor]:
+    """Mix each clip with another one of the batch (Zhang et al., ICLR 2018).
 
     The other clip is repeated or cut to the clip's length. A stream is mixed where both have it.
 
     Args:
-        batch: of several models' clips, one after the other.
-        targets: (clips, classes), the share of each class.
+        batch: the clips.
+        targets: (clips, classes), soft targets.
         alpha: of the Beta distribution of the shares.
-        models: how many.
     """
     clips = len(targets)
-    own = uniform(models, clips // models).argsort(1)
-    other = (own + torch.arange(models)[:, None] * own.shape[1]).flatten()
+    other = uniform(clips).argsort()
     share = torch.from_numpy(np.asarray(_beta(alpha, clips), np.float32))
     share = torch.maximum(share, 1 - share)  # the clip itself is always the larger part
     length = batch.mask.sum(1)
-    share = torch.where(length[other] > 0, share, 1.0)
-    index = torch.arange(batch.mask.shape[1])[None] % length[other].clamp(min=1)[:, None]
+    index = torch.arange(batch.mask.shape[1])[None] % length[other][:, None]
     row = other[:, None]
     streams = {}
     for name, rows in batch.streams.items():
-        there, theirs = batch.valid[name], batch.valid[name][row, index]
-        part = torch.where(there & theirs, share[:, None], 1.0)[..., None]
+        own, theirs = batch.valid[name], batch.valid[name][row, index]
+        part = torch.where(own & theirs, share[:, None], 1.0)[..., None]
         streams[name] = part * rows + (1 - part) * rows[row, index]
     mixed = share[:, None] * targets + (1 - share[:, None]) * targets[other]
     return replace(batch, streams=streams), mixed
 
 
 def _beta(alpha: float, count: int) -> np.ndarray:
-    rng = np.random.default_rng(seeds(1)[0])  # one source of chance: torch's
+    rng = np.random.default_rng(seeds(1)[0])  # all random numbers come from torch's
     return rng.beta(alpha, alpha, count)
 
 

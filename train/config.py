@@ -11,12 +11,13 @@ from typing import Any, Literal, get_args
 from manifests import AvarnetError, reason
 
 Task = Literal["recognition", "detection"]
-Model = Literal["mtcn", "tcn", "lstm", "transformer", "linear"]
+Model = Literal["mtcn", "tcn", "lstm", "transformer", "snippet_linear"]
 Fusion = Literal["early", "gated", "bottleneck", "cross", "late"]
 TASKS, MODELS, FUSIONS = get_args(Task), get_args(Model), get_args(Fusion)
 LOSSES = ("cross_entropy", "focal")
 SAMPLINGS = ("clips", "classes")
 POOLINGS = ("mean", "logsumexp", "top")
+MODEL_ALIASES = {"linear": "snippet_linear"}
 AUTOMATIC = -1.0  # of a share: the value depends on the task
 ATTENTION_HEADS = 4
 
@@ -37,15 +38,15 @@ class Config:
         fusion: how the streams become one sequence: ``early`` (the paper's concatenation),
             ``gated``, ``bottleneck``, ``cross`` or ``late``.
         model: what reads that sequence: ``mtcn``, ``tcn`` (one stage of it), ``lstm``,
-            ``transformer`` or ``linear`` (each snippet for itself).
-        causal: let no answer see the future, for streams.
+            ``transformer`` or ``snippet_linear`` (each snippet for itself; alias ``linear``).
+        causal: let no prediction see the future, for live streams.
         stages, channels: of the MTCN; those of MS-TCN are 4 and 64.
         layers: dilated layers per stage; 0 takes the fewest whose receptive field covers most
             training clips (6 at most): layers beyond that see nothing but padding; in
             detection, 2.
-        pooling: how the snippets of a clip speak for it: ``logsumexp``, the few that are sure of
-            something; ``top``, the sixteenth that is the most anomalous; ``mean``, all alike.
-            Empty takes ``logsumexp``, in detection ``top``.
+        pooling: what a clip's prediction is made of: ``logsumexp``, the few snippets that are sure
+            of something; ``top``, the most anomalous sixteenth; ``mean``, all alike. Empty takes
+            ``logsumexp``, in detection ``top``.
         centred: give the network each value less its mean over the clip (if causal, over what
             came so far) beside the value itself.
         scene_dropout: how often the values themselves are hidden throughout a training clip, so
@@ -72,13 +73,13 @@ class Config:
             `STEPS_PER_EPOCH` steps.
         patience: stop after this many epochs that the validation clips find worse than the best.
         batch_size: clips per step; 0 takes up to 16, fewer for small sets.
-        starts: a model whose validation loss stays near chance is begun again with another seed,
+        starts: a model whose validation loss stays near chance is started again with another seed,
             until so many were tried; the best of them is kept.
         learning_rate, weight_decay: of AdamW; the rate warms up and decays as a cosine.
-        validation: share of the training clips that picks the best epoch, where the manifest gives
+        validation: share of the training clips that chooses the best epoch, where the manifest has
             no validation clips.
         folds: cross-validate with this many folds; 0 takes the manifest's own split.
-        seeds: train so many times, with this seed and those after it; their answers are averaged.
+        seeds: train so many times, with this seed and those after it, and average predictions.
         seed: of everything random.
     """
 
@@ -121,6 +122,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "model", MODEL_ALIASES.get(self.model, self.model))
         checks = {
             "task": self.task in TASKS,
             "streams": len(set(self.streams)) == len(self.streams),

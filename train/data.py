@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 
@@ -33,24 +32,10 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return it on a device."""
-        return self._each(lambda tensor: tensor.to(device))
-
-    def stacked(self, models: int) -> Batch:
-        """Return (models x batch, ...) as (models, batch, ...)."""
-        return self._each(lambda tensor: tensor.view(models, -1, *tensor.shape[1:]))
-
-    def of(self, model: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the streams and their validity of one model of a stack."""
-        return (
-            {name: rows[model] for name, rows in self.streams.items()},
-            {name: there[model] for name, there in self.valid.items()},
-        )
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return Batch(
-            {name: change(rows) for name, rows in self.streams.items()},
-            {name: change(there) for name, there in self.valid.items()},
-            change(self.mask),
+            {name: rows.to(device) for name, rows in self.streams.items()},
+            {name: valid.to(device) for name, valid in self.valid.items()},
+            self.mask.to(device),
         )
 
 
@@ -105,7 +90,7 @@ class Clips:
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             self._rows = [{n: torch.from_numpy(x) for n, x in rows.items()} for rows in self.rows]
             self._valid = [
-                {n: torch.from_numpy(x) for n, x in there.items()} for there in self.valid
+                {n: torch.from_numpy(x) for n, x in valid.items()} for valid in self.valid
             ]
 
     def without(self, name: str) -> Clips:
@@ -115,9 +100,8 @@ class Clips:
         return rest
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
-        """Return the clips number `indices` as one batch; -1 stands for a clip without snippets."""
-        indices = np.asarray(indices)
-        lengths = np.where(indices < 0, 0, self.lengths[indices])
+        """Return the clips number `indices` as one batch."""
+        lengths = self.lengths[np.asarray(indices)]
         longest = int(lengths.max())
         mask = torch.arange(longest)[None] < torch.from_numpy(lengths)[:, None]
         streams = {
@@ -126,10 +110,9 @@ class Clips:
         valid = {name: torch.zeros(len(indices), longest, dtype=torch.bool) for name in self.sizes}
         for place, (index, length) in enumerate(zip(indices, lengths, strict=True)):
             for name, rows in streams.items():
+                rows[place, :length] = self._rows[index][name]
                 rows[place, length:] = 0
-                if length:
-                    rows[place, :length] = self._rows[index][name]
-                    valid[name][place, :length] = self._valid[index][name]
+                valid[name][place, :length] = self._valid[index][name]
         return Batch(streams, valid, mask)
 
     def batches(
@@ -142,23 +125,18 @@ class Clips:
             yield chunk, self.batch(chunk)
 
     def shuffled(
-        self, sets: Sequence[NDArray[np.int64]], size: int, rng: np.random.Generator
+        self, indices: NDArray[np.int64], count: int, rng: np.random.Generator
     ) -> Iterator[NDArray[np.int64]]:
-        """Yield (sets, up to `size`) clips of each set at once, each clip of a set once.
+        """Yield `indices` in so many random parts, each clip once, the shortest of a part first.
 
-        As in `batches`, clips of like length are together, but not always the same ones. Every set
-        gives the same number of batches; -1 fills those that are shorter.
+        As in `batches`, clips of like length are together, but not always the same ones.
         """
-        count = min(math.ceil(max(map(len, sets)) / size), min(map(len, sets)))
-        chunks = []
-        for chosen in sets:
-            noise = rng.uniform(0.95, 1.05, len(chosen))
-            order = chosen[np.argsort(self.lengths[chosen] * noise, kind="stable")]
-            chunks.append(np.array_split(order, count))
+        noise = rng.uniform(0.95, 1.05, len(indices))
+        order = indices[np.argsort(self.lengths[indices] * noise, kind="stable")]
+        parts = np.array_split(order, count)
         for number in rng.permutation(count):
-            own = [chunk[number] for chunk in chunks]
-            longest = max(map(len, own))
-            yield np.stack([np.pad(c, (0, longest - len(c)), constant_values=-1) for c in own])
+            part = parts[number]
+            yield part[np.argsort(self.lengths[part], kind="stable")]
 
     def moments(self, name: str, indices: NDArray[np.int64]) -> dict[str, tuple[Tensor, Tensor]]:
         """Return mean and standard deviation of one stream over some clips, each (D,), float64.
@@ -220,8 +198,8 @@ class Clips:
             neighbour = np.minimum(np.abs(np.arange(len(rows)) - 1), len(rows) - 1)
             change, both = np.abs(rows - rows[neighbour]), valid & valid[neighbour]
             columns += [np.where(valid[:, None], rows, 0), np.where(both[:, None], change, 0)]
-        there = [self.valid[index][name][:, None] for name in self.sizes]
-        return np.concatenate([*columns, *there], axis=1, dtype=np.float32)
+        present = [self.valid[index][name][:, None] for name in self.sizes]
+        return np.concatenate([*columns, *present], axis=1, dtype=np.float32)
 
 
 def _average(rows: NDArray[np.float16], crops: int) -> NDArray[np.float16]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from train.config import TrainError
-from train.fitting.trainer import POOLING
+from train.losses import POOLING
 from train.run import Run
 
 EXAMPLE_SNIPPETS = 24  # of the clip that is traced; any number goes in later
@@ -66,11 +66,11 @@ def export_run(run: Run, file: Path) -> float:
         file: ``.onnx`` for ONNX, ``.pt2`` for a program of `torch.export`.
 
     Returns:
-        The largest difference to torch's own answer, for clips of several lengths.
+        The largest difference to torch's own results, for clips of several lengths.
 
     Raises:
         TrainError: another ending, a package lacks, the models cannot be exported, or what was
-            exported answers differently (the file is then deleted).
+            exported computes something else (the file is then deleted).
     """
     writers = {".onnx": _to_onnx, ".pt2": _to_program}
     if file.suffix not in writers:
@@ -84,7 +84,7 @@ def export_run(run: Run, file: Path) -> float:
     }
     model = Exported(run).eval()
     try:
-        answer = writers[file.suffix](model, run, file, about)
+        compute = writers[file.suffix](model, run, file, about)
     except ImportError as error:
         raise TrainError(f"{error}; pip install onnx onnxruntime onnxscript") from error
     worst = 0.0
@@ -92,7 +92,7 @@ def export_run(run: Run, file: Path) -> float:
         inputs = _example(run, length)
         with torch.no_grad():
             ours = model(*inputs)
-        for one, other in zip(ours, answer(inputs), strict=True):
+        for one, other in zip(ours, compute(inputs), strict=True):
             worst = max(worst, float(np.abs(one.numpy() - other).max()))
     if not worst < TOLERANCE:
         file.unlink()

@@ -1,4 +1,4 @@
-"""What the models of a run say of clips that none of them was trained on."""
+"""What models predict of clips that none of them was trained on."""
 
 from __future__ import annotations
 
@@ -8,24 +8,39 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
-from train.data import Clips
-from train.fitting.trainer import POOLING, score
+from train.fitting.memory import threads_for
+from train.losses import POOLING, Pooling
 
 if TYPE_CHECKING:
+    from train.data import Clips
     from train.models.network import AVARNet
     from train.run import Run
 
+BATCH = 16  # clips
 CPU = torch.device("cpu")
 
 
-class Judged(NamedTuple):
-    """A held-out clip and what was said of it.
+class Scores(NamedTuple):
+    """What one model predicts of some clips.
+
+    Attributes:
+        log_probabilities: (clips, classes).
+        snippets: of each clip (T, classes) probabilities.
+    """
+
+    log_probabilities: NDArray[np.float32]
+    snippets: list[NDArray[np.float32]]
+
+
+class ClipPrediction(NamedTuple):
+    """A held-out clip and what was predicted of it.
 
     Attributes:
         id: of the clip.
         label: its class.
-        predicted: the class it is taken for.
+        predicted: the likeliest class.
         probabilities: (classes,) of the clip.
         snippets: (T, classes) of every snippet.
     """
@@ -37,25 +52,30 @@ class Judged(NamedTuple):
     snippets: NDArray[np.float32]
 
 
-class Answers(NamedTuple):
-    """What all models of one part, each of another seed, say of its held-out clips.
+class SplitPredictions(NamedTuple):
+    """What all models of one split, each of another seed, predict of its held-out clips.
 
     Attributes:
-        held: (clips,) indices of the held-out clips.
-        known: (...,) indices of those that the linear classifier may learn from.
+        held_out: (clips,) indices of the held-out clips.
+        known: (...,) indices of those that a baseline may learn from.
         clips: (seeds, clips, classes) probabilities.
         snippets: for each clip (seeds, T, classes) probabilities.
     """
 
-    held: NDArray[np.int64]
+    held_out: NDArray[np.int64]
     known: NDArray[np.int64]
     clips: NDArray[np.float32]
     snippets: list[NDArray[np.float32]]
 
-    def each(self, run: Run, data: Clips) -> list[Judged]:
-        """Return the clips one by one, with the average of what the seeds say."""
+    def each(self, run: Run, data: Clips) -> list[ClipPrediction]:
+        """Return the clips one by one, the predictions averaged over the seeds.
+
+        Args:
+            run: whose models they are.
+            data: the clips.
+        """
         return [
-            Judged(
+            ClipPrediction(
                 data.ids[index],
                 run.labels[data.ids[index]],
                 run.classes[whole.argmax()],
@@ -63,30 +83,68 @@ class Answers(NamedTuple):
                 snippets.mean(0),
             )
             for index, whole, snippets in zip(
-                self.held, self.clips.mean(0), self.snippets, strict=True
+                self.held_out, self.clips.mean(0), self.snippets, strict=True
             )
         ]
 
 
-def answers_of(run: Run, models: Sequence[AVARNet], data: Clips, tested: bool) -> Iterator[Answers]:
-    """Yield, for each part, what its models say of its held-out or of its validation clips.
+@torch.no_grad()
+def score(
+    model: AVARNet,
+    clips: Clips,
+    indices: NDArray[np.int64],
+    device: torch.device,
+    pooling: Pooling,
+) -> Scores:
+    """Return the last stage's predictions of some clips, in the order of `indices`.
+
+    Args:
+        model: on the device.
+        clips: their features.
+        indices: which.
+        device: where to compute.
+        pooling: from snippets to clips.
+    """
+    model.eval()
+    whole = np.zeros((len(indices), model.num_classes), np.float32)
+    snippets: list[NDArray[np.float32]] = [np.zeros((0, 0), np.float32)] * len(indices)
+    place = {int(index): k for k, index in enumerate(indices)}
+    for chosen, on_cpu in clips.batches(indices, BATCH):
+        batch = on_cpu.to(device)
+        with threads_for(batch.mask.numel()):
+            logits = model(batch.streams, batch.valid, batch.mask)
+        log_p = F.log_softmax(pooling(logits[-1], batch.mask), dim=1).cpu().numpy()
+        rows = F.softmax(logits[-1], dim=1).transpose(1, 2).cpu().numpy()
+        for row, index in enumerate(chosen):
+            whole[place[int(index)]] = log_p[row]
+            snippets[place[int(index)]] = rows[row, : clips.lengths[index]]
+    return Scores(whole, snippets)
+
+
+def predict_splits(
+    run: Run, models: Sequence[AVARNet], data: Clips, tested: bool
+) -> Iterator[SplitPredictions]:
+    """Yield, for each split, what its models predict of its held-out or its validation clips.
 
     Args:
         run: the run.
         models: all of them, from `Run.all_models`.
         data: the clips' features.
-        tested: judge the held-out clips, else those of the validation.
+        tested: take the held-out clips, else those of the validation.
     """
     where = {clip_id: index for index, clip_id in enumerate(data.ids)}
-    for number, part in enumerate(run.parts):
-        held = np.array([where[i] for i in (part.test if tested else part.val)], dtype=np.int64)
-        known = np.array([where[i] for i in ([*part.train, *part.val] if tested else part.train)])
-        said = [
-            score(model, data, held, CPU, POOLING[run.config.pools_by])
+    for number, split in enumerate(run.splits):
+        ids = split.test if tested else split.val
+        others = [*split.train, *split.val] if tested else split.train
+        held_out = np.array([where[i] for i in ids], dtype=np.int64)
+        scores = [
+            score(model, data, held_out, CPU, POOLING[run.config.pools_by])
             for model, (own, _) in zip(models, run.models, strict=True)
             if own == number
         ]
-        clips = np.exp(np.stack([log_p for log_p, _ in said]))
-        yield Answers(
-            held, known, clips, [np.stack(s) for s in zip(*(s for _, s in said), strict=True)]
+        yield SplitPredictions(
+            held_out,
+            np.array([where[i] for i in others]),
+            np.exp(np.stack([each.log_probabilities for each in scores])),
+            [np.stack(same) for same in zip(*(each.snippets for each in scores), strict=True)],
         )

@@ -1,4 +1,4 @@
-"""The baseline beside every run: a linear classifier of clips' averages, values and changes."""
+"""The baseline beside every run: logistic regression on clips' averages, values and changes."""
 
 from __future__ import annotations
 

@@ -1,14 +1,19 @@
-"""What training minimises, and how a clip's answer is made of its snippets'."""
+"""What training minimises, and how a clip's prediction is pooled from those of its snippets."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from train.config import Config
+
 Pooling = Callable[[Tensor, Tensor], Tensor]  # (..., classes, time), mask -> (..., classes)
+FOCUS = 2.0  # gamma of the focal loss, as its authors take it
+SNIPPETS_PER_TOP = 16  # one snippet in 16, and one more, speaks for its clip in detection
 SMOOTHING_WEIGHT = 0.15  # lambda of MS-TCN
 SMOOTHING_LIMIT = 4.0  # tau of MS-TCN
 
@@ -32,7 +37,7 @@ def mtcn_loss(
     Args:
         logits: (stages, batch, classes, time).
         mask: (batch, time).
-        targets: (batch, classes), the share of each class; or (batch,), the class of each clip.
+        targets: (batch, classes), soft targets; or (batch,), the class of each clip.
         smoothing_weight: the paper's lambda.
         smoothing_limit: the paper's tau, where the change of a log-probability is cut off.
         class_weights: (classes,) or None.
@@ -43,14 +48,14 @@ def mtcn_loss(
     classes = logits.shape[2]
     if targets.dim() == 1:
         targets = F.one_hot(targets, classes)
-    there = mask.any(1)
-    shares = targets * there[:, None]
+    present = mask.any(1)
+    weights = targets * present[:, None]
     # cross-entropy with class weights is their weighted mean over the clips
-    weights = shares if class_weights is None else shares * class_weights
+    weights = weights if class_weights is None else weights * class_weights
     total = weights.sum()
     if label_smoothing:
         even = torch.ones_like(weights) if class_weights is None else class_weights
-        spread = even * there[:, None] * (label_smoothing / classes)
+        spread = even * present[:, None] * (label_smoothing / classes)
         weights = (1 - label_smoothing) * weights + spread
     log_p = F.log_softmax((pooling or pool)(logits, mask), dim=2)
     if focus:
@@ -86,3 +91,82 @@ def average(logits: Tensor, chosen: Tensor) -> Tensor:
     """Average logits (..., batch, classes, time) where `chosen` (batch, time) is true."""
     weight = chosen[:, None].to(logits.dtype)
     return (logits * weight).sum(-1) / weight.sum(-1).clamp(min=1)
+
+
+def top_pool(logits: Tensor, mask: Tensor) -> Tensor:
+    """Average each clip's most anomalous snippets to (batch, 2).
+
+    Args:
+        logits: (batch, 2, time), normal and anomalous.
+        mask: (batch, time), true inside the clip.
+    """
+    return average(logits, top_snippets(logits, mask))
+
+
+def top_snippets(logits: Tensor, mask: Tensor) -> Tensor:
+    """Return (batch, time), true at the k = floor(T / 16) + 1 highest snippets of each clip.
+
+    So many as XD-Violence's baseline takes.
+    """
+    margin = (logits[:, 1] - logits[:, 0]).masked_fill(~mask, -float("inf"))
+    rank = margin.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return mask & (rank < (mask.sum(1) // SNIPPETS_PER_TOP + 1)[:, None])
+
+
+def weak_loss(
+    logits: Tensor,
+    mask: Tensor,
+    targets: Tensor,
+    smoothing_weight: float = SMOOTHING_WEIGHT,
+    smoothing_limit: float = SMOOTHING_LIMIT,
+    class_weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    focus: float = 0.0,
+) -> Tensor:
+    """Return the loss of all stages where only the clips' labels are known.
+
+    Each stage has `mtcn_loss` with the snippets that the first stage finds the most anomalous for
+    those of its clip. The later stages also learn the first one's prediction of every snippet: they
+    see so far that the clip's label alone would teach them whether, but not when.
+
+    Args: as those of `mtcn_loss`.
+    """
+    top = top_snippets(logits[0].detach(), mask)
+    total = mtcn_loss(
+        logits,
+        mask,
+        targets,
+        smoothing_weight,
+        smoothing_limit,
+        class_weights,
+        label_smoothing,
+        focus,
+        lambda stages, _: average(stages, top),
+    )
+    first = F.softmax(logits[0].detach(), dim=1)
+    apart = -(first * F.log_softmax(logits[1:], dim=2)).sum(2)
+    return total + (apart * mask).sum() / mask.sum().clamp(min=1)
+
+
+POOLING: dict[str, Pooling] = {"mean": pool, "logsumexp": logsumexp_pool, "top": top_pool}
+
+
+def loss_of(config: Config) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """Return the loss of some settings, a function of logits, mask, targets and class weights."""
+    loss: Callable[..., Tensor] = weak_loss
+    if config.pools_by != "top":
+        loss = partial(mtcn_loss, pooling=POOLING[config.pools_by])
+
+    def of_batch(logits: Tensor, mask: Tensor, targets: Tensor, class_weights: Tensor) -> Tensor:
+        return loss(
+            logits,
+            mask,
+            targets,
+            config.smoothing_weight,
+            config.smoothing_limit,
+            class_weights if config.class_weights else None,
+            config.spread,
+            FOCUS if config.loss == "focal" else 0.0,
+        )
+
+    return of_batch

@@ -20,7 +20,10 @@ from numpy.typing import NDArray
 from features import Store, join
 from train.config import Config, TrainError
 from train.data import Clips
-from train.fitting.trainer import Epoch, Sides, fit, stack_size
+from train.fitting.history import Epoch
+from train.fitting.model_stack import stack_size
+from train.fitting.restarts import fit
+from train.fitting.trainer import SplitIndices, TrainingSet, snippets_per_step
 
 CHECKPOINT = "checkpoint-"
 OnEpoch = Callable[[int, Epoch, bool], None]
@@ -31,18 +34,14 @@ class Work:
     """What all groups of models have in common.
 
     Attributes:
-        clips: features of all clips.
-        stores: where they are, for other processes.
-        targets: (clips,) class of each.
-        num_classes: number of classes.
+        data: the clips.
+        stores: where their features are, for other processes.
         config: settings, ``layers`` settled.
         device: where to train.
     """
 
-    clips: Clips
+    data: TrainingSet
     stores: Sequence[Path]
-    targets: NDArray[np.int64]
-    num_classes: int
     config: Config
     device: torch.device
 
@@ -53,13 +52,13 @@ class Group:
 
     Attributes:
         first: the number of the first of them in the run.
-        models: the clips of each.
+        splits: the clips of each.
         seed: of all of them.
         path: the run's folder.
     """
 
     first: int
-    models: list[Sides]
+    splits: list[SplitIndices]
     seed: int
     path: Path
 
@@ -68,13 +67,23 @@ class Group:
         return self.path / f"{CHECKPOINT}{self.first}.safetensors"
 
 
-def groups_of(clips: Clips, parts: Sequence[Sides], config: Config, path: Path) -> list[Group]:
-    """Return the models of a run in groups: of one seed, and so many as `stack_size` says."""
-    size = stack_size(clips, parts, config)
+def groups_of(
+    clips: Clips, splits: Sequence[SplitIndices], config: Config, path: Path
+) -> list[Group]:
+    """Return the models of a run in groups: of one seed, and as many as `stack_size` says.
+
+    Args:
+        clips: all clips.
+        splits: the clips of the models of one seed.
+        config: settings.
+        path: the run's folder.
+    """
+    snippets = snippets_per_step(clips, splits[0].train, config)
+    size = stack_size(config, len(splits), snippets)
     return [
-        Group(number * len(parts) + first, list(parts[first : first + size]), seed, path)
+        Group(number * len(splits) + first, list(splits[first : first + size]), seed, path)
         for number, seed in enumerate(range(config.seed, config.seed + config.seeds))
-        for first in range(0, len(parts), size)
+        for first in range(0, len(splits), size)
     ]
 
 
@@ -91,9 +100,9 @@ def fit_groups(work: Work, groups: Sequence[Group], processes: int, on_epoch: On
     # not forked: a fork inherits locks of threads that it does not have
     context = multiprocessing.get_context("spawn")
     epochs = context.Queue()
-    clips = work.clips
+    clips = work.data.clips
     again = (work.stores, clips.ids, list(clips.sizes), clips.crops)
-    rest = (work.targets, work.num_classes, work.config, work.device)
+    rest = (work.data.targets, work.data.num_classes, work.config, work.device)
     count = min(processes, len(groups))
     with ProcessPoolExecutor(count, context, _start, (epochs, *again, *rest)) as pool:
         futures = [pool.submit(_fit_group_here, group) for group in groups]
@@ -104,7 +113,7 @@ def fit_groups(work: Work, groups: Sequence[Group], processes: int, on_epoch: On
                 future.result()
         except BrokenProcessPool as error:
             raise TrainError(
-                f"a process that trained was killed (out of memory?); go on with --resume: {error}"
+                f"a training process was killed (out of memory?); continue with --resume: {error}"
             ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -120,10 +129,8 @@ def _pass_on(epochs: Any, on_epoch: OnEpoch) -> None:
 
 def _fit_group(work: Work, group: Group, on_epoch: OnEpoch) -> None:
     trained = fit(
-        work.clips,
-        work.targets,
-        work.num_classes,
-        group.models,
+        work.data,
+        group.splits,
         group.seed,
         work.config,
         work.device,
@@ -135,9 +142,9 @@ def _fit_group(work: Work, group: Group, on_epoch: OnEpoch) -> None:
         safetensors.torch.save_file(weights, group.path / f"model-{number}.safetensors")
 
 
-# what a process of its own holds -----------------------------------------------------------------
+# in a process of its own -------------------------------------------------------------------------
 
-_here: dict[str, Any] = {}
+_process: dict[str, Any] = {}  # its work, and the queue of what it tells
 
 
 def _start(
@@ -146,14 +153,18 @@ def _start(
     ids: list[str],
     streams: list[str],
     crops: dict[str, int],
-    *rest: Any,
+    targets: NDArray[np.int64],
+    num_classes: int,
+    config: Config,
+    device: torch.device,
 ) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is the first process's to answer
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is the first process's to handle
     torch.set_num_threads(1)  # the other cores have processes of their own
     opened = [Store(path) for path in stores]
     clips = Clips(opened[0] if len(opened) == 1 else join(*opened), ids, streams, crops)
-    _here.update(work=Work(clips, stores, *rest), epochs=epochs)
+    data = TrainingSet(clips, targets, num_classes)
+    _process.update(work=Work(data, stores, config, device), epochs=epochs)
 
 
 def _fit_group_here(group: Group) -> None:
-    _fit_group(_here["work"], group, lambda *epoch: _here["epochs"].put(epoch))
+    _fit_group(_process["work"], group, lambda *epoch: _process["epochs"].put(epoch))

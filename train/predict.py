@@ -1,4 +1,4 @@
-"""What a run says of clips that it has not seen."""
+"""What a run predicts of clips that it has not seen."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from features import Features
 from train.data import Batch, Clips
 from train.evaluation.intervals import Anomaly, anomaly_scores
-from train.fitting.trainer import POOLING
-from train.models.fusion import Totals, totals_of
+from train.losses import POOLING
+from train.models.streams import Totals, totals_of
 from train.run import Run
 
 PIECE = 4096  # snippets of a long clip that are scored at once, and what they see beyond
@@ -25,7 +25,7 @@ MOST_BEYOND = 512  # where a model may look at the whole clip
 
 
 class Prediction(NamedTuple):
-    """What a run says of one clip.
+    """What a run predicts of one clip.
 
     Attributes:
         label: the likeliest class.
@@ -45,21 +45,21 @@ class Prediction(NamedTuple):
 
 
 class Predictor:
-    """Scores new clips with all models of a run; the answers of folds and seeds are averaged.
+    """Scores new clips with all models of a run; the predictions of folds and seeds are averaged.
 
     A long clip is scored piece by piece, in memory that does not grow with it. A piece sees what
-    lies before and behind it as far as its models reach, so that the answer is that of the whole;
+    lies before and behind it as far as its models see, so that the prediction is that of the whole;
     models and fusions that look at a whole clip see only `MOST_BEYOND` snippets beyond it.
     """
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self._models = run.all_models()
-        reach = self._models[0].reach_with_totals  # all are alike
-        self._beyond = MOST_BEYOND if reach is None else reach
+        receptive_field = self._models[0].receptive_field_with_totals  # all are alike
+        self._beyond = MOST_BEYOND if receptive_field is None else receptive_field
 
     def __call__(self, features: Features, without: Sequence[str] = ()) -> Prediction:
-        """Return what the run says of a clip; a clip that lacks a stream gets an answer too.
+        """Return what the run predicts of a clip, also of one that lacks a stream.
 
         Args:
             features: of the clip, by the recipe of the run.
@@ -101,10 +101,10 @@ class Predictor:
                 more = self._totals(features, before, low)
                 totals = more if totals is None else _sum(totals, more)
             seen = self._batch(features, low, first + PIECE + self._beyond)
-            said = [
+            logits = [
                 model(seen.streams, seen.valid, seen.mask, totals)[-1] for model in self._models
             ]
-            yield torch.cat(said)[..., first - low : first - low + PIECE]
+            yield torch.cat(logits)[..., first - low : first - low + PIECE]
 
     def _totals(self, features: Features, first: int, last: int) -> Totals:
         """Return sum and count of the valid rows of each stream in a stretch of a clip."""
@@ -119,7 +119,7 @@ class Predictor:
         seen = slice(first, last)
         part = Features(
             {name: rows[seen] for name, rows in features.streams.items()},
-            {name: there[seen] for name, there in features.valid.items()},
+            {name: valid[seen] for name, valid in features.valid.items()},
             features.snippet_seconds,
             features.duration,
         )

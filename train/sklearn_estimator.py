@@ -17,8 +17,12 @@ from features import Features
 from manifests import Clip
 from train.config import Config, TrainError
 from train.data import Clips
-from train.fitting.trainer import POOLING, Sides, fit, layers_to_cover, score
-from train.splits import parts
+from train.fitting.automatic import with_layers
+from train.fitting.restarts import fit
+from train.fitting.trainer import SplitIndices, TrainingSet
+from train.inference import score
+from train.losses import POOLING
+from train.splits import make_splits
 
 
 class MTCNClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -76,16 +80,18 @@ class MTCNClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         config = self.config or Config()
         if config.task != "recognition":
             raise TrainError("MTCNClassifier recognises; for detection, use train_run")
-        (part,) = parts(known, replace(config, folds=0))
+        (split,) = make_splits(known, replace(config, folds=0))
         self.classes_ = np.array(sorted({clip.label for clip in known}))
         self.streams_ = config.streams or tuple(self.store_[known[0].id].streams)
         data = self._clips([clip.id for clip in known])
         where = {clip.id: number for number, clip in enumerate(known)}
-        config = replace(config, layers=config.layers or layers_to_cover(data.lengths))
-        sides = Sides(*(np.array([where[i] for i in side]) for side in (part.train, part.val)))
+        config = with_layers(config, data.lengths)
+        indices = SplitIndices(
+            np.array([where[i] for i in split.train]), np.array([where[i] for i in split.val])
+        )
         targets = np.searchsorted(self.classes_, [clip.label for clip in known])
-        device = torch.device(self.device)
-        trained = fit(data, targets, len(self.classes_), [sides], config.seed, config, device)
+        training_set = TrainingSet(data, targets, len(self.classes_))
+        trained = fit(training_set, [indices], config.seed, config, torch.device(self.device))
         self.model_, self.history_ = trained[0]
         return self
 
@@ -95,8 +101,8 @@ class MTCNClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         data = self._clips(_ids(X))
         everyone = np.arange(len(data.ids))
         pooling = POOLING[(self.config or Config()).pools_by]
-        log_p, _ = score(self.model_, data, everyone, torch.device(self.device), pooling)
-        return np.exp(log_p)
+        scores = score(self.model_, data, everyone, torch.device(self.device), pooling)
+        return np.exp(scores.log_probabilities)
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return (clips,) names of the likeliest classes."""

@@ -1,4 +1,4 @@
-"""Which clips train, which pick the best epoch and which are held out."""
+"""Which clips train, which choose the best epoch and which are held out."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from train.config import Config, TrainError
 
 
 @dataclass(frozen=True)
-class Part:
-    """One training: ids of the clips that train, pick the epoch, and are held out."""
+class Split:
+    """One training: ids of the clips that train, choose the epoch, and are held out."""
 
     train: list[str]
     val: list[str]
     test: list[str]
 
 
-def parts(clips: Sequence[Clip], config: Config) -> list[Part]:
-    """Divide labelled clips into one part, or one per fold.
+def make_splits(clips: Sequence[Clip], config: Config) -> list[Split]:
+    """Divide labelled clips once, or once for each fold.
 
     With ``config.folds`` the manifest's own split is not used; otherwise its splits are: train, val
     and test, or fold-0, fold-1, ... (each fold is held out once). Where the manifest has no
@@ -38,7 +38,7 @@ def parts(clips: Sequence[Clip], config: Config) -> list[Part]:
         for fold in folds:
             rest = [clip for clip in clips if clip.split != fold]
             train, val = _take_validation(rest, config)
-            result.append(Part(train, val, [clip.id for clip in clips if clip.split == fold]))
+            result.append(Split(train, val, [clip.id for clip in clips if clip.split == fold]))
     else:
         sides = {
             side: [clip for clip in clips if clip.split == side]
@@ -52,11 +52,11 @@ def parts(clips: Sequence[Clip], config: Config) -> list[Part]:
         train, val = [clip.id for clip in sides["train"]], [clip.id for clip in sides["val"]]
         if not val:
             train, val = _take_validation(sides["train"], config)
-        result = [Part(train, val, [clip.id for clip in sides["test"]])]
+        result = [Split(train, val, [clip.id for clip in sides["test"]])]
     label = {clip.id: clip.label for clip in clips}
-    for part in result:
-        seen = Counter(label[clip_id] for clip_id in part.train)
-        unseen = sorted({label[i] for i in (*part.val, *part.test)} - seen.keys())
+    for split in result:
+        seen = Counter(label[clip_id] for clip_id in split.train)
+        unseen = sorted({label[i] for i in (*split.val, *split.test)} - seen.keys())
         if unseen:
             raise TrainError(
                 f"no training clip of {', '.join(unseen)}, but clips to recognise; give the class "

@@ -1,4 +1,4 @@
-"""What a causal run says of a stream, snippet by snippet."""
+"""What a causal run predicts of a live stream, snippet by snippet."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from train.config import TrainError
-from train.models.fusion import Totals
-from train.models.mtcn import MTCN, Memory
+from train.models.mtcn import MTCN
+from train.models.mtcn_streaming import Memory, empty_memory, step
 from train.models.network import AVARNet
+from train.models.streams import Totals
 from train.run import Run
 
 WINDOW = 240  # snippets that networks without a memory are shown again and again
@@ -23,8 +24,8 @@ WINDOW = 240  # snippets that networks without a memory are shown again and agai
 class LiveScorer:
     """Scores one snippet after the other with all models of a causal run, averaged.
 
-    Each answer is the one that `Predictor` has for the last snippet of all that came since the
-    start. The layers of an MTCN or TCN remember what they need: a snippet costs the same however
+    Each prediction is the one that `Predictor` makes for the last snippet of all since the start.
+    The layers of an MTCN or TCN remember what they need: a snippet costs the same however
     far they look back. An LSTM, a transformer or cross fusion looks back without end; it is shown
     the last `WINDOW` snippets, as if the stream had begun there.
 
@@ -38,8 +39,8 @@ class LiveScorer:
     def __init__(self, run: Run) -> None:
         if not run.config.causal:
             raise TrainError(
-                f"{run.path} is not causal: its answers need what comes later, which a stream does "
-                "not have yet; train one with 'avarnet train MANIFEST STORE RUN --causal'"
+                f"{run.path} is not causal: its predictions need what comes later, which a stream "
+                "does not have yet; train one with 'avarnet train MANIFEST STORE RUN --causal'"
             )
         weights = {name: origin.get("weights") for name, origin in run.recipe.source.items()}
         imported = [name for name in run.config.streams if weights.get(name) == "imported"]
@@ -51,22 +52,22 @@ class LiveScorer:
         self.run = run
         self._models = run.all_models()
         # all are alike
-        self._reach = self._models[0].reach_with_totals
-        mtcns = all(isinstance(part, MTCN) for part in self._models[0].reader.models)
-        self._steps = mtcns and self._reach is not None
+        self._receptive_field = self._models[0].receptive_field_with_totals
+        mtcns = all(isinstance(part, MTCN) for part in self._models[0].sequence_model.models)
+        self._steps = mtcns and self._receptive_field is not None
         self.restart()
 
     def restart(self) -> None:
         """Forget what came so far: the next snippet is the first one after a gap."""
         # the change from one row to the next is a feature: stepping needs the row before
-        reach = 1 if self._steps else self._reach
-        self._past: deque[_Row] = deque(maxlen=WINDOW if reach is None else 1 + reach)
+        before = 1 if self._steps else self._receptive_field
+        self._past: deque[_Row] = deque(maxlen=WINDOW if before is None else 1 + before)
         # of the rows that are forgotten, which the mean so far goes on counting
         self._totals = {
             name: (np.zeros(size, np.float64), 0.0) for name, size in self.run.sizes.items()
         }
         self._memories = [
-            [part.memory() for part in model.reader.models if isinstance(part, MTCN)]
+            [empty_memory(m) for m in model.sequence_model.models if isinstance(m, MTCN)]
             for model in self._models
         ]
 
@@ -94,18 +95,18 @@ class LiveScorer:
             name: torch.from_numpy(np.stack([row.values[name] for row in self._past])[None]).float()
             for name in names
         }
-        there = {name: torch.tensor([[row.valid[name] for row in self._past]]) for name in names}
+        present = {name: torch.tensor([[row.valid[name] for row in self._past]]) for name in names}
         totals = {
             name: (torch.from_numpy(total)[None].float(), torch.tensor([count]))
             for name, (total, count) in self._totals.items()
         }
-        answers = [
-            _step(model, streams, there, totals, memories)
+        logits = [
+            _step(model, streams, present, totals, memories)
             if self._steps
-            else _again(model, streams, there, totals)
+            else _again(model, streams, present, totals)
             for model, memories in zip(self._models, self._memories, strict=True)
         ]
-        average: NDArray[np.float32] = torch.stack(answers).softmax(1).mean(0).numpy()
+        average: NDArray[np.float32] = torch.stack(logits).softmax(1).mean(0).numpy()
         return average
 
 
@@ -122,15 +123,17 @@ def _step(
     memories: list[Memory],
 ) -> Tensor:
     """Return the logits (classes,) of the last snippet alone."""
-    reader = model.reader
+    sequence_model = model.sequence_model
     x = model.streams(streams, valid, totals)[:, -1:]
     now = torch.ones(1, 1, dtype=torch.bool)
     parts = (
-        torch.split(x, reader.sizes, dim=2) if reader.fusion is None else [reader.fusion(x, now)]
+        torch.split(x, sequence_model.sizes, dim=2)
+        if sequence_model.fusion is None
+        else [sequence_model.fusion(x, now)]
     )
     logits = [
-        part.step(x[:, 0], memory)
-        for part, x, memory in zip(reader.models, parts, memories, strict=True)
+        step(part, x[:, 0], memory)
+        for part, x, memory in zip(sequence_model.models, parts, memories, strict=True)
         if isinstance(part, MTCN)
     ]
     return torch.stack(logits).mean(0)[0]

@@ -76,6 +76,7 @@ def demo(
     note("train", f"{len(trained.history())} epochs")
     out.print("4. Evaluating it on the clips held out")
     metrics = pipelines.evaluate(trained)
+    assert metrics["task"] == "recognition"
     print_metrics(metrics, trained)
     accuracy = metrics["model"]["accuracy"]["value"]
     note("evaluate", f"accuracy {accuracy:.2f} of {metrics['model']['clips']} clips")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -16,6 +16,7 @@ from avarnet.steps import print_metrics
 
 if TYPE_CHECKING:
     from train import Run
+    from train.evaluation.figures import DetectionMetrics
 
 app = typer.Typer()
 
@@ -36,9 +37,9 @@ def evaluate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a run on its held-out clips, beside a linear classifier, and write its report."""
+    """Evaluate a run on its held-out clips, beside the logistic baseline, and write its report."""
     import train as stage2
-    from train.evaluation.segments import RECALL
+    from train.evaluation.alarms import RECALL
 
     loaded = stage2.Run.load(run)
     if recall is not None and loaded.config.task != "detection":
@@ -78,7 +79,7 @@ def report(
 ) -> None:
     """One HTML file with all results of a run; or several runs side by side."""
     import train as stage2
-    from train.report.run import write_comparison
+    from train.report.comparison import write_comparison
 
     loaded = [stage2.Run.load(run) for run in runs]
     if compare:
@@ -94,24 +95,25 @@ def report(
         out.print(f"report: {plain(str(page))}", soft_wrap=True)
 
 
-def _print_detection(metrics: dict[str, Any], run: Run) -> None:
+def _print_detection(metrics: DetectionMetrics, run: Run) -> None:
     from train.report.html import figure
 
     warn_of_random_weights(run.recipe)
     warn_of_doubts(run)
     model, linear = metrics["model"], metrics["linear"]
-    table = Table("frames of", "clips", "positive", "AP", "ROC-AUC", "linear:", "AP", "ROC-AUC")
+    table = Table("frames of", "clips", "positive", "AP", "ROC-AUC", "baseline:", "AP", "ROC-AUC")
     rows = {"all": (model["all"], linear["all"], str(model["clips"]))}
-    rows["abnormal"] = (model["abnormal"], linear["abnormal"], "")
+    if model["abnormal"] and linear["abnormal"]:
+        rows["abnormal"] = (model["abnormal"], linear["abnormal"], "")
     for name, row in model["per_class"].items():
-        rows[name] = (row, linear["per_class"][name], str(row["clips"]))
+        rows[name] = (row, linear["per_class"][name], str(row.get("clips", "")))
     for name, (ours, theirs, clips) in rows.items():
         figures = [figure(row[key], 4) for row in (ours, theirs) for key in ("ap", "roc_auc")]
         share = f"{ours['anomalous'] / ours['frames']:.1%}"
         table.add_row(plain(name), clips, share, *figures[:2], "", *figures[2:])
     out.print(table)
     out.print("AP: area under the precision-recall curve, as XD-Violence reports it")
-    table = Table("", run.config.model, "linear")
+    table = Table("", run.config.model, "logistic baseline")
     both = model, linear
     for key, title in (("ap", "AP"), ("roc_auc", "ROC-AUC")):
         ends = [row["intervals"].get(key, (None, None)) for row in both]

@@ -10,7 +10,7 @@ from benchmarks.gpu_steps import CPU, Findings, Options, timed
 from features import Features
 from train import Config
 from train.data import Clips
-from train.fitting.trainer import Sides, _Training
+from train.fitting.trainer import SplitIndices, Trainer, TrainingSet
 
 LENGTHS = (20, 480)  # snippets
 CLASSES = 10
@@ -21,17 +21,17 @@ def run(options: Options, findings: Findings) -> None:
     """Measure an epoch; on a GPU also what of it is not the model's own."""
     data = clips(40 if options.tiny else 3000, 8 if options.tiny else 704)
     targets = np.arange(len(data.ids)) % CLASSES
-    sides = Sides(np.arange(len(data.ids)), np.arange(CLASSES))
+    split = SplitIndices(np.arange(len(data.ids)), np.arange(CLASSES))
+    training_set = TrainingSet(data, targets, CLASSES)
     config = Config(stages=4, layers=3 if options.tiny else 8)
     seconds = {}
     for device in {options.device: None, CPU: None}:
-        training = _Training(data, targets, CLASSES, [sides], 0, config, device)
-        rng = np.random.default_rng(1)
-        plan = list(data.shuffled([sides.train], training.batch_size, rng))
+        trainer = Trainer(training_set, [split], 0, config, device)
+        plan = list(data.shuffled(split.train, trainer.batches, np.random.default_rng(1)))
 
-        def steps(some: list[np.ndarray], work: _Training = training) -> None:
+        def steps(some: list[np.ndarray], trainer: Trainer = trainer) -> None:
             for indices in some:
-                work.step(indices)
+                trainer.step([indices])
 
         steps(plan[:3])
         seconds[device.type] = timed(steps, plan)
@@ -40,9 +40,9 @@ def run(options: Options, findings: Findings) -> None:
         )
         if device.type == "cpu":
             continue
-        makes = timed(lambda some: [data.batch(each.flatten()) for each in some], plan)
+        makes = timed(lambda some: [data.batch(each) for each in some], plan)
         findings.add("  making its batches on the CPU, alone", f"{makes:.2f} s")
-        made = data.batch(plan[0].flatten())
+        made = data.batch(plan[0])
         for where, batch in (("made before", made), ("on the GPU", made.to(device))):
             with patch.object(data, "batch", lambda *_, batch=batch: batch):
                 took = timed(steps, [plan[0]] * STEPS) / STEPS

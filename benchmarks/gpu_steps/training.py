@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import train.fitting.trainer
+import train.fitting.restarts
 from benchmarks.gpu_steps import CPU, Findings, Options
 from features import Features
 from train import Config
 from train.data import Clips
-from train.fitting.trainer import POOLING, Sides, fit, score
-from train.losses import mtcn_loss
+from train.fitting.restarts import fit
+from train.fitting.trainer import SplitIndices, TrainingSet
+from train.inference import score
+from train.losses import POOLING, mtcn_loss
 from train.models.mtcn import MTCN
 
 SIZES = {"video": 24, "audio": 16}
@@ -41,13 +43,14 @@ def run(options: Options, findings: Findings) -> None:
         error <= MOST_GRADIENT_ERROR,
     )
     clips, targets = world(60 if options.tiny else 240)
-    sides = [
-        Sides(np.flatnonzero(train), np.flatnonzero(~train))
+    data = TrainingSet(clips, targets, CLASSES)
+    splits = [
+        SplitIndices(np.flatnonzero(train), np.flatnonzero(~train))
         for train in np.arange(len(targets)) % 5 != np.arange(5)[:, None]
     ]
-    same = resumes(clips, targets, sides[:2], options)
+    same = resumes(data, splits[:2], options)
     findings.add("a resumed run is the unbroken one, to the byte", same, "True", same)
-    error = stack_error(clips, targets, sides, options.device)
+    error = stack_error(data, splits, options.device)
     findings.add(
         "the first of five stacked models, against the same alone",
         f"{error:.1e}",
@@ -56,7 +59,7 @@ def run(options: Options, findings: Findings) -> None:
     )
     for task in ("recognition", "detection"):
         ours, cpu = (
-            accuracy(task, clips, targets, sides[0], device, options.tiny)
+            accuracy(task, data, splits[0], device, options.tiny)
             for device in (options.device, CPU)
         )
         goal = f"{cpu:.3f} on the CPU, less {NEAR}"
@@ -93,9 +96,9 @@ def world(count: int) -> tuple[Clips, NDArray[np.int64]]:
     return Clips(clips, list(clips), list(SIZES), {}), np.arange(count) % CLASSES
 
 
-def resumes(clips: Clips, targets: NDArray[np.int64], sides: list[Sides], options: Options) -> bool:
+def resumes(data: TrainingSet, splits: list[SplitIndices], options: Options) -> bool:
     """Return whether training that is interrupted and resumed ends in the same weights."""
-    train.fitting.trainer.SAVE_SECONDS = 0.0  # a checkpoint after each epoch
+    train.fitting.restarts.SAVE_SECONDS = 0.0  # a checkpoint after each epoch
     config = Config(layers=5, epochs=3, patience=3, starts=1)
     checkpoint = options.folder / "checkpoint.safetensors"
 
@@ -103,7 +106,7 @@ def resumes(clips: Clips, targets: NDArray[np.int64], sides: list[Sides], option
         if epoch.epoch == 2:
             raise Stopped
 
-    about = (clips, targets, CLASSES, sides, 0, config, options.device)
+    about = (data, splits, 0, config, options.device)
     whole = fit(*about)
     with suppress(Stopped):
         fit(*about, on_epoch=stop, checkpoint=checkpoint)
@@ -116,17 +119,14 @@ def resumes(clips: Clips, targets: NDArray[np.int64], sides: list[Sides], option
     )
 
 
-def stack_error(
-    clips: Clips, targets: NDArray[np.int64], sides: list[Sides], device: torch.device
-) -> float:
+def stack_error(data: TrainingSet, splits: list[SplitIndices], device: torch.device) -> float:
     """Return how far the first of stacked models is from the same one alone; nothing is random."""
     config = Config(
         layers=5, epochs=1, dropout=0, input_dropout=0, stream_dropout=0,
-        scene_dropout=0, offset_noise=0, context_dropout=0, starts=1, batch_size=len(targets),
+        scene_dropout=0, offset_noise=0, context_dropout=0, starts=1, batch_size=len(data.targets),
     )  # fmt: skip
     together, alone = (
-        fit(clips, targets, CLASSES, some, 0, config, device)[0][0].state_dict()
-        for some in (sides, sides[:1])
+        fit(data, some, 0, config, device)[0][0].state_dict() for some in (splits, splits[:1])
     )
     return max(
         float((together[name] - value).abs().max() / value.abs().max().clamp(min=1e-6))
@@ -136,16 +136,16 @@ def stack_error(
 
 def accuracy(
     task: str,
-    clips: Clips,
-    targets: NDArray[np.int64],
-    sides: Sides,
+    data: TrainingSet,
+    split: SplitIndices,
     device: torch.device,
     tiny: bool,
 ) -> float:
     """Return the held-out accuracy; detection tells the first class from the others."""
     if task == "detection":
-        targets = (targets > 0).astype(np.int64)
+        data = replace(data, targets=(data.targets > 0).astype(np.int64), num_classes=2)
     config = replace(Config(), task=task, layers=4, epochs=1 if tiny else 10, starts=1)
-    ((model, _),) = fit(clips, targets, int(targets.max()) + 1, [sides], 0, config, device)
-    log_p, _ = score(model, clips, sides.val, device, POOLING[config.pools_by])
-    return float((log_p.argmax(1) == targets[sides.val]).mean())
+    ((model, _),) = fit(data, [split], 0, config, device)
+    scores = score(model, data.clips, split.val, device, POOLING[config.pools_by])
+    predicted = scores.log_probabilities.argmax(1)
+    return float((predicted == data.targets[split.val]).mean())

@@ -13,10 +13,10 @@ import torch
 from features import Features, Recipe, Store, Writer
 from manifests import Clip, Interval
 from train import Config, Predictor, Run, TrainError, evaluate_run, train_run
-from train.fitting.trainer import Epoch, kept
+from train.fitting.history import Epoch, best_epoch
 from train.losses import logsumexp_pool
-from train.models.fusion import Streams, totals_of
-from train.run import THEN
+from train.models.streams import Streams, totals_of
+from train.run import VERSION_3
 
 SIZES = {"video": 12, "audio": 8}
 RECIPE = Recipe(0.25, "fp32", {name: {"features": size} for name, size in SIZES.items()})
@@ -86,7 +86,7 @@ def test_a_start_that_learns_nothing_is_begun_again_and_told(
 def test_an_interrupted_second_start_goes_on_as_if_it_never_stopped(
     world: tuple[list[Clip], Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.fitting.trainer.SAVE_SECONDS", -1.0)
+    monkeypatch.setattr("train.fitting.restarts.SAVE_SECONDS", -1.0)
     monkeypatch.setattr("train.fitting.trainer.AT_CHANCE", 0.0)
     whole = train_run(*world, tmp_path / "whole", TINY)
 
@@ -112,12 +112,14 @@ def test_the_epoch_that_is_kept() -> None:
     def history(*losses: float, error: float = 0.0, start: int = 0) -> list[Epoch]:
         return [Epoch(n, 0.0, loss, 0.0, 0.0, error, start) for n, loss in enumerate(losses, 1)]
 
-    assert kept(history(3, 1, 2)).epoch == 2
-    assert kept(history(3, 1, 2, error=0.5)).epoch == 2
-    assert kept(history(3, 1, 2, error=1.0)).epoch == 3  # two clips more or less: the later one
-    assert kept(history(1, 2, 3, 1.5, 9, error=1.0)).epoch == 4
+    assert best_epoch(history(3, 1, 2)).epoch == 2
+    assert best_epoch(history(3, 1, 2, error=0.5)).epoch == 2
+    assert (
+        best_epoch(history(3, 1, 2, error=1.0)).epoch == 3
+    )  # two clips more or less: the later one
+    assert best_epoch(history(1, 2, 3, 1.5, 9, error=1.0)).epoch == 4
     both = history(3, 2) + history(4, 1, start=1)
-    assert (kept(both).start, kept(both).epoch) == (1, 2)
+    assert (best_epoch(both).start, best_epoch(both).epoch) == (1, 2)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -173,12 +175,12 @@ def test_a_run_of_version_3_is_read_as_it_was(
         kinds = {"a": "Normal", "b": "Normal", "c": "Crash", "d": "Crash"}
         clips = [replace(one, labels=(kinds[one.label],), intervals=()) for one in clips]
         clips[-1] = replace(clips[-1], intervals=(Interval(0.0, 1.0),))
-    config = Config(**{**asdict(replace(TINY, task=task, pooling=pooling)), **THEN})
+    config = Config(**{**asdict(replace(TINY, task=task, pooling=pooling)), **VERSION_3})
     run = train_run(clips, world[1], tmp_path / "run", config)
     expected = Predictor(run)(world[1]["c0"])
     whole = json.loads((run.path / "run.json").read_text())
     whole["version"] = 3
-    for name in (*THEN, "pooling"):
+    for name in (*VERSION_3, "pooling"):
         del whole["config"][name]
     (run.path / "run.json").write_text(json.dumps(whole))
     old = Run.load(run.path)

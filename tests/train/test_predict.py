@@ -74,9 +74,9 @@ def test_the_validation_chooses_what_an_interval_is(
 ) -> None:
     assert run.normal == "Normal"
     assert run.chosen["balanced_accuracy"] == 1.0
-    assert run.chosen["clips"] == len(run.parts[0].val)
+    assert run.chosen["clips"] == len(run.splits[0].val)
     predictor = Predictor(Run.load(run.path))
-    for clip_id in run.parts[0].test:
+    for clip_id in run.splits[0].test:
         said = predictor(world[1][clip_id])
         assert bool(said.intervals) == (run.labels[clip_id] == "Crash")
         assert all(a.label == "Crash" for a in said.intervals)

@@ -125,9 +125,9 @@ def test_a_clip_scores_the_same_alone_and_in_a_batch(
 def test_folds_hold_out_every_clip_once(world: tuple[list[Clip], Store], tmp_path: Path) -> None:
     clips = [Clip(c.id, c.path, c.labels, group=f"g{n // 3}") for n, c in enumerate(world[0])]
     run = train_run(clips, world[1], tmp_path / "run", Config(channels=8, epochs=2, folds=3))
-    assert sorted(i for part in run.parts for i in part.test) == sorted(c.id for c in clips)
+    assert sorted(i for split in run.splits for i in split.test) == sorted(c.id for c in clips)
     group = {clip.id: clip.group for clip in clips}
-    for part in run.parts:
+    for part in run.splits:
         sides = [{group[i] for i in side} for side in (part.train, part.val, part.test)]
         assert sum(map(len, sides)) == len(set.union(*sides))
     result = evaluate_run(run, world[1])

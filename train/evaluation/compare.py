@@ -20,7 +20,7 @@ PERMUTATIONS = 1000
 
 
 def compare_runs(one: Path, other: Path, seed: int = 0) -> dict[str, Any]:
-    """Compare what two evaluated runs of one task say of the clips that both were judged by.
+    """Compare what two evaluated runs of one task predict of the clips that both were judged by.
 
     Detection is compared by the area under the curves of all frames, whose figures mean something
     for the whole test set alone; so both must have been judged by the same clips.
@@ -56,13 +56,13 @@ def compare_runs(one: Path, other: Path, seed: int = 0) -> dict[str, Any]:
 def _recognition(one: Run, other: Run, rng: np.random.Generator) -> dict[str, Any]:
     from scipy.stats import binomtest
 
-    said, told = _right(one), _right(other)
-    clips = sorted(said.keys() & told.keys())
+    ours, theirs = _right(one), _right(other)
+    clips = sorted(ours.keys() & theirs.keys())
     if not clips:
         raise TrainError(
             f"{one.path} and {other.path} have no held-out clip in common: nothing to compare"
         )
-    a, b = (np.array([right[clip] for clip in clips]) for right in (said, told))
+    a, b = (np.array([right[clip] for clip in clips]) for right in (ours, theirs))
     draws = rng.integers(0, len(clips), (BOOTSTRAPS, len(clips)))
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     p = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
@@ -124,15 +124,17 @@ def _frames(
     Raises:
         TrainError: they are not the same frames.
     """
-    said, told = _scores(one), _scores(other)
-    for run, alone in ((one, said.keys() - told.keys()), (other, told.keys() - said.keys())):
+    scores_one, scores_other = _scores(one), _scores(other)
+    only_one = scores_one.keys() - scores_other.keys()
+    only_other = scores_other.keys() - scores_one.keys()
+    for run, alone in ((one, only_one), (other, only_other)):
         if alone:
             raise TrainError(
                 f"{one.path} and {other.path} were not judged by the same clips: only {run.path} "
                 f"has {len(alone)} ({', '.join(sorted(alone)[:3])}); train both on one manifest "
                 "and store"
             )
-    ids = sorted(said)
+    ids = sorted(scores_one)
     for name in ("intervals", "fps"):
         found = [i for i in ids if getattr(one.truth[i], name) != getattr(other.truth[i], name)]
         if found:
@@ -143,7 +145,7 @@ def _frames(
     steps = one.recipe.snippet_seconds, other.recipe.snippet_seconds
     (truth, ours), (same, theirs) = (
         frames([run.truth[i] for i in ids], [scores[i] for i in ids], step)
-        for run, scores, step in zip((one, other), (said, told), steps, strict=True)
+        for run, scores, step in zip((one, other), (scores_one, scores_other), steps, strict=True)
     )
     for k, clip_id in enumerate(ids):
         lengths = len(truth[k]), len(same[k])
@@ -168,7 +170,10 @@ def _ranks(scores: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float64]]:
 
 def _right(run: Run) -> dict[str, bool]:
     """Return clip id -> whether the run has it right."""
-    return {clip: said == label for clip, label, said in _rows(run, "clip", "label", "predicted")}
+    return {
+        clip: predicted == label
+        for clip, label, predicted in _rows(run, "clip", "label", "predicted")
+    }
 
 
 def _scores(run: Run) -> dict[str, NDArray[np.float32]]:

@@ -1,10 +1,12 @@
-"""Judges a run on its held-out clips, beside a linear classifier."""
+"""Judges a run on its held-out clips, beside the logistic baseline."""
 
 from __future__ import annotations
 
 import csv
 import json
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,35 +14,53 @@ from numpy.typing import NDArray
 from features import Joined, Recipe, Store
 from train.config import TrainError
 from train.data import Clips
-from train.evaluation.frames import CLASSES, detection, frame_figures
+from train.evaluation.alarms import RECALL
+from train.evaluation.figures import (
+    CommonMetrics,
+    DetectionMetrics,
+    Metrics,
+    ModelFigures,
+    RecognitionMetrics,
+)
+from train.evaluation.frames import detection, frame_figures
 from train.evaluation.recognition import accuracy_and_f1, recognition, spread
-from train.evaluation.segments import RECALL
-from train.inference import Judged, answers_of
+from train.inference import ClipPrediction, SplitPredictions, predict_splits
+from train.labels import CLASSES
 from train.logistic_baseline import linear_probabilities, linear_scores
-from train.models.network import AVARNet
 from train.run import EVALUATION_FILE, EVALUATION_FORMAT, Run, store_names
 
 
-class Evaluation(NamedTuple):
-    """Attributes: `metrics`, see `evaluate_run`; the held-out `clips`; their features, `data`."""
+@dataclass(frozen=True)
+class Evaluation:
+    """What `judge_run` found.
 
-    metrics: dict[str, Any]
-    clips: list[Judged]
+    Attributes:
+        metrics: the figures.
+        clips: the held-out clips with what was predicted of them.
+        data: their features.
+    """
+
+    metrics: Metrics
+    clips: list[ClipPrediction]
     data: Clips
 
 
-def evaluate_run(run: Run, store: Store | Joined, recall: float = RECALL) -> dict[str, Any]:
-    """Return the metrics of `judge_run`."""
+def evaluate_run(run: Run, store: Store | Joined, recall: float = RECALL) -> Metrics:
+    """Return the metrics of `judge_run`.
+
+    Args:
+        run, store, recall: as `judge_run`'s.
+    """
     return judge_run(run, store, recall).metrics
 
 
 def judge_run(run: Run, store: Store | Joined, recall: float = RECALL) -> Evaluation:
-    """Score the held-out clips with the run's models and with a linear classifier beside them.
+    """Score the held-out clips with the run's models and with the logistic baseline beside them.
 
     Recognition is judged clip by clip, detection frame by frame (see `detection`).
 
-    Each clip is scored by the models that did not see it; the answers of several seeds are
-    averaged. The linear classifier is trained on the same parts' training and validation clips.
+    Each clip is scored by the models that did not see it; the predictions of several seeds are
+    averaged. The baseline is trained on the training and validation clips of the same splits.
     Without held-out clips in the manifest, the validation clips are used and the result says so.
 
     Args:
@@ -54,9 +74,9 @@ def judge_run(run: Run, store: Store | Joined, recall: float = RECALL) -> Evalua
         its held-out clips, with mean and deviation), ``seeds`` (mean and deviation over the seeds,
         each pooled over the folds), ``without`` (stream -> accuracy, or frame-level AP, with it
         taken from every held-out clip; empty of a single stream), ``held_out`` ("test" or
-        "validation"), ``parts``, ``doubts`` (see `Run.doubts`), ``missing_streams`` (stream ->
-        held-out clips that lack it).
-        The metrics are also written to ``evaluation.json``, the single answers, of clips or of
+        "validation"), ``parts`` (the number of splits), ``doubts`` (see `Run.doubts`),
+        ``missing_streams`` (stream -> held-out clips that lack it).
+        The metrics are also written to ``evaluation.json``, the single predictions, of clips or of
         snippets, to ``predictions.csv``.
 
     Raises:
@@ -71,131 +91,158 @@ def judge_run(run: Run, store: Store | Joined, recall: float = RECALL) -> Evalua
             f"{store_names(store)} lacks clips of the run: {len(lost)} ({', '.join(lost[:3])}); "
             "give the store it was trained on (--store)"
         )
-    data = Clips(store, list(run.labels), run.config.streams, run.recipe.crops)
-    tested = any(part.test for part in run.parts)
-    models = run.all_models()
+    held_out = HeldOut(run, Clips(store, list(run.labels), run.config.streams, run.recipe.crops))
+    clips = held_out.predictions()
+    metrics: Metrics
     if run.config.task == "detection":
-        figures, clips = _detection(run, models, data, tested, recall)
-        measure = _average_precision
+        metrics = _detection(held_out, clips, recall)
     else:
-        figures, clips = _recognition(run, models, data, tested)
-        measure = _accuracy
-    several = data.sizes if len(data.sizes) > 1 else ()
-    metrics = {
-        "format": EVALUATION_FORMAT,
-        "task": run.config.task,
-        "held_out": "test" if tested else "validation",
-        "parts": len(run.parts),
-        "doubts": run.doubts(),
-        "without": {
-            name: measure(run, _clips(run, models, data.without(name), tested)) for name in several
-        },
-        "missing_streams": _missing(data, {clip.id for clip in clips}),
-        **figures,
-    }
+        metrics = _recognition(held_out, clips)
     text = json.dumps(metrics, indent=1) + "\n"
     (run.path / EVALUATION_FILE).write_text(text, encoding="utf-8")
-    return Evaluation(metrics, clips, data)
+    return Evaluation(metrics, clips, held_out.data)
 
 
-def _missing(data: Clips, held: set[str]) -> dict[str, int]:
-    there = [valid for clip_id, valid in zip(data.ids, data.valid, strict=True) if clip_id in held]
-    return {name: sum(not valid[name].any() for valid in there) for name in data.sizes}
+class HeldOut:
+    """The held-out clips of a run, and what its models predict of them.
+
+    Args:
+        run: the run.
+        data: the features of all its clips.
+
+    Attributes:
+        which: "test", or "validation" where the run has no test clips.
+        targets: (clips,) class of all its clips.
+        splits: what the models predict.
+    """
+
+    def __init__(self, run: Run, data: Clips) -> None:
+        self.run, self.data = run, data
+        tested = any(split.test for split in run.splits)
+        self.which: Literal["test", "validation"] = "test" if tested else "validation"
+        self.targets = np.array([run.classes.index(run.labels[clip_id]) for clip_id in data.ids])
+        self.models = run.all_models()
+        self.splits = list(predict_splits(run, self.models, data, tested))
+
+    def predictions(self) -> list[ClipPrediction]:
+        """Return the clips one by one."""
+        return _each(self.run, self.splits, self.data)
+
+    def common_metrics(self, clips: list[ClipPrediction]) -> CommonMetrics:
+        """Return what both tasks have, but for ``seeds``."""
+        ids = {clip.id for clip in clips}
+        valid = [own for i, own in zip(self.data.ids, self.data.valid, strict=True) if i in ids]
+        several = self.data.sizes if len(self.data.sizes) > 1 else ()
+        return {
+            "format": EVALUATION_FORMAT,
+            "held_out": self.which,
+            "parts": len(self.run.splits),
+            "doubts": self.run.doubts(),
+            "without": {name: self._without(name) for name in several},
+            "missing_streams": {
+                name: sum(not own[name].any() for own in valid) for name in self.data.sizes
+            },
+            "seeds": {},
+        }
+
+    def _without(self, stream: str) -> float | None:
+        """Return the accuracy or AP where every held-out clip lacks a stream."""
+        run, data = self.run, self.data.without(stream)
+        splits = predict_splits(run, self.models, data, self.which == "test")
+        clips = _each(run, list(splits), data)
+        if run.config.task == "recognition":
+            return float(np.mean([clip.predicted == clip.label for clip in clips]))
+        truth, scores = [run.truth[c.id] for c in clips], [c.snippets[:, 1] for c in clips]
+        return frame_figures(truth, scores, run.recipe.snippet_seconds)["ap"]
 
 
-def _clips(run: Run, models: list[AVARNet], data: Clips, tested: bool) -> list[Judged]:
-    parts = answers_of(run, models, data, tested)
-    return [clip for answers in parts for clip in answers.each(run, data)]
+def _each(run: Run, splits: Sequence[SplitPredictions], data: Clips) -> list[ClipPrediction]:
+    return [clip for split in splits for clip in split.each(run, data)]
 
 
-def _accuracy(run: Run, clips: list[Judged]) -> float:
-    return float(np.mean([clip.predicted == clip.label for clip in clips]))
-
-
-def _average_precision(run: Run, clips: list[Judged]) -> float | None:
-    truth, scores = [run.truth[clip.id] for clip in clips], [clip.snippets[:, 1] for clip in clips]
-    ap: float | None = frame_figures(truth, scores, run.recipe.snippet_seconds)["ap"]
-    return ap
-
-
-def _recognition(
-    run: Run, models: list[AVARNet], data: Clips, tested: bool
-) -> tuple[dict[str, Any], list[Judged]]:
-    targets = np.array([run.classes.index(run.labels[clip_id]) for clip_id in data.ids])
-    clips: list[Judged] = []
-    chosen, theirs, alone = [], [], []
-    each: list[dict[str, Any]] = []
-    for number, answers in enumerate(answers_of(run, models, data, tested)):
-        clips += answers.each(run, data)
-        chosen.append(answers.held)
-        theirs.append(linear_probabilities(data, targets, answers.known, answers.held, run.config))
-        for seed, said in enumerate(answers.clips, run.config.seed):
-            accuracy, f1 = accuracy_and_f1(targets[answers.held], said.argmax(1))
+def _recognition(held_out: HeldOut, clips: list[ClipPrediction]) -> RecognitionMetrics:
+    run, targets = held_out.run, held_out.targets
+    truth = targets[np.concatenate([split.held_out for split in held_out.splits])]
+    linear = np.concatenate(
+        [
+            linear_probabilities(held_out.data, targets, split.known, split.held_out, run.config)
+            for split in held_out.splits
+        ]
+    )
+    each: list[ModelFigures] = []
+    for number, split in enumerate(held_out.splits):
+        for seed, predicted in enumerate(split.clips.argmax(2), run.config.seed):
+            accuracy, f1 = accuracy_and_f1(targets[split.held_out], predicted)
             each.append({"fold": number, "seed": seed, "accuracy": accuracy, "f1": f1})
-        alone.append(answers.clips.argmax(2))
-    truth, linear = targets[np.concatenate(chosen)], np.concatenate(theirs)
-    model = np.stack([clip.probabilities for clip in clips])
-    seeds = [accuracy_and_f1(truth, said) for said in np.concatenate(alone, axis=1)]
+    by_seed = np.concatenate([split.clips.argmax(2) for split in held_out.splits], axis=1)
+    accuracies, f1s = zip(*(accuracy_and_f1(truth, own) for own in by_seed), strict=True)
     with open(run.path / "predictions.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["clip", "label", "predicted", "linear", *run.classes])
-        for clip, by_line in zip(clips, linear.argmax(1), strict=True):
+        for clip, by_linear in zip(clips, linear.argmax(1), strict=True):
             p = (f"{value:.6f}" for value in clip.probabilities)
-            table.writerow([clip.id, clip.label, clip.predicted, run.classes[by_line], *p])
-    figures = {
-        "model": recognition(truth, model, run.classes, run.config.seed),
+            table.writerow([clip.id, clip.label, clip.predicted, run.classes[by_linear], *p])
+    probabilities = np.stack([clip.probabilities for clip in clips])
+    return {
+        **held_out.common_metrics(clips),
+        "task": "recognition",
+        "model": recognition(truth, probabilities, run.classes, run.config.seed),
         "linear": recognition(truth, linear, run.classes, run.config.seed),
         "models": {
             "each": each,
-            **{name: spread([row[name] for row in each]) for name in ("accuracy", "f1")},
+            "accuracy": spread([row["accuracy"] for row in each]),
+            "f1": spread([row["f1"] for row in each]),
         },
-        "seeds": {
-            "accuracy": spread([row[0] for row in seeds]),
-            "f1": spread([row[1] for row in seeds]),
-        },
+        "seeds": {"accuracy": spread(accuracies), "f1": spread(f1s)},
     }
-    return figures, clips
 
 
-def _detection(
-    run: Run, models: list[AVARNet], data: Clips, tested: bool, recall: float
-) -> tuple[dict[str, Any], list[Judged]]:
-    if not tested:
+def _detection(held_out: HeldOut, clips: list[ClipPrediction], recall: float) -> DetectionMetrics:
+    run = held_out.run
+    if held_out.which != "test":
         raise TrainError(
             f"{run.path} has no held-out clips, whose annotation in time detection is judged by; "
             "mark some of the manifest's clips as test and train again"
         )
-    targets = np.array([run.classes.index(run.labels[clip_id]) for clip_id in data.ids])
-    clips: list[Judged] = []
-    theirs: list[NDArray[np.float32]] = []
-    alone: list[NDArray[np.float32]] = []
-    for answers in answers_of(run, models, data, tested):
-        clips += answers.each(run, data)
-        alone += [seeds[..., 1] for seeds in answers.snippets]
-        theirs += linear_scores(data, targets, answers.known, answers.held, run.config)
+    linear: list[NDArray[np.float32]] = []
+    by_seed: list[NDArray[np.float32]] = []  # of each clip (seeds, T)
+    for split in held_out.splits:
+        by_seed += [seeds[..., 1] for seeds in split.snippets]
+        linear += linear_scores(
+            held_out.data, held_out.targets, split.known, split.held_out, run.config
+        )
     step = run.recipe.snippet_seconds
-    ours = [clip.snippets[:, 1] for clip in clips]
+    scores = [clip.snippets[:, 1] for clip in clips]
     with open(run.path / "predictions.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["clip", "label", "start", "end", "score", "linear"])
-        for clip, said, by_line in zip(clips, ours, theirs, strict=True):
-            for t, (one, other) in enumerate(zip(said, by_line, strict=True)):
+        for clip, ours, theirs in zip(clips, scores, linear, strict=True):
+            for t, (one, other) in enumerate(zip(ours, theirs, strict=True)):
                 times = (f"{t * step:.3f}", f"{(t + 1) * step:.3f}")
                 # nine digits are all of a float32: rounded scores would be tied anew
                 table.writerow([clip.id, clip.label, *times, f"{one:.9g}", f"{other:.9g}"])
     truth = [run.truth[clip.id] for clip in clips]
     normal = [clip.label == CLASSES[0] for clip in clips]
-    each = [frame_figures(truth, list(said), step) for said in zip(*alone, strict=True)]
-    figures = {
-        "model": detection(truth, ours, step, normal, run.config.seed, recall),
-        "seeds": {name: spread([row[name] for row in each]) for name in ("ap", "roc_auc")},
-        "linear": detection(truth, theirs, step, normal, run.config.seed, recall),
+    each = [frame_figures(truth, list(seed), step) for seed in zip(*by_seed, strict=True)]
+    return {
+        **held_out.common_metrics(clips),
+        "task": "detection",
+        "model": detection(truth, scores, step, normal, run.config.seed, recall),
+        "linear": detection(truth, linear, step, normal, run.config.seed, recall),
+        "seeds": {
+            "ap": spread([row["ap"] for row in each]),
+            "roc_auc": spread([row["roc_auc"] for row in each]),
+        },
     }
-    return figures, clips
 
 
 def check_recipe(run: Run, recipe: Recipe) -> None:
-    """Refuse features that are not of the recipe the run was trained on."""
+    """Refuse features that are not of the recipe the run was trained on.
+
+    Args:
+        run: the run.
+        recipe: of the features.
+    """
     differing = recipe.differences(run.recipe)
     if differing:
         raise TrainError(

@@ -1,4 +1,4 @@
-"""Weakly supervised detection: clip labels in training, a score per snippet, judged per frame.
+"""Weakly supervised detection judged per frame: each frame has the score of its snippet.
 
 Protocols: XD-Violence (Wu et al., "Not only Look, but also Listen", ECCV 2020): average precision
 over all frames of the 800 test videos; UCF-Crime (Sultani et al., CVPR 2018): area under the ROC
@@ -8,101 +8,19 @@ curve over all frames of the 290. Each frame has the score of its snippet.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 
 from manifests import Clip
-from train.config import TrainError
+from train.evaluation.alarms import RECALL, false_alarms
 from train.evaluation.curves import AREAS, Ranking
+from train.evaluation.figures import DetectionFigures, FrameFigures
 from train.evaluation.recognition import BOOTSTRAPS, percentile_interval
-from train.evaluation.segments import RECALL, false_alarms, segment_figures
-from train.losses import SMOOTHING_LIMIT, SMOOTHING_WEIGHT, average, mtcn_loss
+from train.evaluation.segments import segment_figures
 
-CLASSES = ["normal", "anomaly"]
-NORMAL_LABELS = ("A", "Normal", "normal")  # of XD-Violence; of UCF-Crime and VAAR
-SNIPPETS_PER_TOP = 16  # one snippet in 16, and one more, speaks for its clip
 CURVE_POINTS = 300
 DEFAULT_FPS = 25.0  # where a manifest tells no rate: it only sets how finely time is cut
-
-
-def top_pool(logits: Tensor, mask: Tensor) -> Tensor:
-    """Average each clip's most anomalous snippets to (batch, 2).
-
-    Args:
-        logits: (batch, 2, time), normal and anomalous.
-        mask: (batch, time), true inside the clip.
-    """
-    return average(logits, top_snippets(logits, mask))
-
-
-def top_snippets(logits: Tensor, mask: Tensor) -> Tensor:
-    """Return (batch, time), true at the k = floor(T / 16) + 1 highest snippets of each clip.
-
-    So many as XD-Violence's baseline takes.
-    """
-    margin = (logits[:, 1] - logits[:, 0]).masked_fill(~mask, -float("inf"))
-    rank = margin.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    return mask & (rank < (mask.sum(1) // SNIPPETS_PER_TOP + 1)[:, None])
-
-
-def weak_loss(
-    logits: Tensor,
-    mask: Tensor,
-    targets: Tensor,
-    smoothing_weight: float = SMOOTHING_WEIGHT,
-    smoothing_limit: float = SMOOTHING_LIMIT,
-    class_weights: Tensor | None = None,
-    label_smoothing: float = 0.0,
-    focus: float = 0.0,
-) -> Tensor:
-    """Return the loss of all stages where only the clips' labels are known.
-
-    Each stage has `mtcn_loss` with the snippets that the first stage finds the most anomalous for
-    those of its clip. The later stages also learn the first one's answer to every snippet: they see
-    so far that the clip's label alone would teach them whether, but not when.
-
-    Args: as those of `mtcn_loss`.
-    """
-    top = top_snippets(logits[0].detach(), mask)
-    total = mtcn_loss(
-        logits,
-        mask,
-        targets,
-        smoothing_weight,
-        smoothing_limit,
-        class_weights,
-        label_smoothing,
-        focus,
-        lambda stages, _: average(stages, top),
-    )
-    first = F.softmax(logits[0].detach(), dim=1)
-    apart = -(first * F.log_softmax(logits[1:], dim=2)).sum(2)
-    return total + (apart * mask).sum() / mask.sum().clamp(min=1)
-
-
-def weak_labels(clips: Sequence[Clip], normal: str) -> list[Clip]:
-    """Return the clips with one label of `CLASSES` each.
-
-    Args:
-        clips: with the labels of their data set.
-        normal: the label of clips without anomaly; one of `NORMAL_LABELS` if empty.
-
-    Raises:
-        TrainError: no clip has that label.
-    """
-    labels = {clip.label for clip in clips}
-    found = {normal} & labels if normal else labels & set(NORMAL_LABELS)
-    if not found:
-        raise TrainError(
-            f"detection needs normal clips too, and none is labelled {normal or NORMAL_LABELS}; "
-            f"name their label with --normal (there are {', '.join(sorted(labels))})"
-        )
-    return [replace(clip, labels=(CLASSES[clip.label not in found],)) for clip in clips]
 
 
 def frame_truth(clip: Clip, snippets: int, snippet_seconds: float) -> NDArray[np.uint8]:
@@ -133,7 +51,7 @@ def frame_scores(
 
 def frame_metrics(
     truth: Iterable[NDArray[np.uint8]], scores: Iterable[NDArray[np.float32]]
-) -> dict[str, float | int | None]:
+) -> FrameFigures:
     """Return what the frames of some clips give, put one after the other.
 
     Returns:
@@ -143,22 +61,25 @@ def frame_metrics(
     """
     from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
 
-    said, real = np.concatenate(list(scores)), np.concatenate(list(truth))
-    counts = {"frames": len(real), "anomalous": int(real.sum())}
-    if not 0 < counts["anomalous"] < len(real):
-        return {"ap": None, "average_precision": None, "roc_auc": None, **counts}
-    precision, recall, _ = precision_recall_curve(real, said)
-    return {
-        "ap": float(auc(recall, precision)),
-        "average_precision": float(average_precision_score(real, said)),
-        "roc_auc": float(roc_auc_score(real, said)),
-        **counts,
+    score, real = np.concatenate(list(scores)), np.concatenate(list(truth))
+    figures: FrameFigures = {
+        "ap": None,
+        "average_precision": None,
+        "roc_auc": None,
+        "frames": len(real),
+        "anomalous": int(real.sum()),
     }
+    if 0 < figures["anomalous"] < len(real):
+        precision, recall, _ = precision_recall_curve(real, score)
+        figures["ap"] = float(auc(recall, precision))
+        figures["average_precision"] = float(average_precision_score(real, score))
+        figures["roc_auc"] = float(roc_auc_score(real, score))
+    return figures
 
 
 def frame_figures(
     clips: Sequence[Clip], scores: Sequence[NDArray[np.float32]], snippet_seconds: float
-) -> dict[str, Any]:
+) -> FrameFigures:
     """Return the `frame_metrics` of the snippets' scores (T,) of some clips."""
     return frame_metrics(*frames(clips, scores, snippet_seconds))
 
@@ -170,11 +91,11 @@ def frames(
     truth = [
         frame_truth(clip, len(s), snippet_seconds) for clip, s in zip(clips, scores, strict=True)
     ]
-    held = [
+    per_frame = [
         frame_scores(s, snippet_seconds, len(real), clip.fps or DEFAULT_FPS)
         for clip, s, real in zip(clips, scores, truth, strict=True)
     ]
-    return truth, held
+    return truth, per_frame
 
 
 def detection(
@@ -184,7 +105,7 @@ def detection(
     normal: Sequence[bool],
     seed: int = 0,
     recall: float = RECALL,
-) -> dict[str, Any]:
+) -> DetectionFigures:
     """Judge the snippets' scores of some clips, frame by frame.
 
     Args:
@@ -201,20 +122,20 @@ def detection(
         all clips, as ``[low, high]``; ``segments`` (`segment_figures`) and ``false_alarms``;
         ``curves``, points of the precision-recall and ROC curves.
     """
-    truth, held = frames(clips, scores, snippet_seconds)
+    truth, per_frame = frames(clips, scores, snippet_seconds)
 
-    def of(chosen: list[int]) -> dict[str, float | int | None]:
-        return frame_metrics((truth[i] for i in chosen), (held[i] for i in chosen))
+    def of(chosen: list[int]) -> FrameFigures:
+        return frame_metrics((truth[i] for i in chosen), (per_frame[i] for i in chosen))
 
     abnormal = [i for i, is_normal in enumerate(normal) if not is_normal]
     labels = sorted({label for i in abnormal for label in clips[i].labels})
     per_class = {label: [i for i in abnormal if label in clips[i].labels] for label in labels}
     return {
         "all": of(list(range(len(clips)))),
-        "intervals": _intervals(truth, held, seed),
+        "intervals": _intervals(truth, per_frame, seed),
         "segments": segment_figures(clips, scores, snippet_seconds, per_class, normal),
         "false_alarms": false_alarms(clips, scores, snippet_seconds, recall),
-        "curves": _curves(np.concatenate(truth), np.concatenate(held)),
+        "curves": _curves(np.concatenate(truth), np.concatenate(per_frame)),
         "abnormal": of(abnormal) if abnormal else None,
         "per_class": {
             label: {**of(chosen), "clips": len(chosen)} for label, chosen in per_class.items()

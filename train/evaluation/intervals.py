@@ -114,17 +114,17 @@ class Hysteresis:
             first, last = _stretches(whole, high, share * high)
             for shortest in SHORTEST:
                 long = last - first >= shortest
-                told = np.zeros(len(clips), bool)
-                told[np.searchsorted(ends, first[long], side="right")] = True
+                found = np.zeros(len(clips), bool)
+                found[np.searchsorted(ends, first[long], side="right")] = True
                 inside = int((last - first)[long].sum())
                 scored = float((total[last] - total[first])[long].sum())
                 apart = _between(inside, scored, int(real.sum()), float(total[-1]))
-                balanced = float(told[truth].mean() + (~told[~truth]).mean()) / 2
+                balanced = float(found[truth].mean() + (~found[~truth]).mean()) / 2
                 rank = (balanced, apart)
                 ranked.append((rank, cls(high, share * high, shortest * snippet_seconds)))
         best, _ = max(ranked, key=lambda found: found[0])
         equals = [settings for rank, settings in ranked if rank == best]
-        # the one in the middle is the farthest from where the answers change
+        # the one in the middle is the farthest from where the result changes
         return equals[len(equals) // 2], {"clips": len(clips), "balanced_accuracy": best[0]}
 
 

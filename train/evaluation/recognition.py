@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from train.evaluation.figures import (
+    Calibration,
+    CalibrationBin,
+    Estimate,
+    RecognitionFigures,
+    Spread,
+)
 
 BOOTSTRAPS = 1000
 CONFIDENCE = 0.95
@@ -18,14 +25,14 @@ def recognition(
     probabilities: NDArray[np.float32],
     classes: list[str],
     seed: int = 0,
-) -> dict[str, Any]:
+) -> RecognitionFigures:
     """Return accuracy, macro precision, recall and F1 with intervals, per class, and calibration.
 
     Args:
         truth: (clips,) class indices.
-        probabilities: (clips, classes); the likeliest class is the answer.
+        probabilities: (clips, classes); the likeliest class is predicted.
         classes: class names; every one of them counts in the macro averages if it occurs in
-            `truth` or among the answers.
+            `truth` or among the predictions.
         seed: of the bootstrap over clips (percentile intervals, 95 %).
 
     Returns:
@@ -43,16 +50,18 @@ def recognition(
             for chosen in rng.integers(0, len(truth), (BOOTSTRAPS, len(truth)))
         ]
     )
-    low, high = percentile_interval(draws)
-    names = ("accuracy", "precision", "recall", "f1")
     values = _summary(truth, predicted)
+    accuracy, precision, recall, f1 = (
+        Estimate(value=value, low=float(low), high=float(high))
+        for value, low, high in zip(values, *percentile_interval(draws), strict=True)
+    )
     labels = np.arange(len(classes))
     per_class = precision_recall_fscore_support(truth, predicted, labels=labels, zero_division=0)
     return {
-        **{
-            name: {"value": values[i], "low": float(low[i]), "high": float(high[i])}
-            for i, name in enumerate(names)
-        },
+        "accuracy": accuracy,
+        "precision": precision,
+        "recall": recall,
+        "f1": f1,
         "per_class": {
             name: {
                 "precision": float(per_class[0][i]),
@@ -68,10 +77,8 @@ def recognition(
     }
 
 
-def calibration(
-    truth: NDArray[np.int64], probabilities: NDArray[np.float32]
-) -> dict[str, float | list[dict[str, float]]]:
-    """Return how far the confidence of the answers is from how often they are right.
+def calibration(truth: NDArray[np.int64], probabilities: NDArray[np.float32]) -> Calibration:
+    """Return how far the confidence of the predictions is from how often they are right.
 
     Returns:
         ``ece``, the expected calibration error (Guo et al., ICML 2017): the mean distance of
@@ -80,7 +87,7 @@ def calibration(
     """
     confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
     number = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    bins = [
+    bins: list[CalibrationBin] = [
         {
             "confidence": float(confidence[number == n].mean()),
             "accuracy": float(right[number == n].mean()),
@@ -99,7 +106,7 @@ def percentile_interval(draws: NDArray[np.float64]) -> NDArray[np.float64]:
     return ends
 
 
-def spread(values: Sequence[float | None]) -> dict[str, float | None]:
+def spread(values: Sequence[float | None]) -> Spread:
     """Return ``mean`` and ``std``, the standard deviation of the sample; None of a single value.
 
     Where a value is None, so is all.
@@ -120,10 +127,10 @@ def accuracy_and_f1(truth: NDArray[np.int64], predicted: NDArray[np.int64]) -> t
 def _summary(truth: NDArray[np.int64], predicted: NDArray[np.int64]) -> list[float]:
     """Return accuracy and macro precision, recall, F1, as scikit-learn does, but fast."""
     labels, both = np.unique(np.concatenate([truth, predicted]), return_inverse=True)
-    real, said = both[: len(truth)], both[len(truth) :]
+    real, guess = both[: len(truth)], both[len(truth) :]
     count = len(labels)
-    hits = np.bincount(real[real == said], minlength=count)
-    precision = hits / np.maximum(np.bincount(said, minlength=count), 1)
+    hits = np.bincount(real[real == guess], minlength=count)
+    precision = hits / np.maximum(np.bincount(guess, minlength=count), 1)
     recall = hits / np.maximum(np.bincount(real, minlength=count), 1)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     return [

@@ -1,19 +1,17 @@
-"""Detection judged by stretches of time: overlap of segments, and alarms as a user gets them."""
+"""Detection judged by segments: how well stretches of high scores overlap the anomalies."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from manifests import Clip, Interval
+from train.evaluation.figures import Overlaps, SegmentFigures
 
 OVERLAPS = (0.1, 0.2, 0.3, 0.4, 0.5)  # intersection over union at which a segment is a hit
 LEVELS = 20  # thresholds at which scores are cut into segments
-RECALL = 0.8  # of the annotated anomalies, at which false alarms are counted
-ALARM_SECONDS = 10.0  # as long as most anomalies: half of XD-Violence's last under 6 s
 
 
 def stretches_above(scores: NDArray[np.float32], threshold: float) -> NDArray[np.int64]:
@@ -32,7 +30,7 @@ def segment_figures(
     snippet_seconds: float,
     classes: Mapping[str, Sequence[int]],
     normal: Sequence[bool],
-) -> dict[str, Any]:
+) -> SegmentFigures:
     """Return the average precision of segments at each of `OVERLAPS`: of all, and class by class.
 
     Scores are cut into segments at `LEVELS` thresholds, evenly spaced between the lowest and the
@@ -60,16 +58,16 @@ def segment_figures(
     """
     every = np.concatenate(list(scores))
     levels = np.linspace(every.min(), every.max(), LEVELS + 1)[1:]
-    said, found = [], []
+    means, found = [], []
     for clip, own in zip(clips, scores, strict=True):
-        means, edges = _proposals(own, levels)
-        said.append(means)
+        own_means, edges = _proposals(own, levels)
+        means.append(own_means)
         found.append(_found(edges * snippet_seconds, clip.intervals or ()))
     counts = np.array([len(clip.intervals or ()) for clip in clips])
 
-    def of(chosen: Sequence[int]) -> dict[str, float | None]:
-        means, hits = (np.concatenate([part[i] for i in chosen]) for part in (said, found))
-        return _average_precision(means, hits, int(counts[chosen].sum()))
+    def of(chosen: Sequence[int]) -> Overlaps:
+        score, hits = (np.concatenate([part[i] for i in chosen]) for part in (means, found))
+        return _average_precision(score, hits, int(counts[chosen].sum()))
 
     calm = [i for i, is_normal in enumerate(normal) if is_normal]
     per_class = {label: of([*own, *calm]) for label, own in classes.items()}
@@ -115,7 +113,7 @@ def _found(segments: NDArray[np.floating], real: Sequence[Interval]) -> NDArray[
 
 def _average_precision(
     scores: NDArray[np.float32], found: NDArray[np.bool_], count: int
-) -> dict[str, float | None]:
+) -> Overlaps:
     """Return the figures of some clips' segments, which have so many anomalies; see `_found`."""
     from sklearn.metrics import average_precision_score
 
@@ -129,58 +127,6 @@ def _average_precision(
     return {
         **{str(overlap): value for overlap, value in zip(OVERLAPS, values, strict=True)},
         "mean": float(np.mean(values)),
-    }
-
-
-def false_alarms(
-    clips: Sequence[Clip],
-    scores: Sequence[NDArray[np.float32]],
-    snippet_seconds: float,
-    recall: float = RECALL,
-) -> dict[str, float | None]:
-    """Return how many false alarms an hour it costs to notice a share of the anomalies.
-
-    An alarm is raised where a score reaches a threshold, lasts while the scores stay there, but at
-    most `ALARM_SECONDS`, and is then raised again: without that, one alarm from a clip's beginning
-    to its end would be a right one wherever there is an anomaly, and a single false one in an hour
-    without. An anomaly is noticed if an alarm overlaps it, however little; an alarm that overlaps
-    none is false. So are seizure detectors judged, which have to say too how often they call in
-    vain (any overlap, long events cut: SzCORE, Dan et al., Epilepsia 2024). Hours are those without
-    anomaly, in which alone an alarm can be false, so that a test set with many anomalies does not
-    flatter. The threshold is the highest that notices a share of `recall`, over 0 and at most 1; it
-    is read off these very clips, as a point of a curve is.
-
-    Returns:
-        ``asked``, `recall`; ``recall``, the share that is noticed, which is more where anomalies
-        are few or scores tied; ``threshold``; ``per_hour``; ``hours``, of footage without anomaly.
-        ``recall``, ``threshold`` and ``per_hour`` are None where nothing is annotated, the last
-        also where all is anomalous.
-    """
-    peaks = []
-    touched = [np.zeros(len(own), bool) for own in scores]
-    for clip, own, anomalous in zip(clips, scores, touched, strict=True):
-        for start, end in clip.intervals or ():
-            first = min(int(start / snippet_seconds + 1e-9), len(own) - 1)
-            last = max(first + 1, int(np.ceil(end / snippet_seconds - 1e-9)))
-            peaks.append(float(own[first:last].max()))
-            anomalous[first:last] = True
-    hours = float(sum((~anomalous).sum() for anomalous in touched)) * snippet_seconds / 3600
-    result: dict[str, float | None] = {"asked": recall, "hours": hours}
-    if not peaks:
-        return {**result, "recall": None, "threshold": None, "per_hour": None}
-    peaks.sort(reverse=True)
-    threshold = peaks[max(1, int(np.ceil(recall * len(peaks) - 1e-9))) - 1]
-    longest = max(1, int(ALARM_SECONDS / snippet_seconds + 1e-9))
-    wrong = 0
-    for own, anomalous in zip(scores, touched, strict=True):
-        for first, last in stretches_above(own, threshold):
-            alarms = np.arange(first, last, longest)
-            wrong += int((~np.logical_or.reduceat(anomalous[:last], alarms)).sum())
-    return {
-        **result,
-        "recall": sum(peak >= threshold for peak in peaks) / len(peaks),
-        "threshold": threshold,
-        "per_hour": wrong / hours if hours else None,
     }
 
 

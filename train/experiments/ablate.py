@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,8 +21,10 @@ from features import Joined, Store
 from manifests import Clip
 from train.config import FUSIONS, MODELS, Config, TrainError
 from train.evaluation.evaluate import evaluate_run
-from train.fitting.trainer import Epoch
-from train.run import RUN_FILE, Run, train_run
+from train.evaluation.figures import Metrics
+from train.fitting.history import Epoch
+from train.run import RUN_FILE, Run
+from train.training import train_run
 
 TIMED = 30  # forward passes of which the median is the latency
 Inputs = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]
@@ -43,7 +45,7 @@ class Row:
         metric: ``accuracy`` or ``ap``.
         mean, std: of the metric over the seeds, each pooled over the folds; ``std`` is None of a
             single seed.
-        together: the metric of the averaged answers of all seeds.
+        together: the metric of the averaged predictions of all seeds.
     """
 
     name: str
@@ -91,9 +93,9 @@ def ablate(
     processes: int = 1,
     progress: Progress = lambda *_: None,
 ) -> list[Row]:
-    """Train and judge all `variants`, each a run in the folder; the linear classifier comes last.
+    """Train and judge all `variants`, each a run in the folder; the logistic baseline comes last.
 
-    What is there already is not trained again, and what was interrupted is gone on with.
+    What is there already is not trained again, and what was interrupted is resumed.
 
     Args:
         clips: labelled clips.
@@ -128,16 +130,17 @@ def ablate(
         found = evaluate_run(run, store)
         rows.append(_row(name, run, found, store))
         if len(rows) == 1:
-            linear = _linear(rows[0], found)
-    rows.append(linear)
+            baseline = _logistic_baseline(rows[0], found)
+    rows.append(baseline)
     text = json.dumps([asdict(row) for row in rows], indent=1) + "\n"
     (folder / "ablation.json").write_text(text, encoding="utf-8")
     return rows
 
 
-def _row(name: str, run: Run, found: dict[str, Any], store: Store | Joined) -> Row:
-    metric, together = _figure(found["model"])
+def _row(name: str, run: Run, found: Metrics, store: Store | Joined) -> Row:
+    metric, together = _figure(found, "model")
     over = found["seeds"][metric]
+    assert over["mean"] is not None  # of held-out clips that are judged at all
     model = run.model(0)
     length = int(np.median([len(next(iter(store[i].streams.values()))) for i in run.labels]))
     inputs = (
@@ -160,18 +163,20 @@ def _row(name: str, run: Run, found: dict[str, Any], store: Store | Joined) -> R
     )
 
 
-def _linear(like: Row, found: dict[str, Any]) -> Row:
-    metric, value = _figure(found["linear"])
+def _logistic_baseline(like: Row, found: Metrics) -> Row:
+    metric, value = _figure(found, "linear")
     return Row(
-        "linear classifier", like.streams, "early", "averages", None, None, None, metric, value,
+        "logistic baseline", like.streams, "early", "averages", None, None, None, metric, value,
         None, value,
     )  # fmt: skip
 
 
-def _figure(judged: dict[str, Any]) -> tuple[str, float]:
-    if "accuracy" in judged:
-        return "accuracy", judged["accuracy"]["value"]
-    return "ap", judged["all"]["ap"]
+def _figure(metrics: Metrics, of: Literal["model", "linear"]) -> tuple[str, float]:
+    if metrics["task"] == "recognition":
+        return "accuracy", metrics[of]["accuracy"]["value"]
+    ap = metrics[of]["all"]["ap"]
+    assert ap is not None  # a run whose held-out clips have no anomaly is refused
+    return "ap", ap
 
 
 @torch.no_grad()

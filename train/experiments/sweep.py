@@ -12,8 +12,8 @@ from typing import Any
 from features import Joined, Store
 from manifests import Clip, reason
 from train.config import Config, TrainError
-from train.fitting.trainer import Epoch
-from train.run import train_run
+from train.fitting.history import Epoch
+from train.training import train_run
 
 JOURNAL = "sweep.log"
 
@@ -79,7 +79,7 @@ def sweep(
     """Try settings and return all trials, the best first.
 
     Each is judged by the validation clips alone, never by held-out ones. The runs of finished
-    trials are in the folder; the same call goes on with a sweep that was interrupted.
+    trials are in the folder; the same call resumes a sweep that was interrupted.
 
     Args:
         clips: labelled clips.
@@ -134,7 +134,7 @@ def sweep(
     ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     while len(done := study.get_trials(states=ended)) < search.trials:
         progress(len(done), search.trials)
-        # what was drawn depends on the number of trials before: a sweep that is gone on with does
+        # what was drawn depends on the number of trials before: a sweep that is resumed does
         # not draw the same again
         study.sampler = optuna.samplers.RandomSampler(search.fixed.seed + len(study.trials))
         study.optimize(one, n_trials=1)

@@ -19,10 +19,10 @@ class Recurrent(nn.Module):
         dropout: before and after the LSTM.
 
     Attributes:
-        reach: how many snippets to each side decide on an answer; None if all may.
+        receptive_field: how many snippets to each side decide on a prediction; None if all may.
     """
 
-    reach = None
+    receptive_field = None
 
     def __init__(
         self, in_features: int, num_classes: int, channels: int, causal: bool, dropout: float
@@ -55,7 +55,7 @@ def _turned(rows: Tensor, mask: Tensor) -> Tensor:
 class Transformer(nn.Module):
     """Layers of self-attention between two projections. Args: as `Recurrent`'s."""
 
-    reach = None
+    receptive_field = None
 
     def __init__(
         self, in_features: int, num_classes: int, channels: int, causal: bool, dropout: float
@@ -80,10 +80,10 @@ class Transformer(nn.Module):
         return logits.transpose(1, 2)[None]
 
 
-class Linear(nn.Module):
+class SnippetLinear(nn.Module):
     """Each snippet judged for itself. Args: as `Recurrent`'s; only the first two are used."""
 
-    reach = 0
+    receptive_field = 0
 
     def __init__(
         self, in_features: int, num_classes: int, channels: int, causal: bool, dropout: float
@@ -100,5 +100,5 @@ class Linear(nn.Module):
 MODELS: dict[str, type[nn.Module]] = {
     "lstm": Recurrent,
     "transformer": Transformer,
-    "linear": Linear,
+    "snippet_linear": SnippetLinear,
 }

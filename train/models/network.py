@@ -1,4 +1,4 @@
-"""The whole network: streams, their fusion, and the sequence model."""
+"""The whole network: streams, their fusion, and the model of their sequence."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from train.config import Config
 from train.models.baselines import MODELS
-from train.models.fusion import FUSIONS, Streams, Totals
+from train.models.fusion import FUSIONS
 from train.models.mtcn import MTCN
+from train.models.streams import Streams, Totals
 
 
 class AVARNet(nn.Module):
-    """Streams that are readied, fused, and read by a sequence model.
+    """Streams that are prepared, fused, and read by a sequence model.
 
     Args:
         sizes: stream name -> values per snippet.
@@ -35,18 +36,19 @@ class AVARNet(nn.Module):
             config.scene_dropout,
             config.offset_noise,
         )
-        self.reader = Reader(self.streams.out_sizes, num_classes, config)
+        self.sequence_model = SequenceModel(self.streams.out_sizes, num_classes, config)
 
     @property
-    def reach(self) -> int | None:
-        """How many snippets to each side decide on an answer; None if the whole clip may."""
-        return None if self.streams.centred else self.reach_with_totals
+    def receptive_field(self) -> int | None:
+        """How many snippets to each side decide on a prediction; None if the whole clip may."""
+        return None if self.streams.centred else self.receptive_field_with_totals
 
     @property
-    def reach_with_totals(self) -> int | None:
-        """As `reach`, where the clip's totals are given."""
+    def receptive_field_with_totals(self) -> int | None:
+        """As `receptive_field`, where the clip's totals are given."""
         # a change, which is a feature, is seen from the snippet before
-        return None if self.reader.reach is None else 1 + self.reader.reach
+        fused = self.sequence_model.receptive_field
+        return None if fused is None else 1 + fused
 
     def forward(
         self,
@@ -56,12 +58,12 @@ class AVARNet(nn.Module):
         totals: Totals | None = None,
     ) -> Tensor:
         """Return logits (stages, batch, num_classes, time); see `Streams` and `MTCN`."""
-        inside = {name: there & mask for name, there in valid.items()}
-        logits: Tensor = self.reader(self.streams(streams, inside, totals), mask)
+        inside = {name: present & mask for name, present in valid.items()}
+        logits: Tensor = self.sequence_model(self.streams(streams, inside, totals), mask)
         return logits
 
 
-class Reader(nn.Module):
+class SequenceModel(nn.Module):
     """What of an `AVARNet` is learned by gradients: fusion and sequence model.
 
     Late fusion is a sequence model for each stream, whose logits are averaged; every other fusion
@@ -84,22 +86,22 @@ class Reader(nn.Module):
         self.models = nn.ModuleList(_model(size, num_classes, config) for size in inputs)
 
     @property
-    def reach(self) -> int | None:
-        """As `AVARNet.reach`, of what `Streams` gives."""
-        parts = [cast(int | None, model.reach) for model in self.models]
+    def receptive_field(self) -> int | None:
+        """As `AVARNet.receptive_field`, of what `Streams` gives."""
+        parts = [cast(int | None, model.receptive_field) for model in self.models]
         if self.fusion is not None:
-            parts.append(self.fusion.reach)
+            parts.append(self.fusion.receptive_field)
         known = [part for part in parts if part is not None]
         return max(known) if len(known) == len(parts) else None
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Map (batch, time, sum of sizes) to logits (stages, batch, num_classes, time)."""
         parts = torch.split(x, self.sizes, dim=2) if self.fusion is None else [self.fusion(x, mask)]
-        answers = [
+        outputs = [
             model(part.transpose(1, 2), mask)
             for model, part in zip(self.models, parts, strict=True)
         ]
-        return answers[0] if len(answers) == 1 else torch.stack(answers).mean(0)
+        return outputs[0] if len(outputs) == 1 else torch.stack(outputs).mean(0)
 
 
 def _model(in_features: int, num_classes: int, config: Config) -> nn.Module:

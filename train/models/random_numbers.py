@@ -46,11 +46,11 @@ def normal(*size: int) -> Tensor:
 
 
 def drawable(rate: float) -> float:
-    """Return the rate nearest to this one that `kept` can draw: a multiple of 1/128 below 1."""
+    """Return the nearest rate that `dropout_mask` can draw: a multiple of 1/128 below 1."""
     return min(round(rate * 128), 127) / 128
 
 
-def kept(x: Tensor, rate: float) -> Tensor:
+def dropout_mask(x: Tensor, rate: float) -> Tensor:
     """Draw which values of x to keep: 0 with probability `rate`, see `drawable`, else 1.
 
     torch's own dropout draws one float for each value, on a CPU a third of all the time of

@@ -23,7 +23,7 @@ def write_prediction_page(
     video: Path,
     clip: Features,
     run: Run,
-    answer: Prediction,
+    prediction: Prediction,
     without: Mapping[str, Prediction],
 ) -> None:
     """Write the page of one video.
@@ -36,27 +36,27 @@ def write_prediction_page(
         video: that was scored.
         clip: its features.
         run: that scored it.
-        answer: what it said.
-        without: stream -> what it said with that stream taken away.
+        prediction: what it predicts.
+        without: stream -> what it predicts without that stream.
     """
-    column = run.classes.index(answer.label)
+    column = run.classes.index(prediction.label)
     curves = {
-        name: said.scores[:, column] if said.anomaly is None else said.anomaly
-        for name, said in (
-            ("all streams", answer),
+        name: own.scores[:, column] if own.anomaly is None else own.anomaly
+        for name, own in (
+            ("all streams", prediction),
             *((f"without {n}", w) for n, w in without.items()),
         )
     }
-    measure = answer.label if answer.anomaly is None else "anomaly"
+    measure = prediction.label if prediction.anomaly is None else "anomaly"
     notes = [
-        f"This clip has no {n}: it was answered without."
+        f"This clip has no {n}: it was scored without."
         for n in clip.valid
         if not clip.valid[n].any()
     ]
     if run.recipe.random_streams:
         notes.append(
-            "Random backbones: the networks behind this answer have learned nothing. It shows the "
-            "way, not the method."
+            "Random backbones: the networks behind this prediction have learned nothing. It shows "
+            "the way, not the method."
         )
     write_page(
         file,
@@ -64,20 +64,20 @@ def write_prediction_page(
         title=video.name,
         source=quote(os.path.relpath(video.resolve(), file.resolve().parent)),
         notes=notes,
-        answer=answer,
+        prediction=prediction,
         normal=run.normal,
         scores=[round(float(score), 4) for score in curves["all streams"]],
         step=clip.snippet_seconds,
         duration=clip.duration,
         measure=measure,
         height=CURVES_HEIGHT + 60 + CLASS_HEIGHT * len(run.classes),
-        timeline=_timeline(curves, clip, run, answer, measure),
+        timeline=_timeline(curves, clip, run, prediction, measure),
         explanation=_explanation(run, list(without)),
     )
 
 
 def _timeline(
-    curves: Mapping[str, np.ndarray], clip: Features, run: Run, answer: Prediction, measure: str
+    curves: Mapping[str, np.ndarray], clip: Features, run: Run, prediction: Prediction, measure: str
 ) -> str:
     middles = (np.arange(len(clip)) + 0.5) * clip.snippet_seconds
     lines = [
@@ -94,7 +94,7 @@ def _timeline(
     classes = go.Heatmap(
         x=middles,
         y=[plain(name) for name in run.classes],
-        z=answer.scores.T,
+        z=prediction.scores.T,
         zmin=0,
         zmax=1,
         colorscale=[[0, "rgba(217, 95, 2, 0)"], [1, "rgba(217, 95, 2, 1)"]],
@@ -105,8 +105,8 @@ def _timeline(
     below = CLASS_HEIGHT * len(run.classes)
     share = below / (below + CURVES_HEIGHT)
     cursor = span(0, 0, "paper") | {"line": {"color": INK, "width": 2}}
-    found = [span(start, end, "paper", "217, 95, 2") for start, end, *_ in answer.intervals]
-    if answer.anomaly is not None:
+    found = [span(start, end, "paper", "217, 95, 2") for start, end, *_ in prediction.intervals]
+    if prediction.anomaly is not None:
         level = {"y0": run.hysteresis.high, "y1": run.hysteresis.high, "xref": "paper", "yref": "y"}
         dashed = {"color": INK, "width": 1, "dash": "dash"}
         found.append({"type": "line", "x0": 0, "x1": 1, **level, "line": dashed})

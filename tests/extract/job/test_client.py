@@ -243,7 +243,7 @@ class Running:
         )
 
     def end(self, process: subprocess.Popen[bytes]) -> None:
-        process.terminate()
+        process.kill()  # asked to end, a Dask process may wait for ever
         process.wait()
 
 

@@ -35,7 +35,8 @@ class Site:
 
     def start(self, python: str, *words: str, path: tuple[str, ...] = ()) -> None:
         paths = {"PYTHONPATH": os.pathsep.join((*path, *sys.path))}
-        command = [python, "-m", "dask", *words, "--no-dashboard"]
+        # -P: what an installation has left in the current folder is not the worker's
+        command = [python, "-P", "-m", "dask", *words, "--no-dashboard"]
         if python != sys.executable:
             command = [*python.split(" "), sys.executable, *command[1:]]
         self.processes.append(
@@ -58,8 +59,8 @@ class Site:
             yield client
 
     def end(self) -> None:
-        for process in reversed(self.processes):
-            process.terminate()
+        for process in self.processes:
+            process.kill()  # asked to end, a Dask worker may wait for its scheduler for ever
         for process in self.processes:
             process.wait()
 

@@ -21,9 +21,9 @@ from train.evaluation.frames import (
     frame_figures,
     frame_metrics,
     frame_scores,
-    top_pool,
-    weak_labels,
 )
+from train.labels import weak_labels
+from train.losses import top_pool
 
 STEP = 0.25
 RECIPE = Recipe(STEP, "fp32", {"video": {"features": 6}, "audio": {"features": 4}})

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from sklearn.metrics import auc, precision_recall_curve, roc_auc_score
 
 from manifests import Clip, Interval
+from train.evaluation.alarms import false_alarms
 from train.evaluation.curves import Ranking
 from train.evaluation.frames import _intervals
-from train.evaluation.segments import OVERLAPS, false_alarms, segment_figures, stretches_above
+from train.evaluation.segments import OVERLAPS, segment_figures, stretches_above
 
 HALF = 0.5  # seconds a snippet
 

@@ -1,4 +1,4 @@
-"""Several models at once, runs that are gone on with, searches, tables: on a little world."""
+"""Several models at once, runs that resume, searches, tables: on a little world."""
 
 from __future__ import annotations
 
@@ -114,14 +114,14 @@ def test_processes_change_nothing(
 def test_a_killed_run_goes_on_as_if_it_never_stopped(
     world: tuple[list[Clip], Store], tmp_path: Path
 ) -> None:
-    """The training is killed after a checkpoint and gone on with; then it is as one in a piece."""
+    """The training is killed after a checkpoint and resumed; then it is as one in a piece."""
     config = replace(SMALL, epochs=60, patience=60, folds=2)
     write(tmp_path / "m.jsonl", world[0])
     (tmp_path / "c.toml").write_text(config.to_toml())
     program = (
-        "import sys; from pathlib import Path; import manifests, train, train.fitting.trainer\n"
+        "import sys; from pathlib import Path; import manifests, train, train.fitting.restarts\n"
         "from features import Store\n"
-        "train.fitting.trainer.SAVE_SECONDS = 0.0\n"
+        "train.fitting.restarts.SAVE_SECONDS = 0.0\n"
         "path = Path(sys.argv[1])\n"
         "train.train_run(manifests.read(path / 'm.jsonl'), Store(Path(sys.argv[2])), path / 'run', "
         "train.Config.load(path / 'c.toml'))\n"
@@ -136,7 +136,7 @@ def test_a_killed_run_goes_on_as_if_it_never_stopped(
     process.wait()
     assert not (tmp_path / "run" / "run.json").exists()
     assert list((tmp_path / "run").glob("checkpoint-*"))
-    with pytest.raises(TrainError, match="--resume goes on with it"):
+    with pytest.raises(TrainError, match="--resume continues it"):
         train_run(*world, tmp_path / "run", config)
     with pytest.raises(TrainError, match=r"begun otherwise \(config, channels differ\)"):
         train_run(*world, tmp_path / "run", replace(config, channels=4), resume=True)
@@ -158,7 +158,9 @@ def test_a_damaged_checkpoint_is_named(world: tuple[list[Clip], Store], tmp_path
     path = tmp_path / "run"
     path.mkdir()
     (path / "checkpoint-0.safetensors").write_bytes(b"rubbish")
-    with pytest.raises(TrainError, match=r"checkpoint-0.* cannot be gone on from.*delete it"):
+    with pytest.raises(
+        TrainError, match=r"checkpoint-0.* a training cannot resume from it.*delete it"
+    ):
         train_run(*world, path, SMALL)
 
 
@@ -177,15 +179,15 @@ def test_sampling_by_class_and_augmentation_train(
 def test_the_table_of_ablations(world: tuple[list[Clip], Store], tmp_path: Path) -> None:
     config = replace(SMALL, epochs=2, seeds=2)
     rows = ablate(*world, tmp_path, config)
-    names = [*variants(["video", "audio"], config), "linear classifier"]
+    names = [*variants(["video", "audio"], config), "logistic baseline"]
     assert [row.name for row in rows] == names
     assert len(names) == 3 + 4 + 4 + 1
     assert all(row.parameters and row.flops and row.std is not None for row in rows[:-1])
     by_name = {row.name: row for row in rows}
     assert by_name["video"].parameters < by_name["video+audio"].parameters
-    # a linear model multiplies each value of each snippet once for each class
+    # a linear layer multiplies each value of each snippet once for each class
     length = np.median([len(clip.video) for clip in world[1].values()])
-    assert by_name["linear"].flops == 2 * length * (3 * 6 + 1 + 3 * 4 + 1) * 3
+    assert by_name["snippet_linear"].flops == 2 * length * (3 * 6 + 1 + 3 * 4 + 1) * 3
     table = json.loads((tmp_path / "ablation.json").read_text())
     assert [row["name"] for row in table] == names
     before = (tmp_path / "lstm" / "model-0.safetensors").stat().st_mtime_ns

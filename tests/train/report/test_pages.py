@@ -18,8 +18,10 @@ from features import Features, Recipe, Store, Writer
 from manifests import Clip, Interval, assign_split
 from train import Config, Predictor, Run, evaluate_run, judge_run, train_run
 from train.evaluation.intervals import Anomaly
+from train.report.comparison import write_comparison
+from train.report.examples import Preview
 from train.report.prediction import write_prediction_page
-from train.report.run import Look, write_comparison, write_report
+from train.report.run import write_report
 
 pytestmark = pytest.mark.slow
 
@@ -195,12 +197,14 @@ def test_a_report_stands_alone(
     seen: list[str] = []
     reader = Reader()
 
-    def look(clip_id: str) -> Look | None:
+    def preview(clip_id: str) -> Preview | None:
         seen.append(clip_id)
-        return Look(*glimpse(reader, film, None, 3.0)) if len(seen) % 2 else None
+        return Preview(*glimpse(reader, film, None, 3.0)) if len(seen) % 2 else None
 
     page = tmp_path / "report.html"
-    write_report(run, judge_run(run, world[1]), page, look, reasons={"gone": "the file is empty"})
+    write_report(
+        run, judge_run(run, world[1]), page, preview, reasons={"gone": "the file is empty"}
+    )
     reader.close()
     visit = Visit(browser, page, width)
     body = visit.page.inner_text("body")

@@ -1,0 +1,20 @@
+"""Dropout masks are what they say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from train.models.random_numbers import dropout_mask
+
+
+@pytest.mark.parametrize("rate", [13 / 128, 0.5, 115 / 128])
+def test_values_are_kept_at_the_rate_and_each_for_itself(rate: float) -> None:
+    torch.manual_seed(0)
+    x = torch.ones(1000, 1001)
+    drawn = dropout_mask(x, rate)
+    assert set(drawn.unique().tolist()) == {0, 1}
+    assert float((drawn == 0).float().mean()) == pytest.approx(rate, abs=0.002)
+    both_dropped = (drawn[:, 1:] == 0) & (drawn[:, :-1] == 0)  # neighbours share one drawn number
+    assert float(both_dropped.float().mean()) == pytest.approx(rate**2, abs=0.002)
+    assert not torch.equal(drawn, dropout_mask(x, rate))

@@ -1,0 +1,90 @@
+"""Trains models to the end: from a checkpoint, and again where they stay near chance."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from train.config import Config
+from train.fitting.checkpoint import load_checkpoint, save_checkpoint
+from train.fitting.history import Epoch, best_epoch
+from train.fitting.memory import keep_memory
+from train.fitting.trainer import SplitIndices, Trainer, TrainingSet
+from train.models.network import AVARNet
+
+NEAR_CHANCE = 0.75  # of the loss of uniform predictions: models above it are started again
+NEXT_START = 1_000_003  # is added to the seed
+SAVE_SECONDS = 10.0  # between two checkpoints
+
+
+def fit(
+    data: TrainingSet,
+    splits: Sequence[SplitIndices],
+    seed: int,
+    config: Config,
+    device: torch.device,
+    on_epoch: Callable[[int, Epoch, bool], None] = lambda *_: None,
+    checkpoint: Path | None = None,
+) -> list[tuple[AVARNet, list[Epoch]]]:
+    """Train models side by side; return each as it was in its `best_epoch`, with all epochs.
+
+    What is validated and kept is a running average of the weights. Models whose validation loss
+    stays near chance are started again with another seed, see `Config.starts`.
+
+    Args:
+        data: the clips.
+        splits: the clips of each model.
+        seed: of everything random.
+        config: settings, ``layers`` settled.
+        device: where to train.
+        on_epoch: called after each epoch with the model's number, what it reached, and whether it
+            is the best so far. Called for the epochs before a checkpoint too.
+        checkpoint: a file to save the state in, every ten seconds and at the end, and to resume
+            from if it is there. Each further start has one of its own, beside it.
+
+    Raises:
+        TrainError: the checkpoint cannot be read, or a loss is not a number.
+    """
+    keep_memory()
+    trained: dict[int, AVARNet] = {}
+    histories: list[list[Epoch]] = [[] for _ in splits]
+    left = list(range(len(splits)))
+    for start in range(config.starts):
+        file = checkpoint
+        if checkpoint is not None and start:
+            file = checkpoint.with_name(f"{checkpoint.stem}-start-{start}{checkpoint.suffix}")
+        own = [splits[number] for number in left]
+        trainer = Trainer(data, own, seed + start * NEXT_START, config, device, start)
+        for place, epoch in _epochs(trainer, file):
+            history = histories[left[place]]
+            history.append(epoch)
+            on_epoch(left[place], epoch, best_epoch(history) is epoch)
+        for number, model in zip(left, trainer.result(), strict=True):
+            if best_epoch(histories[number]).start == start:
+                trained[number] = model
+        # a loss that is hardly below that of guessing: this start has found nothing
+        least = NEAR_CHANCE * math.log(data.num_classes)
+        left = [number for number in left if best_epoch(histories[number]).val_loss > least]
+        if not left:
+            break
+    return [(trained[number], history) for number, history in enumerate(histories)]
+
+
+def _epochs(trainer: Trainer, checkpoint: Path | None) -> Iterator[tuple[int, Epoch]]:
+    """Train to the end; yield each epoch with the number of its model."""
+    if checkpoint is not None and checkpoint.exists():
+        load_checkpoint(trainer, checkpoint)
+        for number, history in enumerate(trainer.histories):
+            for epoch in history:
+                yield number, epoch
+    saved = time.monotonic()
+    while not trainer.finished:
+        yield from trainer.epoch()
+        due = trainer.finished or time.monotonic() - saved > SAVE_SECONDS
+        if checkpoint is not None and due:
+            save_checkpoint(trainer, checkpoint)
+            saved = time.monotonic()

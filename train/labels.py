@@ -1,0 +1,51 @@
+"""The labels of detection: clips with and without an anomaly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from manifests import Clip
+from train.config import TrainError
+
+CLASSES = ["normal", "anomaly"]
+NORMAL_LABELS = ("A", "Normal", "normal")  # of XD-Violence; of UCF-Crime and VAAR
+
+
+def weak_labels(clips: Sequence[Clip], normal: str) -> list[Clip]:
+    """Return the clips with one label of `CLASSES` each.
+
+    Args:
+        clips: with the labels of their data set.
+        normal: the label of clips without anomaly; one of `NORMAL_LABELS` if empty.
+
+    Raises:
+        TrainError: no clip has that label.
+    """
+    labels = {clip.label for clip in clips}
+    found = {normal} & labels if normal else labels & set(NORMAL_LABELS)
+    if not found:
+        raise TrainError(
+            f"detection needs normal clips too, and none is labelled {normal or NORMAL_LABELS}; "
+            f"name their label with --normal (there are {', '.join(sorted(labels))})"
+        )
+    return [replace(clip, labels=(CLASSES[clip.label not in found],)) for clip in clips]
+
+
+def check_annotations(clips: Mapping[str, Clip]) -> None:
+    """Refuse held-out clips that detection cannot be judged by.
+
+    Args:
+        clips: clip id -> as the manifest has it.
+
+    Raises:
+        TrainError: some have no annotation in time, or none has an anomaly.
+    """
+    bare = [clip_id for clip_id, clip in clips.items() if clip.intervals is None]
+    if bare:
+        raise TrainError(
+            f"held-out clips without annotation in time: {len(bare)} ({bare[0]} is one); detection "
+            "is judged by it: give them intervals in the manifest, [] for normal ones"
+        )
+    if clips and not any(clip.intervals for clip in clips.values()):
+        raise TrainError("the held-out clips have no anomaly: there is nothing to be detected")

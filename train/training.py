@@ -1,0 +1,184 @@
+"""Trains the models of a run: from clips and their features to the run's folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from features import Joined, Store
+from manifests import Clip
+from train.config import Config, TrainError
+from train.data import Clips
+from train.evaluation.intervals import Hysteresis, anomaly_scores
+from train.fitting.automatic import with_layers
+from train.fitting.history import Epoch
+from train.fitting.trainer import SplitIndices, TrainingSet
+from train.inference import predict_splits
+from train.labels import CLASSES, check_annotations, weak_labels
+from train.parallel import CHECKPOINT, Work, fit_groups, groups_of
+from train.run import EPOCHS_FILE, RUN_FILE, UNFINISHED, Run, store_names
+from train.splits import Split, make_splits
+
+
+def train_run(
+    clips: Sequence[Clip],
+    store: Store | Joined,
+    path: Path,
+    config: Config,
+    *,
+    device: torch.device | None = None,
+    processes: int = 1,
+    resume: bool = False,
+    manifest: Path | None = None,
+    on_epoch: Callable[[int, int, Epoch, bool], None] = lambda *_: None,
+) -> Run:
+    """Train a model for each split of the clips and each seed, and write the run's folder.
+
+    Args:
+        clips: labelled clips; those that are not in the store are left out and listed in the run.
+        store: their features.
+        path: the run's folder; must not hold a finished run.
+        config: settings.
+        device: where to train; the CPU if None, which is the fastest for small data.
+        processes: at most so many at work, where there are several models. They are started anew
+            and import the main script, which must then be guarded by ``__name__ == "__main__"``.
+        resume: continue the run that was interrupted in this folder; its numbers will be those of
+            an unbroken one.
+        manifest: where the clips were read from; the run notes it for its report.
+        on_epoch: called with (number of the model, how many there are, epoch, best so far).
+
+    Raises:
+        TrainError: most mistakes, before the first epoch.
+    """
+    _check_folder(path, resume)
+    run = _new_run(clips, store, path, config, manifest)
+    data = Clips(store, list(run.labels), run.config.streams, store.recipe.crops)
+    run = replace(run, config=with_layers(run.config, data.lengths), sizes=data.sizes)
+    _begin(run, resume)
+    targets = np.array([run.classes.index(run.labels[clip_id]) for clip_id in data.ids])
+    training_set = TrainingSet(data, targets, len(run.classes))
+    with open(path / EPOCHS_FILE, "w", encoding="utf-8") as lines:
+
+        def note(number: int, epoch: Epoch, best: bool) -> None:
+            fold, seed = run.models[number]
+            lines.write(json.dumps({"fold": fold, "seed": seed, **asdict(epoch)}) + "\n")
+            lines.flush()
+            on_epoch(number, len(run.models), epoch, best)
+
+        fit_groups(
+            Work(training_set, store.paths, run.config, device or torch.device("cpu")),
+            groups_of(data, _indices(data, run.splits), run.config, path),
+            processes,
+            note,
+        )
+    order = "seed", "fold", "start", "epoch"
+    rows = sorted(run.history(), key=lambda row: [row[key] for key in order])
+    (path / EPOCHS_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (path / "config.toml").write_text(run.config.to_toml(), encoding="utf-8")
+    for file in path.glob(f"{CHECKPOINT}*"):
+        file.unlink()
+    run = _with_hysteresis(run, data)
+    run.save()
+    (path / UNFINISHED).unlink()
+    return run
+
+
+def _check_folder(path: Path, resume: bool) -> None:
+    if path.exists() and not path.is_dir():
+        raise TrainError(f"{path} is a file; give a folder for the run")
+    if (path / RUN_FILE).exists():
+        raise TrainError(f"{path} holds a run already; give another folder or delete it")
+    if (path / UNFINISHED).exists() and not resume:
+        raise TrainError(
+            f"{path} holds a run that was interrupted: --resume continues it; or delete it"
+        )
+
+
+def _new_run(
+    clips: Sequence[Clip], store: Store | Joined, path: Path, config: Config, manifest: Path | None
+) -> Run:
+    """Return the run that is to be trained, but for what its features tell."""
+    stored = [clip for clip in clips if clip.id in store]
+    if not stored:
+        raise TrainError(
+            f"none of the manifest's {len(clips)} clips is in {store_names(store)}; do the ids "
+            "agree? See 'avarnet features list STORE'"
+        )
+    as_given = {clip.id: clip for clip in stored}
+    truth = {}
+    if config.task == "detection":
+        stored = weak_labels(stored, config.normal)
+    splits = make_splits(stored, config)
+    if config.task == "detection":
+        classes = CLASSES
+        truth = {clip_id: as_given[clip_id] for split in splits for clip_id in split.test}
+        check_annotations(truth)
+    else:
+        classes = sorted({clip.label for clip in stored})
+        if config.normal and config.normal not in classes:
+            raise TrainError(
+                f"no clip is labelled {config.normal}, which --normal names; there are "
+                + ", ".join(classes)
+            )
+    if not config.streams:
+        config = replace(config, streams=tuple(store.recipe.streams))
+    return Run(
+        path=path,
+        config=config,
+        classes=classes,
+        labels={clip.id: clip.label for clip in stored},
+        splits=splits,
+        recipe=store.recipe,
+        sizes={},
+        stores=[path.resolve() for path in store.paths],
+        left_out=[clip.id for clip in clips if clip.id not in store],
+        truth=truth,
+        manifest=None if manifest is None else manifest.resolve(),
+    )
+
+
+def _indices(data: Clips, splits: Sequence[Split]) -> list[SplitIndices]:
+    where = {clip_id: index for index, clip_id in enumerate(data.ids)}
+
+    def of(ids: Sequence[str]) -> NDArray[np.int64]:
+        return np.array([where[clip_id] for clip_id in ids])
+
+    return [SplitIndices(of(split.train), of(split.val)) for split in splits]
+
+
+def _begin(run: Run, resume: bool) -> None:
+    """Write what the run will be; refuse to continue another one."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    file, whole = run.path / UNFINISHED, json.loads(json.dumps(run.to_json()))
+    if resume and file.exists():
+        begun = json.loads(file.read_text(encoding="utf-8"))
+        differing = sorted(key for key in whole if begun.get(key) != whole[key])
+        if "config" in differing:
+            old = begun["config"]
+            differing += sorted(k for k, v in whole["config"].items() if old.get(k) != v)
+        if differing:
+            raise TrainError(
+                f"{run.path} was begun otherwise ({', '.join(differing)} differ): resume with the "
+                "command it was begun with, or delete it"
+            )
+    run.save(UNFINISHED)
+
+
+def _with_hysteresis(run: Run, data: Clips) -> Run:
+    """Return the run with the settings that make intervals of scores, by its validation clips."""
+    if run.normal is None:
+        return run
+    scores: list[NDArray[np.float32]] = []
+    anomalous: list[bool] = []
+    for predictions in predict_splits(run, run.all_models(), data, tested=False):
+        for index, snippets in zip(predictions.held_out, predictions.snippets, strict=True):
+            scores.append(anomaly_scores(snippets.mean(0), run.classes, run.normal))
+            anomalous.append(run.labels[data.ids[index]] != run.normal)
+    hysteresis, chosen = Hysteresis.choose(scores, anomalous, run.recipe.snippet_seconds)
+    return replace(run, hysteresis=hysteresis, chosen=chosen)
