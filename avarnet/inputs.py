@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,6 @@ from avarnet.pipelines import has_extract
 
 if TYPE_CHECKING:
     from features import Recipe
-    from train import Run
 
 
 SUFFIXES = 12  # listed of what is left out; --json lists all
@@ -127,8 +127,8 @@ def need_extract() -> None:
         fail(EXTRACT_EXTRA)
 
 
-def warn_of_doubts(run: Run) -> None:
-    for doubt in run.doubts():
+def warn_of_doubts(doubts: Sequence[str]) -> None:
+    for doubt in doubts:
         err.print(f"[yellow]{plain(doubt)}[/]", soft_wrap=True)
 
 

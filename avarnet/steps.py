@@ -141,7 +141,7 @@ def print_metrics(metrics: RecognitionMetrics, run: Run) -> None:
     """
     model, linear = metrics["model"], metrics["linear"]
     warn_of_random_weights(run.recipe)
-    warn_of_doubts(run)
+    warn_of_doubts(metrics["doubts"])
     if metrics["held_out"] == "test":
         what = counted(model["clips"], "held-out clip")
     else:
@@ -160,6 +160,13 @@ def print_metrics(metrics: RecognitionMetrics, run: Run) -> None:
             cells += [f"{found['value']:.3f}", f"{found['low']:.3f} to {found['high']:.3f}"]
         table.add_row(name, *cells)
     out.print(table)
+    for name, own in metrics["baselines"].items():
+        reached = own["accuracy"]
+        out.print(
+            f"{name}: accuracy {reached['value']:.3f} ({reached['low']:.3f} to "
+            f"{reached['high']:.3f}), macro f1 {own['f1']['value']:.3f}",
+            highlight=False,
+        )
     if len(metrics["models"]["each"]) > 1:
         each = metrics["models"]
         out.print(

@@ -99,7 +99,7 @@ def _print_detection(metrics: DetectionMetrics, run: Run) -> None:
     from train.report.html import figure
 
     warn_of_random_weights(run.recipe)
-    warn_of_doubts(run)
+    warn_of_doubts(metrics["doubts"])
     model, linear = metrics["model"], metrics["linear"]
     table = Table("frames of", "clips", "positive", "AP", "ROC-AUC", "baseline:", "AP", "ROC-AUC")
     rows = {"all": (model["all"], linear["all"], str(model["clips"]))}
@@ -133,6 +133,9 @@ def _print_detection(metrics: DetectionMetrics, run: Run) -> None:
     title = f"false alarms an hour, {100 * alarms[0]['asked']:g} % noticed"
     table.add_row(title, *(figure(row["per_hour"], 1) for row in alarms))
     out.print(table)
+    for name, own in metrics["baselines"].items():
+        ap, area = figure(own["all"]["ap"], 4), figure(own["all"]["roc_auc"], 4)
+        out.print(f"{name}: AP {ap}, ROC-AUC {area} of all frames", highlight=False)
     out.print(f"every snippet's score: {plain(str(run.path / 'predictions.csv'))}")
 
 

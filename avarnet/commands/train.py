@@ -132,7 +132,7 @@ def train(
         )
         return
     print_best_epochs(best)
-    warn_of_doubts(trained)
+    warn_of_doubts(trained.doubts())
     if trained.left_out:
         what = counted(len(trained.left_out), "clip")
         out.print(

@@ -1,10 +1,10 @@
-"""Judges a run on its held-out clips, beside the logistic baseline."""
+"""Judges a run on its held-out clips, beside plain baselines."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features import Joined, Recipe, Store
+from train.baselines.logistic import linear_probabilities, linear_scores
+from train.baselines.snippet_pooling import Pooling, PoolingBaseline
 from train.config import TrainError
 from train.data import Clips
 from train.evaluation.alarms import RECALL
@@ -21,12 +23,12 @@ from train.evaluation.figures import (
     Metrics,
     ModelFigures,
     RecognitionMetrics,
+    better_baselines,
 )
 from train.evaluation.frames import detection, frame_figures
 from train.evaluation.recognition import accuracy_and_f1, recognition, spread
 from train.inference import ClipPrediction, SplitPredictions, predict_splits
 from train.labels import CLASSES
-from train.logistic_baseline import linear_probabilities, linear_scores
 from train.run import EVALUATION_FILE, EVALUATION_FORMAT, Run, store_names
 
 
@@ -55,12 +57,12 @@ def evaluate_run(run: Run, store: Store | Joined, recall: float = RECALL) -> Met
 
 
 def judge_run(run: Run, store: Store | Joined, recall: float = RECALL) -> Evaluation:
-    """Score the held-out clips with the run's models and with the logistic baseline beside them.
+    """Score the held-out clips with the run's models and with plain baselines beside them.
 
     Recognition is judged clip by clip, detection frame by frame (see `detection`).
 
     Each clip is scored by the models that did not see it; the predictions of several seeds are
-    averaged. The baseline is trained on the training and validation clips of the same splits.
+    averaged. The baselines are trained on the training and validation clips of the same splits.
     Without held-out clips in the manifest, the validation clips are used and the result says so.
 
     Args:
@@ -69,13 +71,14 @@ def judge_run(run: Run, store: Store | Joined, recall: float = RECALL) -> Evalua
         recall: detection: share of the anomalies to be noticed, at which false alarms are counted.
 
     Returns:
-        The clips one by one, and the metrics, plain data: ``task``, ``model`` and ``linear`` (see
-        `recognition` and `detection`), ``models`` (recognition: what each model reached alone on
-        its held-out clips, with mean and deviation), ``seeds`` (mean and deviation over the seeds,
-        each pooled over the folds), ``without`` (stream -> accuracy, or frame-level AP, with it
-        taken from every held-out clip; empty of a single stream), ``held_out`` ("test" or
-        "validation"), ``parts`` (the number of splits), ``doubts`` (see `Run.doubts`),
-        ``missing_streams`` (stream -> held-out clips that lack it).
+        The clips one by one, and the metrics, plain data: ``task``; ``model``, ``linear`` (the
+        logistic baseline) and ``baselines`` (name -> another one, a network that pools snippets;
+        see `recognition` and `detection`); ``models`` (recognition: what each model reached alone
+        on its held-out clips, with mean and deviation); ``seeds`` (mean and deviation over the
+        seeds, each pooled over the folds); ``without`` (stream -> accuracy, or frame-level AP, with
+        it taken from every held-out clip; empty of a single stream); ``held_out`` ("test" or
+        "validation"); ``parts`` (the number of splits); ``doubts`` (see `Run.doubts`, and which
+        baselines do better); ``missing_streams`` (stream -> held-out clips that lack it).
         The metrics are also written to ``evaluation.json``, the single predictions, of clips or of
         snippets, to ``predictions.csv``.
 
@@ -98,6 +101,7 @@ def judge_run(run: Run, store: Store | Joined, recall: float = RECALL) -> Evalua
         metrics = _detection(held_out, clips, recall)
     else:
         metrics = _recognition(held_out, clips)
+    metrics["doubts"] += better_baselines(metrics, run.config.model)
     text = json.dumps(metrics, indent=1) + "\n"
     (run.path / EVALUATION_FILE).write_text(text, encoding="utf-8")
     return Evaluation(metrics, clips, held_out.data)
@@ -169,6 +173,7 @@ def _recognition(held_out: HeldOut, clips: list[ClipPrediction]) -> RecognitionM
             for split in held_out.splits
         ]
     )
+    pooled = np.concatenate([found for found, _ in _pooling_baselines(held_out, "attention")])
     each: list[ModelFigures] = []
     for number, split in enumerate(held_out.splits):
         for seed, predicted in enumerate(split.clips.argmax(2), run.config.seed):
@@ -188,6 +193,9 @@ def _recognition(held_out: HeldOut, clips: list[ClipPrediction]) -> RecognitionM
         "task": "recognition",
         "model": recognition(truth, probabilities, run.classes, run.config.seed),
         "linear": recognition(truth, linear, run.classes, run.config.seed),
+        "baselines": {
+            "attention pooling": recognition(truth, pooled, run.classes, run.config.seed)
+        },
         "models": {
             "each": each,
             "accuracy": spread([row["accuracy"] for row in each]),
@@ -211,6 +219,7 @@ def _detection(held_out: HeldOut, clips: list[ClipPrediction], recall: float) ->
         linear += linear_scores(
             held_out.data, held_out.targets, split.known, split.held_out, run.config
         )
+    ranked = [own[:, 1] for _, all_own in _pooling_baselines(held_out, "top") for own in all_own]
     step = run.recipe.snippet_seconds
     scores = [clip.snippets[:, 1] for clip in clips]
     with open(run.path / "predictions.csv", "w", newline="", encoding="utf-8") as file:
@@ -229,11 +238,31 @@ def _detection(held_out: HeldOut, clips: list[ClipPrediction], recall: float) ->
         "task": "detection",
         "model": detection(truth, scores, step, normal, run.config.seed, recall),
         "linear": detection(truth, linear, step, normal, run.config.seed, recall),
+        "baselines": {
+            "snippet ranker": detection(truth, ranked, step, normal, run.config.seed, recall)
+        },
         "seeds": {
             "ap": spread([row["ap"] for row in each]),
             "roc_auc": spread([row["roc_auc"] for row in each]),
         },
     }
+
+
+def _pooling_baselines(
+    held_out: HeldOut, pooling: Pooling
+) -> Iterator[tuple[NDArray[np.float32], list[NDArray[np.float32]]]]:
+    """Yield what the baseline of each split predicts of its held-out clips and their snippets."""
+    run = held_out.run
+    for split in held_out.splits:
+        baseline = PoolingBaseline(
+            held_out.data,
+            held_out.targets,
+            split.known,
+            len(run.classes),
+            pooling,
+            run.config.seed,
+        )
+        yield baseline.predict(split.held_out)
 
 
 def check_recipe(run: Run, recipe: Recipe) -> None:

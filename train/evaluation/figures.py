@@ -137,6 +137,7 @@ class RecognitionMetrics(CommonMetrics):
     task: Literal["recognition"]
     model: RecognitionFigures
     linear: RecognitionFigures
+    baselines: dict[str, RecognitionFigures]
     models: ModelsFigures
 
 
@@ -146,6 +147,31 @@ class DetectionMetrics(CommonMetrics):
     task: Literal["detection"]
     model: DetectionFigures
     linear: DetectionFigures
+    baselines: dict[str, DetectionFigures]
 
 
 Metrics = RecognitionMetrics | DetectionMetrics
+
+
+def better_baselines(metrics: Metrics, model: str) -> list[str]:
+    """Return a sentence for each plain baseline that does better than the run's model.
+
+    Args:
+        metrics: of the run.
+        model: its name.
+    """
+    values: dict[str, float | None]
+    if metrics["task"] == "recognition":
+        measure, own = "accuracy", metrics["model"]["accuracy"]["value"]
+        plain = {"logistic baseline": metrics["linear"], **metrics["baselines"]}
+        values = {name: figures["accuracy"]["value"] for name, figures in plain.items()}
+    else:
+        measure, own = "AP of frames", metrics["model"]["all"]["ap"] or 0.0
+        detectors = {"logistic baseline": metrics["linear"], **metrics["baselines"]}
+        values = {name: figures["all"]["ap"] for name, figures in detectors.items()}
+    return [
+        f"A plain model does better on these clips: {name}, {measure} {value:.3f} (the {model}: "
+        f"{own:.3f})."
+        for name, value in values.items()
+        if value is not None and value > own
+    ]

@@ -48,6 +48,7 @@ def write_report(
         title=f"{run.path.resolve().name}: AVAR-Net report",
         run=run,
         metrics=metrics,
+        plain_models={"logistic baseline": metrics["linear"], **metrics["baselines"]},
         notes=notes(run, metrics),
         measure=measure,
         value=value,
@@ -75,4 +76,4 @@ def notes(run: Run, metrics: Metrics) -> list[str]:
             "The manifest has no test clips: these are the validation clips, on which the best "
             "epoch was chosen. The figures are too good."
         )
-    return found + run.doubts()
+    return found + metrics["doubts"]
