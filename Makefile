@@ -1,5 +1,6 @@
 PYTHON ?= python3
 VENV := .venv
+SITE := site
 
 WHEELS := gpu-wheels
 # what a machine with PyTorch 2.11, transformers and the like has not, for CPython 3.12 on Linux
@@ -8,7 +9,7 @@ GPU_PACKAGES := av cffi dask dask-jobqueue distributed locket partd plotly pycpa
 PLATFORMS := $(patsubst %,--platform %_x86_64,manylinux_2_28 manylinux_2_27 manylinux_2_17 \
     manylinux2014 manylinux1)
 
-.PHONY: demo test quick soak lint gpu-wheels clean
+.PHONY: demo test quick soak lint docs gpu-wheels clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/avarnet demo
@@ -27,6 +28,10 @@ lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# pages of all public functions and classes, from their docstrings
+docs: $(VENV)/installed-test
+	$(VENV)/bin/python -m pdoc --docformat google -o $(SITE) avarnet extract features manifests train
 
 # what benchmarks/gpu.py needs on a machine without a network: benchmarks/README.md
 gpu-wheels: $(VENV)/installed
@@ -49,4 +54,4 @@ $(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) avarnet-demo
+	rm -rf $(VENV) $(SITE) avarnet-demo

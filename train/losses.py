@@ -129,7 +129,14 @@ def weak_loss(
     those of its clip. The later stages also learn the first one's prediction of every snippet: they
     see so far that the clip's label alone would teach them whether, but not when.
 
-    Args: as those of `mtcn_loss`.
+    Args:
+        logits: (stages, batch, 2, time), normal and anomalous.
+        mask: (batch, time).
+        targets: (batch, 2), soft targets; or (batch,), the class of each clip.
+        smoothing_weight, smoothing_limit: lambda and tau of MS-TCN's smoothing.
+        class_weights: (2,) or None.
+        label_smoothing: share of the target spread over both classes.
+        focus: gamma of the focal loss; 0 is cross-entropy.
     """
     top = top_snippets(logits[0].detach(), mask)
     total = mtcn_loss(

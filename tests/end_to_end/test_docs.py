@@ -30,7 +30,9 @@ from small_networks import save_clip, save_wav2vec2
 from small_stores import RECIPE, clip
 
 import avarnet
+import features
 import manifests
+import train
 from extract.synthetic import make_clip
 from features import Features, Recipe, pack
 from manifests import Clip, write
@@ -293,3 +295,16 @@ def test_the_architecture_names_every_file() -> None:
         assert set(named) == files, part
         assert len(named) == len(files), part
     assert [part for part, _ in parts] == ["avarnet", "manifests", "features", "extract", "train"]
+
+
+def test_the_pages_of_the_api_name_all_that_is_public(tmp_path: Path) -> None:
+    subprocess.run(
+        ["make", "-o", ".venv/installed-test", "docs", f"SITE={tmp_path}"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    for package in (features, manifests, train):
+        page = (tmp_path / f"{package.__name__}.html").read_text()
+        for name in package.__all__:
+            assert f'id="{name}"' in page, f"{package.__name__}.{name}"

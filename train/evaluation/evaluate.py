@@ -51,7 +51,9 @@ def evaluate_run(run: Run, store: Store | Joined, recall: float = RECALL) -> Met
     """Return the metrics of `judge_run`.
 
     Args:
-        run, store, recall: as `judge_run`'s.
+        run: a trained run.
+        store: the features it was trained on.
+        recall: share of the anomalies to be noticed, at which false alarms are counted.
     """
     return judge_run(run, store, recall).metrics
 

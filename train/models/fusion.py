@@ -49,7 +49,13 @@ class EarlyFusion(nn.Module):
 class GatedFusion(nn.Module):
     """A gate for each stream that all streams decide on: sum of sigmoid(V_i x) * tanh(W_i x_i).
 
-    The gated multimodal unit of Arevalo et al. 2017 (arXiv 1702.01992). Args: as `EarlyFusion`'s.
+    The gated multimodal unit of Arevalo et al. 2017 (arXiv 1702.01992).
+
+    Args:
+        sizes: values per snippet of each stream, as `Streams` gives them.
+        channels: values per snippet of the fused sequence.
+        dropout: not used.
+        causal: not used; each snippet is fused by itself.
     """
 
     receptive_field = 0
@@ -76,7 +82,13 @@ class CrossFusion(nn.Module):
     """Every stream asks the others: cross-attention over time, then concatenation.
 
     As in the cross-modal transformer of Tsai et al. 2019 (arXiv 1906.00295), one layer of it. With
-    one stream alone, that attends to itself. Args: as `EarlyFusion`'s.
+    one stream alone, that attends to itself.
+
+    Args:
+        sizes: values per snippet of each stream, as `Streams` gives them.
+        channels: width of each stream's attention.
+        dropout: of attention weights.
+        causal: let no snippet attend to later ones.
     """
 
     receptive_field = None
@@ -126,7 +138,13 @@ class BottleneckFusion(nn.Module):
 
     Nagrani et al., NeurIPS 2021 (arXiv 2107.00135): in each layer every stream attends to itself
     and to the tokens, and the tokens that come out of the streams are averaged. The tokens see the
-    whole clip, so there is no causal form. Args: as `EarlyFusion`'s.
+    whole clip, so there is no causal form.
+
+    Args:
+        sizes: values per snippet of each stream, as `Streams` gives them.
+        channels: width of each stream's attention.
+        dropout: in the attention layers.
+        causal: not used; see `Config`, which refuses it.
     """
 
     receptive_field = None

@@ -56,7 +56,13 @@ class Stage(nn.Module):
     """One stage: in to `channels`, dilated residual layers of dilation 2^l, out to the classes.
 
     Args:
-        in_features, num_classes, layers, channels, causal, dropout, context_dropout: as `MTCN`'s.
+        in_features: values per snippet.
+        num_classes: number of classes.
+        layers: how many; the last one's dilation is 2^(layers-1).
+        channels: width of every layer.
+        causal: let no output see the future.
+        dropout: in every layer.
+        context_dropout: how often a clip skips the layers, in training.
 
     Attributes:
         fast: train with `mtcn_kernel`, whose results are those of the plain layers.

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from train.config import Config
-from train.models.baselines import MODELS
 from train.models.fusion import FUSIONS
 from train.models.mtcn import MTCN
+from train.models.sequence_models import MODELS
 from train.models.streams import Streams, Totals
 
 
@@ -57,7 +57,14 @@ class AVARNet(nn.Module):
         mask: Tensor,
         totals: Totals | None = None,
     ) -> Tensor:
-        """Return logits (stages, batch, num_classes, time); see `Streams` and `MTCN`."""
+        """Return logits (stages, batch, num_classes, time).
+
+        Args:
+            streams: name -> (batch, time, D).
+            valid: name -> (batch, time), true where the stream has something to say.
+            mask: (batch, time), true inside the clips.
+            totals: see `Streams.forward`.
+        """
         inside = {name: present & mask for name, present in valid.items()}
         logits: Tensor = self.sequence_model(self.streams(streams, inside, totals), mask)
         return logits
@@ -71,7 +78,8 @@ class SequenceModel(nn.Module):
 
     Args:
         sizes: values per snippet of each stream, as `Streams` gives them.
-        num_classes, config: as `AVARNet`'s.
+        num_classes: number of classes.
+        config: settings; ``layers`` must be settled (not 0).
     """
 
     def __init__(self, sizes: Sequence[int], num_classes: int, config: Config) -> None:

@@ -53,7 +53,15 @@ def _turned(rows: Tensor, mask: Tensor) -> Tensor:
 
 
 class Transformer(nn.Module):
-    """Layers of self-attention between two projections. Args: as `Recurrent`'s."""
+    """Layers of self-attention between two projections.
+
+    Args:
+        in_features: values per snippet.
+        num_classes: number of classes.
+        channels: width.
+        causal: let no output see the future.
+        dropout: in the layers.
+    """
 
     receptive_field = None
 
@@ -81,7 +89,15 @@ class Transformer(nn.Module):
 
 
 class SnippetLinear(nn.Module):
-    """Each snippet judged for itself. Args: as `Recurrent`'s; only the first two are used."""
+    """A linear layer for each snippet by itself.
+
+    Args:
+        in_features: values per snippet.
+        num_classes: number of classes.
+        channels: not used.
+        causal: not used.
+        dropout: not used.
+    """
 
     receptive_field = 0
 
