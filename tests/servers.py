@@ -95,6 +95,22 @@ def sftp(folder: Path) -> Iterator[tuple[int, Path]]:
         yield port, folder / "user"
 
 
+def known_hosts(home: Path, port: int, key: Path) -> Path:
+    """Let `ssh-keyscan`'s line for a server on loopback stand in a user's known_hosts.
+
+    Args:
+        home: the user's folder.
+        port: of the server.
+        key: its public key.
+    """
+    file = home / ".ssh" / "known_hosts"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    kind, public = key.read_text().split()[:2]
+    with open(file, "a") as target:
+        target.write(f"[127.0.0.1]:{port} {kind} {public}\n")
+    return file
+
+
 RTSP_PYTHON = "/usr/bin/python3"  # Debian's, whose bindings of GStreamer no other Python has
 RTSP_SERVER = """
 import sys

@@ -10,6 +10,7 @@ from typing import TypeVar
 from features.recipe import FeatureError
 
 AT_ONCE = 4  # transfers
+SILENCE = 60.0  # seconds in which no byte moves, after which a transfer ends
 T = TypeVar("T")
 R = TypeVar("R")
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)

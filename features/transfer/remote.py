@@ -26,7 +26,8 @@ BLOCK = 8 * 2**20  # bytes that travel at once; what a cut can lose
 TABLE_BLOCK = 2**20  # bytes read at once from a distant shard's tables
 SMALL_FILE = 2**20  # most bytes of a recipe or card
 TRIES = 3  # of a block, before a transfer counts as cut off
-APPENDABLE = {"file", "local", "sftp", "ssh"}  # file systems that can append, and rename
+SSH = {"sftp", "ssh"}
+APPENDABLE = {"file", "local", *SSH}  # file systems that can append, and rename
 # s3fs and the library below it try 25 times, for minutes; `Remote.read` tries again by itself
 OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {
@@ -144,6 +145,8 @@ class Remote:
             try:
                 content = self._range(f"{self._root}/{name}", start, end)
                 break
+            except FeatureError:
+                raise
             except Exception:
                 if attempt == TRIES - 1:
                     raise
@@ -206,7 +209,7 @@ class Remote:
                 self._fs.put_file(str(file), f"{self._root}/{file.name}")
                 meter.add(size)
             if self._fs.size(f"{self._root}/{file.name}") != size:
-                raise FeatureError("not all of it arrived; push again")
+                raise FeatureError(f"{self.url}/{name}: not all of it arrived; push again")
 
     def _append(self, file: Path, meter: Meter) -> None:
         """Send to a file system: append to a partial file, read it back, rename it."""
@@ -227,7 +230,9 @@ class Remote:
                 block = source.read(BLOCK)
                 if self._range(partial, at, at + len(block)) != block:
                     self._fs.rm_file(partial)
-                    raise FeatureError("what arrived there is damaged; push again")
+                    raise FeatureError(
+                        f"{self.url}/{file.name}: what arrived there is damaged; push again"
+                    )
         self._fs.mv(partial, f"{self._root}/{file.name}")
 
     def _upload_parts(self, file: Path, meter: Meter) -> None:
@@ -264,7 +269,7 @@ class Remote:
         self._fs.invalidate_cache(self._root)
 
     def _range(self, path: str, start: int, end: int) -> bytes:
-        if {"sftp", "ssh"} & self._protocols:
+        if SSH & self._protocols:
             with self._fs.open(path, "rb") as file:
                 # sends all its requests at once; a plain read waits for each 32 KiB
                 content: bytes = b"".join(file.readv([(start, end - start)]))
@@ -278,6 +283,16 @@ class Remote:
         if not found:  # in a folder's name, fsspec would look for file:, data: and ::
             self._local.fs = fsspec.filesystem("file", skip_instance_cache=True)
             self._local.root = os.path.abspath(os.path.expanduser(self.url))
+            return
+        if SSH & {part.partition("://")[0] for part in self.url.split("::")}:
+            # fsspec's own way, and its chains of file systems, take any server's key
+            if "::" in self.url:
+                raise FeatureError(f"{self.url}: give the plain address, sftp://HOST/FOLDER")
+            from features.transfer.sftp import CheckedSFTP  # takes a while
+
+            settings = CheckedSFTP._get_kwargs_from_urls(self.url)
+            self._local.fs = CheckedSFTP(**settings, skip_instance_cache=True)
+            self._local.root = CheckedSFTP._strip_protocol(self.url)
             return
         self._local.fs, self._local.root = fsspec.url_to_fs(
             self.url,
