@@ -25,6 +25,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from features import redacted
+
 DONE, FAILED, SOME_FAILED, ANOMALY = 0, 1, 3, 4  # exit codes; Typer takes 2 for wrong usage
 PIPE_WIDTH = 100_000  # characters; a pipe or a file has no width at which lines are cut
 # control characters, and what cannot be written in UTF-8; newlines and tabs may stay
@@ -227,16 +229,25 @@ def print_json(document: Any) -> None:
     print(re.sub(r"[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
-def plain(text: str) -> str:
-    r"""Return text that Rich prints literally: no markup, no escape codes.
+def visible(text: str) -> str:
+    r"""Return text without escape codes, and without the passwords of URLs in it.
 
     Control characters, and bytes of a file's name that are no text, are shown as ``\x1b``.
+
+    >>> visible("a\x1b[1m")
+    'a\\x1b[1m'
+    """
+    return UNPRINTABLE.sub(_escaped, redacted(text))
+
+
+def plain(text: str) -> str:
+    r"""Return text that Rich prints literally: `visible`, and no markup.
 
     >>> from rich.text import Text
     >>> Text.from_markup(plain("[red]a\x1b[1m")).plain
     '[red]a\\x1b[1m'
     """
-    text = UNPRINTABLE.sub(_escaped, text)
+    text = visible(text)
     text = BRACKET.sub(lambda found: found[1] * (1 + bool(found[2])) + r"\[", text)
     last = len(text) - len(text.rstrip("\\"))  # they would make a tag that follows plain text
     return text + "\\" * last + "[none][/none]" if last else text

@@ -9,6 +9,7 @@ from features.interop.import_npy import ImportSummary, import_npy
 from features.joined_store import Joined, join
 from features.overview import Entry, Overview, entries, overview
 from features.recipe import FeatureError, Recipe, VersionError, WriteError
+from features.redaction import redacted
 from features.similarity import Hit, Searcher, search
 from features.store import RECIPE_FILE, Store, create, read_recipe
 from features.store_ops import Difference, compact, diff, drop, merge
@@ -54,6 +55,7 @@ __all__ = [
     "push",
     "read_recipe",
     "recover",
+    "redacted",
     "repair",
     "search",
     "try_folder",

@@ -127,7 +127,7 @@ def features_push(store: StorePath, url: Url, as_json: Json = False) -> None:
     """
     with bytes_bar("pushing", as_json) as progress:
         transfer = features.push(store, url, progress)
-    _print_transfer(transfer, url, as_json)
+    _print_transfer(transfer, features.redacted(url), as_json)
 
 
 @app.command("pull", epilog="Example: `avarnet features pull s3://team/store store`")

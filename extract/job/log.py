@@ -6,6 +6,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from features import redacted
+
 LOG = "extract.log"
 
 
@@ -17,4 +19,4 @@ def log(store: Path, line: str) -> None:
         line: without its end.
     """
     with suppress(OSError), open(store / LOG, "a", encoding="utf-8") as file:
-        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {redacted(line)}\n")

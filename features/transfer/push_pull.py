@@ -183,7 +183,7 @@ def _fetch_shard(remote: Remote, name: ShardName, size: int, store: Path, meter:
             _check_arrived(partial, name)
         except FeatureError as error:
             partial.unlink()
-            raise FeatureError(f"{remote.url}/{name}: {error}") from error
+            raise FeatureError(f"{remote.name}/{name}: {error}") from error
         partial.rename(store / str(name))
         sync_folder(store)
     except OSError as error:
@@ -255,7 +255,7 @@ def _fetch_clip(remote: Remote, clip: _RemoteClip, meter: Meter) -> tuple[str, F
         digest = clip_digest(table.header(index), streams[stream], valid[stream])
         if digest != table.digests[stream][index].tobytes() or valid[stream].max() > 1:
             raise FeatureError(
-                f"{remote.url}/{clip.shard}: clip {clip_id} is damaged at the source"
+                f"{remote.name}/{clip.shard}: clip {clip_id} is damaged at the source"
             )
     source = table.source[index].tobytes()
     return clip_id, Features(

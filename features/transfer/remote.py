@@ -18,6 +18,7 @@ from features.format.shard_index import Table, read_table
 from features.format.shard_name import ShardName
 from features.overview import Entry
 from features.recipe import FeatureError, Recipe
+from features.redaction import redacted
 from features.store import RECIPE_FILE
 from features.transfer.parallel import Meter, at_once
 
@@ -40,12 +41,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
 class Remote:
     """A store at a URL, listed and read without fetching it.
 
+    Attributes:
+        name: the URL as it is shown, without password or key.
+
     Raises:
         FeatureError: there is no store, or it cannot be reached.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
+        self.name = redacted(self.url)
         self._local = threading.local()
         with self.reported():
             self._connect()
@@ -55,11 +60,11 @@ class Remote:
         """Recipe of the store."""
         content = self.read_small(RECIPE_FILE)
         if content is None:
-            raise FeatureError(f"{self.url} is not a feature store: it has no {RECIPE_FILE}")
+            raise FeatureError(f"{self.name} is not a feature store: it has no {RECIPE_FILE}")
         try:
             return Recipe.from_json(content.decode())
         except (FeatureError, UnicodeDecodeError) as error:
-            raise FeatureError(f"{self.url}/{RECIPE_FILE}: {error}") from error
+            raise FeatureError(f"{self.name}/{RECIPE_FILE}: {error}") from error
 
     def create(self, recipe: Recipe) -> None:
         """Make the place a store of `recipe`; a store that exists there must have the same one.
@@ -68,12 +73,12 @@ class Remote:
             FeatureError: it has another one, or the place cannot be written to.
         """
         if self.url.startswith(("http://", "https://")):
-            raise FeatureError(f"{self.url}: http can only be pulled from; push to another place")
+            raise FeatureError(f"{self.name}: http can only be pulled from; push to another place")
         if self.read_small(RECIPE_FILE) is None:
             self.write(RECIPE_FILE, (recipe.to_json() + "\n").encode())
         elif differing := recipe.differences(self.recipe):
             raise FeatureError(
-                f"{self.url} holds features of another recipe; push to another place. Here: "
+                f"{self.name} holds features of another recipe; push to another place. Here: "
                 + "; ".join(differing)
             )
 
@@ -107,9 +112,9 @@ class Remote:
                 table = read_table(file, file.size)
                 table.check()
             except FeatureError as error:
-                raise FeatureError(f"{self.url}/{file.name}: {error}") from error
+                raise FeatureError(f"{self.name}/{file.name}: {error}") from error
             if table.recipe.fingerprint != fingerprint:
-                raise FeatureError(f"{self.url}/{file.name}: of another recipe than its store")
+                raise FeatureError(f"{self.name}/{file.name}: of another recipe than its store")
             tables[file.name] = table
         return tables
 
@@ -157,7 +162,7 @@ class Remote:
         if len(content) == size:
             return content[start:]
         raise FeatureError(
-            f"{self.url}/{name}: {len(content)} bytes came where {end - start} were asked for; it "
+            f"{self.name}/{name}: {len(content)} bytes came where {end - start} were asked for; it "
             "was changed meanwhile, or is cut short"
         )
 
@@ -173,7 +178,7 @@ class Remote:
                     raise cause from None
                 return None
             if size is None or size > SMALL_FILE:
-                raise FeatureError(f"{self.url}/{name}: too large to be one")
+                raise FeatureError(f"{self.name}/{name}: too large to be one")
             content: bytes = self._fs.cat_file(path)
             return content
 
@@ -209,7 +214,7 @@ class Remote:
                 self._fs.put_file(str(file), f"{self._root}/{file.name}")
                 meter.add(size)
             if self._fs.size(f"{self._root}/{file.name}") != size:
-                raise FeatureError(f"{self.url}/{name}: not all of it arrived; push again")
+                raise FeatureError(f"{self.name}/{name}: not all of it arrived; push again")
 
     def _append(self, file: Path, meter: Meter) -> None:
         """Send to a file system: append to a partial file, read it back, rename it."""
@@ -231,7 +236,7 @@ class Remote:
                 if self._range(partial, at, at + len(block)) != block:
                     self._fs.rm_file(partial)
                     raise FeatureError(
-                        f"{self.url}/{file.name}: what arrived there is damaged; push again"
+                        f"{self.name}/{file.name}: what arrived there is damaged; push again"
                     )
         self._fs.mv(partial, f"{self._root}/{file.name}")
 
@@ -287,7 +292,7 @@ class Remote:
         if SSH & {part.partition("://")[0] for part in self.url.split("::")}:
             # fsspec's own way, and its chains of file systems, take any server's key
             if "::" in self.url:
-                raise FeatureError(f"{self.url}: give the plain address, sftp://HOST/FOLDER")
+                raise FeatureError(f"{self.name}: give the plain address, sftp://HOST/FOLDER")
             from features.transfer.sftp import CheckedSFTP  # takes a while
 
             settings = CheckedSFTP._get_kwargs_from_urls(self.url)
@@ -332,12 +337,15 @@ class Remote:
             raise
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = redacted(reason, self.url)
+            # what a library says with a password in it shall not be seen in a traceback either
+            cause = error if self.name == self.url else None
             if name:
                 raise FeatureError(
-                    f"{self.url}: the transfer of {name} was cut off ({reason}); run the same "
+                    f"{self.name}: the transfer of {name} was cut off ({reason}); run the same "
                     "command again to resume where it stopped"
-                ) from error
-            raise FeatureError(f"{self.url}: cannot be reached or read ({reason})") from error
+                ) from cause
+            raise FeatureError(f"{self.name}: cannot be reached or read ({reason})") from cause
 
 
 class _RemoteShard(AbstractBufferedFile):  # type: ignore[misc]
