@@ -144,7 +144,7 @@ def _footage_lines(
         yield show
     finally:
         ended.set()
-        thread.join()
+        thread.join(LINE_SECONDS)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from rich.filesize import decimal
 
 from features.card import CARD_FILE
 from features.clip_features import Features, Flag
@@ -25,7 +27,7 @@ from features.format.shard_writer import sync_folder, write_error
 from features.recipe import FeatureError
 from features.store import Store, create, read_recipe
 from features.transfer.parallel import Meter, Progress, at_once
-from features.transfer.remote import BLOCK, PARTIAL, Remote
+from features.transfer.remote import PARTIAL, Remote
 from features.writer import pack
 
 CLIPS_AHEAD = 64  # clips fetched before they are written
@@ -127,7 +129,7 @@ def pull(
         transfer.missing = sorted(clip_id.decode(errors="replace") for clip_id in asked - known)
         transfer.already = len(asked & known) - len(lacking)
         if trim:
-            clips = _fetch_clips(remote, _locate(tables, sizes, lacking), meter)
+            clips = _fetch_clips(remote, _locate(tables, lacking), meter)
 
             def arriving() -> Iterator[tuple[str, Features]]:
                 for clip_id, features in clips:
@@ -153,9 +155,20 @@ def _fetch_shards(
 ) -> list[str]:
     """Fetch the shards, given with their sizes, that a store lacks; return their names."""
     lacking = {name: size for name, size in sizes.items() if not (store / str(name)).exists()}
+    _need_room(store, remote.name, sum(lacking.values()))
     meter.grow(sum(lacking.values()))
     at_once(lambda name: _fetch_shard(remote, name, lacking[name], store, meter), lacking, meter)
     return [str(name) for name in lacking]
+
+
+def _need_room(store: Path, source: str, nbytes: int) -> None:
+    """Refuse to fetch more than there is room for, whatever it is."""
+    free = shutil.disk_usage(store).free
+    if nbytes > free:
+        raise FeatureError(
+            f"{source}: its server says that {decimal(nbytes)} are to be fetched, and {store} has "
+            f"room for {decimal(free)}; fetch some clips ('--ids' with '--trim'), or make room"
+        )
 
 
 def _fetch_shard(remote: Remote, name: ShardName, size: int, store: Path, meter: Meter) -> None:
@@ -172,12 +185,15 @@ def _fetch_shard(remote: Remote, name: ShardName, size: int, store: Path, meter:
             if file.tell() > size:
                 file.truncate(0)
             meter.skip(file.tell())
+
+            def take(block: bytes) -> None:
+                file.write(block)
+                meter.add(len(block))
+
             while (at := file.tell()) < size:
                 with remote.reported(name):
-                    block = remote.read(name, at, min(at + BLOCK, size), size)
-                file.write(block)
+                    remote.fetch(name, at, size, take)
                 file.flush()
-                meter.add(len(block))
             os.fsync(file.fileno())
         try:
             _check_arrived(partial, name)
@@ -202,7 +218,6 @@ class _RemoteClip(NamedTuple):
     """A clip in a distant shard."""
 
     shard: ShardName
-    shard_bytes: int  # size of the shard
     table: Table  # of the shard
     number: int  # of the clip in it
 
@@ -213,15 +228,13 @@ class _RemoteClip(NamedTuple):
         return sum(count * (2 * at.features + 1) for at in self.table.extents.values())
 
 
-def _locate(
-    tables: Mapping[ShardName, Table], sizes: Mapping[ShardName, int], ids: set[bytes]
-) -> list[_RemoteClip]:
+def _locate(tables: Mapping[ShardName, Table], ids: set[bytes]) -> list[_RemoteClip]:
     """Return where each clip is; of a clip in several shards, the first one counts."""
     found: dict[bytes, _RemoteClip] = {}
     for name, table in tables.items():
         for index, clip_id in enumerate(table.ids):
             if clip_id in ids:
-                found.setdefault(clip_id, _RemoteClip(name, sizes[name], table, index))
+                found.setdefault(clip_id, _RemoteClip(name, table, index))
     return list(found.values())
 
 
@@ -242,7 +255,7 @@ def _fetch_clip(remote: Remote, clip: _RemoteClip, meter: Meter) -> tuple[str, F
 
     def read(start: int, nbytes: int) -> bytes:
         with remote.reported():
-            content = remote.read(clip.shard, start, start + nbytes, clip.shard_bytes)[:nbytes]
+            content = remote.read(clip.shard, start, start + nbytes)
         meter.add(len(content))
         return content
 
