@@ -11,6 +11,7 @@ from rich.filesize import decimal
 from features.format.shard_index import VERSION
 from features.overview import overview
 from features.store import Store
+from features.store_files import replace_file
 
 CARD_FILE = "CARD.md"
 
@@ -76,7 +77,7 @@ def write_card(path: Path, labels: Mapping[str, str] | None = None) -> Path:
         "",
     ]
     card = path / CARD_FILE
-    card.write_text("\n".join(lines), encoding="utf-8")
+    replace_file(card, "\n".join(lines).encode("utf-8", "surrogateescape"))
     return card
 
 

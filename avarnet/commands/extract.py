@@ -248,7 +248,7 @@ def _with_best_precision(recipe: Recipe, store: Path, device: str, cluster: Clus
 
     file = store / features.RECIPE_FILE
     if file.exists():
-        precision = features.Recipe.from_json(file.read_text(encoding="utf-8")).precision
+        precision = features.read_recipe(store).precision
         why = f"that of {store}"
     else:
         precision, why = stage1.choose_precision(recipe.source, device, cluster)

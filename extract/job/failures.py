@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from features.store_files import append_line, read_file, replace_file
+
 FAILURES = "failures.jsonl"
 
 
@@ -43,7 +45,7 @@ def read_failures(store: Path) -> dict[str, Failure]:
     """Return clip id -> failure of the runs so far; lines that are damaged are left out."""
     found: dict[str, Failure] = {}
     try:
-        lines = (store / FAILURES).read_text(encoding="utf-8").splitlines()
+        lines = read_file(store / FAILURES).decode(errors="replace").splitlines()
     except FileNotFoundError:
         return {}
     for line in lines:
@@ -62,8 +64,7 @@ def add_failure(store: Path, failure: Failure) -> None:
         store: folder of the store.
         failure: of a clip.
     """
-    with open(store / FAILURES, "a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(failure), ensure_ascii=False) + "\n")
+    append_line(store / FAILURES, json.dumps(asdict(failure), ensure_ascii=False))
 
 
 def write_failures(store: Path, failures: Iterable[Failure]) -> None:
@@ -76,8 +77,6 @@ def write_failures(store: Path, failures: Iterable[Failure]) -> None:
     lines = [json.dumps(asdict(failure), ensure_ascii=False) + "\n" for failure in failures]
     file = store / FAILURES
     if lines:
-        new = file.with_name(f".{FAILURES}")
-        new.write_text("".join(lines), encoding="utf-8")
-        new.replace(file)
+        replace_file(file, "".join(lines).encode())
     else:
         file.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -26,8 +27,9 @@ from features.format.shard_name import ShardName, file_hash
 from features.format.shard_writer import sync_folder, write_error
 from features.recipe import FeatureError
 from features.store import Store, create, read_recipe
+from features.store_files import open_regular, read_file, replace_file
 from features.transfer.parallel import Meter, Progress, at_once
-from features.transfer.remote import PARTIAL, Remote
+from features.transfer.remote import PARTIAL, SMALL_FILE, Remote
 from features.writer import pack
 
 CLIPS_AHEAD = 64  # clips fetched before they are written
@@ -68,6 +70,9 @@ def push(store: Path, url: str, progress: Progress = lambda *_: None) -> Transfe
     """
     started = time.monotonic()
     sealed, recipe = _sealed_shards(store), read_recipe(store)
+    card: bytes | None = None
+    with suppress(FileNotFoundError):
+        card = read_file(store / CARD_FILE, SMALL_FILE)
     remote = Remote(url)
     remote.create(recipe)
     arrived = remote.sizes()
@@ -83,8 +88,8 @@ def push(store: Path, url: str, progress: Progress = lambda *_: None) -> Transfe
         remote.send(name, lacking[name], meter)
 
     at_once(send, lacking, meter)
-    if (store / CARD_FILE).exists():
-        remote.write(CARD_FILE, (store / CARD_FILE).read_bytes())
+    if card is not None:
+        remote.write(CARD_FILE, card)
     transfer.nbytes, transfer.seconds = meter.moved, time.monotonic() - started
     return transfer
 
@@ -120,7 +125,7 @@ def pull(
         transfer.shards = _fetch_shards(remote, sizes, store, meter)
         transfer.already = len(sizes) - len(transfer.shards)
         if card := remote.read_small(CARD_FILE):
-            (store / CARD_FILE).write_bytes(card)
+            replace_file(store / CARD_FILE, card)
     else:
         tables = remote.tables(sizes)
         asked = {clip_id.encode("utf-8", "surrogatepass") for clip_id in ids}
@@ -146,8 +151,9 @@ def pull(
 
 
 def _sealed_shards(store: Path) -> dict[ShardName, Path]:
+    """Return the shards of a store, and nothing that a link there leads to."""
     files = ((ShardName.parse(file.name), file) for file in sorted(store.glob("[!.]*.h5")))
-    return {name: file for name, file in files if name and file.is_file()}
+    return {n: file for n, file in files if n and file.is_file() and not file.is_symlink()}
 
 
 def _fetch_shards(
@@ -175,7 +181,8 @@ def _fetch_shard(remote: Remote, name: ShardName, size: int, store: Path, meter:
     """Fetch one shard, resuming what an earlier try left in the store."""
     partial = store / f"{PARTIAL}{name}"
     try:
-        with open(partial, "ab") as file:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
+        with os.fdopen(open_regular(partial, flags), "ab") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

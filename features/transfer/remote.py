@@ -24,6 +24,7 @@ from features.overview import Entry
 from features.recipe import FeatureError, Recipe
 from features.redaction import redacted
 from features.store import RECIPE_FILE
+from features.store_files import open_regular, replace_file
 from features.transfer.bodies import (
     CHUNK,
     MOST_BODY,
@@ -47,7 +48,8 @@ TRIES = 3  # of a block, before a transfer counts as cut off
 HTTP = {"http", "https"}
 SSH = {"sftp", "ssh"}
 LISTED_SHARD = re.compile(SHARD_NAME.pattern.encode())  # in a server's page
-APPENDABLE = {"file", "local", *SSH}  # file systems that can append, and rename
+LOCAL = {"file", "local"}
+APPENDABLE = {*LOCAL, *SSH}  # file systems that can append, and rename
 
 
 class Remote:
@@ -279,10 +281,13 @@ class Remote:
             content: all of it.
         """
         with self.reported():
-            fs, root = self._fs, self._root
+            fs, root, here = self._fs, self._root, bool(LOCAL & self._protocols)
 
             def put() -> None:
                 fs.makedirs(root, exist_ok=True)
+                if here:
+                    replace_file(Path(root, name), content)
+                    return
                 fs.pipe_file(f"{root}/{name}", content)
 
             result_of(in_a_thread(put), nbytes=len(content))
@@ -324,6 +329,8 @@ class Remote:
     def _append_all(self, file: Path, meter: Meter, moved: Moved) -> None:
         fs, root, size = self._fs, self._root, file.stat().st_size
         partial = f"{root}/{PARTIAL}{file.name}"
+        if LOCAL & self._protocols:
+            os.close(open_regular(Path(partial), os.O_WRONLY | os.O_CREAT))
         done = fs.size(partial) if fs.exists(partial) else 0
         if done > size:
             fs.rm_file(partial)
@@ -410,6 +417,14 @@ class Remote:
             result_of(asyncio.run_coroutine_threadsafe(part, fs.loop), moved)
         elif SSH & self._protocols:
             result_of(in_a_thread(lambda: sftp_part(fs, path, start, end, write, moved)), moved)
+        elif LOCAL & self._protocols:
+
+            def read() -> bytes:
+                with os.fdopen(open_regular(Path(path)), "rb") as file:
+                    file.seek(start)
+                    return file.read(end - start)
+
+            write(result_of(in_a_thread(read), nbytes=end - start))
         else:
             content = in_a_thread(lambda: fs.cat_file(path, start=start, end=end))
             write(bytes(result_of(content, nbytes=end - start)))
