@@ -29,7 +29,7 @@ from avarnet.commands import (
     watch,
 )
 from avarnet.commands import features as feature_commands
-from avarnet.console import FAILED, fail, one_line, out, visible
+from avarnet.console import FAILED, fail, one_line, out
 
 
 class _Commands(TyperGroup):
@@ -50,7 +50,7 @@ def _typed_text_visible() -> Iterator[None]:
         yield
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "message"):  # one of usage
-            error.message = visible(error.message)
+            error.message = features.visible(error.message)
         raise
 
 
@@ -80,7 +80,7 @@ def main() -> None:
             text = traceback.format_exc()
             for word in sys.argv[1:]:
                 text = features.redacted(text, word)
-            sys.stderr.write(visible(text))
+            sys.stderr.write(features.visible(text))
             sys.exit(FAILED)
         if isinstance(error, OSError) and isinstance(error.filename, str | Path):
             fail(f"{error.filename}: {manifests.reason(error)}")

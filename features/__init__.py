@@ -2,6 +2,7 @@
 
 from features.card import write_card
 from features.clip_features import Features, Flag
+from features.foreign_text import escaped, json_text, redacted, visible
 from features.format.shard import Shard
 from features.integrity import Damage, repair, try_folder, verify
 from features.interop.export import export_npy, export_safetensors, export_webdataset
@@ -9,7 +10,6 @@ from features.interop.import_npy import ImportSummary, import_npy
 from features.joined_store import Joined, join
 from features.overview import Entry, Overview, entries, overview
 from features.recipe import FeatureError, Recipe, VersionError, WriteError
-from features.redaction import redacted
 from features.similarity import Hit, Searcher, search
 from features.store import RECIPE_FILE, Store, create, read_recipe
 from features.store_ops import Difference, compact, diff, drop, merge
@@ -43,11 +43,13 @@ __all__ = [
     "diff",
     "drop",
     "entries",
+    "escaped",
     "export_npy",
     "export_safetensors",
     "export_webdataset",
     "import_npy",
     "join",
+    "json_text",
     "merge",
     "overview",
     "pack",
@@ -60,5 +62,6 @@ __all__ = [
     "search",
     "try_folder",
     "verify",
+    "visible",
     "write_card",
 ]

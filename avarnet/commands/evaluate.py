@@ -111,7 +111,7 @@ def _print_detection(metrics: dict[str, Any], run: Run) -> None:
         table.add_row(plain(name), clips, share, *figures[:2], "", *figures[2:])
     out.print(table)
     out.print("AP: area under the precision-recall curve, as XD-Violence reports it")
-    table = Table("", run.config.model, "linear")
+    table = Table("", plain(run.config.model), "linear")
     both = model, linear
     for key, title in (("ap", "AP"), ("roc_auc", "ROC-AUC")):
         ends = [row["intervals"].get(key, (None, None)) for row in both]

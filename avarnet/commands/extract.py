@@ -23,6 +23,7 @@ from avarnet.console import (
     out,
     plain,
     print_json,
+    print_literally,
 )
 from avarnet.inputs import (
     AUDIO_MODEL,
@@ -252,7 +253,7 @@ def _with_best_precision(recipe: Recipe, store: Path, device: str, cluster: Clus
         why = f"that of {store}"
     else:
         precision, why = stage1.choose_precision(recipe.source, device, cluster)
-    err.print(f"precision: {precision} ({plain(why)})", soft_wrap=True)
+    err.print(f"precision: {plain(precision)} ({plain(why)})", soft_wrap=True)
     return replace(recipe, precision=precision)
 
 
@@ -299,4 +300,4 @@ def _print_plan(plan: pipelines.Plan, store: Path) -> None:
         out.print("no estimate of the time: no task has been done for this store yet")
     if plan.job_script:
         out.print("\nThe script of a job:\n")
-        print(plan.job_script)
+        print_literally(plan.job_script)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from features import json_text
 from features.store_files import append_line, read_file, replace_file
 
 FAILURES = "failures.jsonl"
@@ -64,7 +65,7 @@ def add_failure(store: Path, failure: Failure) -> None:
         store: folder of the store.
         failure: of a clip.
     """
-    append_line(store / FAILURES, json.dumps(asdict(failure), ensure_ascii=False))
+    append_line(store / FAILURES, json_text(asdict(failure)))
 
 
 def write_failures(store: Path, failures: Iterable[Failure]) -> None:
@@ -74,7 +75,7 @@ def write_failures(store: Path, failures: Iterable[Failure]) -> None:
         store: folder of the store.
         failures: all that are known.
     """
-    lines = [json.dumps(asdict(failure), ensure_ascii=False) + "\n" for failure in failures]
+    lines = [json_text(asdict(failure)) + "\n" for failure in failures]
     file = store / FAILURES
     if lines:
         replace_file(file, "".join(lines).encode())

@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from features import redacted
+from features import visible
 from features.store_files import append_line
 
 LOG = "extract.log"
@@ -20,4 +20,4 @@ def log(store: Path, line: str) -> None:
         line: without its end.
     """
     with suppress(OSError):
-        append_line(store / LOG, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {redacted(line)}")
+        append_line(store / LOG, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {visible(line)}")
