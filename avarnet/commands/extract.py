@@ -110,7 +110,7 @@ def extract(
     scheduler: Annotated[
         str,
         typer.Option(
-            help="local, a running Dask scheduler (tcp://host:8786), or a batch system: slurm, "
+            help="local, a running Dask scheduler (tls://host:8786), or a batch system: slurm, "
             "pbs, lsf, sge, htcondor."
         ),
     ] = "local",
@@ -134,6 +134,14 @@ def extract(
     ] = None,
     cluster_config: Annotated[
         Path | None, typer.Option(help="TOML: further arguments of dask-jobqueue's cluster.")
+    ] = None,
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option(help="Of a running cluster, in PEM format: who signs its certificates,"),
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="your certificate,")] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(help="and its key; what is not given is as Dask is configured.")
     ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Retry also unchanged files that failed.")
@@ -185,6 +193,9 @@ def extract(
             interface=interface,
             config=cluster_config,
             device=device,
+            tls_ca=tls_ca,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
         )
         if cluster.scheduler == "local":
             need_device(device)
