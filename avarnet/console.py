@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import csv
 import os
 import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from rich.console import Console, ConsoleDimensions
+from rich.errors import MarkupError
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -24,11 +25,12 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.table import Table
+from rich.text import Text
+
+from features import escaped, json_text, visible
 
 DONE, FAILED, SOME_FAILED, ANOMALY = 0, 1, 3, 4  # exit codes; Typer takes 2 for wrong usage
 PIPE_WIDTH = 100_000  # characters; a pipe or a file has no width at which lines are cut
-# control characters, and what cannot be written in UTF-8; newlines and tabs may stay
-UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # a bracket, and whether Rich would take it for the beginning of a tag
 BRACKET = re.compile(r"(\\*)\[(?=([a-z#/@][^\[\]]*\])?)")
 
@@ -47,6 +49,16 @@ class _Console(Console):
     @size.setter
     def size(self, new_size: tuple[int, int]) -> None:
         self._width, self._height = new_size
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        """Make text of a string, of every one that is printed, also in a table.
+
+        What `plain` was forgotten for neither controls the terminal nor ends in an error.
+        """
+        try:
+            return super().render_str(escaped(text), **settings)
+        except MarkupError:
+            return super().render_str(escaped(text), **{**settings, "markup": False})
 
     def print(self, *objects: Any, **settings: Any) -> None:
         for table in objects:
@@ -142,7 +154,7 @@ def _footage_lines(
         yield show
     finally:
         ended.set()
-        thread.join()
+        thread.join(LINE_SECONDS)
 
 
 @contextmanager
@@ -222,21 +234,32 @@ def first_few(names: Sequence[str]) -> str:
 
 def print_json(document: Any) -> None:
     """Print the document of --json to standard output."""
-    text = json.dumps(document, indent=2, ensure_ascii=False)
-    # bytes of a file's name that are no text become JSON's escapes, which readers decode
-    print(re.sub(r"[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text))
+    print_literally(json_text(document, indent=2))
+
+
+def print_json_line(document: Any) -> None:
+    """Print a document as one line of JSON, at once."""
+    print_literally(json_text(document))
+    sys.stdout.flush()
+
+
+def print_csv(rows: Iterable[Sequence[str]]) -> None:
+    """Print rows as CSV to standard output."""
+    csv.writer(sys.stdout).writerows([escaped(cell) for cell in row] for row in rows)
+
+
+def print_literally(text: str) -> None:
+    """Print text for other programs to standard output: no markup, no colours, whole lines."""
+    print(escaped(text))
 
 
 def plain(text: str) -> str:
-    r"""Return text that Rich prints literally: no markup, no escape codes.
+    r"""Return text that Rich prints literally: `visible`, and no markup.
 
-    Control characters, and bytes of a file's name that are no text, are shown as ``\x1b``.
-
-    >>> from rich.text import Text
     >>> Text.from_markup(plain("[red]a\x1b[1m")).plain
     '[red]a\\x1b[1m'
     """
-    text = UNPRINTABLE.sub(_escaped, text)
+    text = visible(text)
     text = BRACKET.sub(lambda found: found[1] * (1 + bool(found[2])) + r"\[", text)
     last = len(text) - len(text.rstrip("\\"))  # they would make a tag that follows plain text
     return text + "\\" * last + "[none][/none]" if last else text
@@ -245,11 +268,6 @@ def plain(text: str) -> str:
 def shown(name: str | os.PathLike[str]) -> str:
     """Return a file's name like `plain`, in one line whatever is in it."""
     return plain(os.fspath(name).replace("\n", "\\n").replace("\t", "\\t"))
-
-
-def _escaped(found: re.Match[str]) -> str:
-    byte = ord(found[0]) - 0xDC00  # of the name, if that is no text in UTF-8
-    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else repr(found[0])[1:-1]
 
 
 def clock(seconds: float, digits: int = 0) -> str:

@@ -135,8 +135,8 @@ def warn_of_doubts(doubts: Sequence[str]) -> None:
 def warn_of_random_weights(recipe: Recipe) -> None:
     if recipe.random_streams:
         err.print(
-            f"[yellow bold]RANDOM WEIGHTS[/] ({', '.join(recipe.random_streams)}): these networks "
-            "have learned nothing; the figures test the pipeline, not the method.",
+            f"[yellow bold]RANDOM WEIGHTS[/] ({plain(', '.join(recipe.random_streams))}): these "
+            "networks have learned nothing; the figures test the pipeline, not the method.",
             soft_wrap=True,
         )
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import features
 import manifests
@@ -25,9 +29,33 @@ from avarnet.commands import (
     watch,
 )
 from avarnet.commands import features as feature_commands
-from avarnet.console import fail, one_line, out
+from avarnet.console import FAILED, fail, one_line, out
+
+
+class _Commands(TyperGroup):
+    """The commands; what users typed is shown by `visible` in errors of usage too."""
+
+    def make_context(self, *args: Any, **settings: Any) -> Any:
+        with _typed_text_visible():
+            return super().make_context(*args, **settings)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _typed_text_visible():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _typed_text_visible() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "message"):  # one of usage
+            error.message = features.visible(error.message)
+        raise
+
 
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -49,7 +77,11 @@ def main() -> None:
         app(prog_name="avarnet")
     except Exception as error:
         if debugging:
-            raise
+            text = traceback.format_exc()
+            for word in sys.argv[1:]:
+                text = features.redacted(text, word)
+            sys.stderr.write(features.visible(text))
+            sys.exit(FAILED)
         if isinstance(error, OSError) and isinstance(error.filename, str | Path):
             fail(f"{error.filename}: {manifests.reason(error)}")
         if isinstance(error, manifests.AvarnetError | features.FeatureError | OSError):

@@ -147,7 +147,7 @@ def print_metrics(metrics: RecognitionMetrics, run: Run) -> None:
     else:
         what = counted(model["clips"], "validation clip") + " (no test split: too good)"
     out.print(f"{what}, {counted(metrics['parts'], 'model')}")
-    model_name = run.config.model
+    model_name = plain(run.config.model)
     table = Table("", model_name, "95 % interval", "logistic baseline", "95 % interval")
     for name, pair in {
         "accuracy": (model["accuracy"], linear["accuracy"]),
@@ -201,7 +201,7 @@ def print_prediction(scored: pipelines.Scored) -> None:
     out.print(f"{shown(scored.video)}: [bold]{plain(answer.label)}[/] ({answer.confidence:.2f})")
     for name, valid in clip.valid.items():
         if not valid.any():
-            out.print(f"  no {name} in this clip: predicted without it")
+            out.print(f"  no {plain(name)} in this clip: predicted without it")
     if answer.anomaly is None:
         return
     if not answer.intervals:

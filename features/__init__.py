@@ -2,6 +2,7 @@
 
 from features.card import write_card
 from features.clip_features import Features, Flag
+from features.foreign_text import escaped, json_text, redacted, visible
 from features.format.shard import Shard
 from features.integrity import Damage, repair, try_folder, verify
 from features.interop.export import export_npy, export_safetensors, export_webdataset
@@ -42,11 +43,13 @@ __all__ = [
     "diff",
     "drop",
     "entries",
+    "escaped",
     "export_npy",
     "export_safetensors",
     "export_webdataset",
     "import_npy",
     "join",
+    "json_text",
     "merge",
     "overview",
     "pack",
@@ -54,9 +57,11 @@ __all__ = [
     "push",
     "read_recipe",
     "recover",
+    "redacted",
     "repair",
     "search",
     "try_folder",
     "verify",
+    "visible",
     "write_card",
 ]

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
+from features.foreign_text import json_text, markdown
 from features.format.shard_index import VERSION
 from features.overview import overview
 from features.store import Store
+from features.store_files import replace_file
 
 CARD_FILE = "CARD.md"
 
@@ -28,7 +30,7 @@ def write_card(path: Path, labels: Mapping[str, str] | None = None) -> Path:
     footage = f"{about.hours:,.2f} hours" if about.hours >= 1 else f"{about.hours * 60:.1f} minutes"
     shards = "1 shard" if about.shards == 1 else f"{about.shards} shards"
     lines = [
-        f"# {path.resolve().name}",
+        f"# {markdown(path.resolve().name)}",
         "",
         f"Features of {about.clips:,} clips, {footage} of video, in steps of "
         f"{recipe.snippet_seconds:g} s ({about.snippets:,} snippets); {shards}, "
@@ -37,8 +39,8 @@ def write_card(path: Path, labels: Mapping[str, str] | None = None) -> Path:
     ]
     if recipe.random_streams:
         lines += [
-            f"**Random weights** ({', '.join(recipe.random_streams)}): these networks have learned "
-            "nothing; good for trying things out, not for results.",
+            f"**Random weights** ({', '.join(map(markdown, recipe.random_streams))}): these "
+            "networks have learned nothing; good for trying things out, not for results.",
             "",
         ]
     lines += ["| stream | values | from | clips without it |", "| --- | --- | --- | --- |"]
@@ -46,27 +48,28 @@ def write_card(path: Path, labels: Mapping[str, str] | None = None) -> Path:
         source = recipe.source.get(name, {})
         origin = f"{source.get('name', settings.get('model', '?'))}, {source.get('weights', '?')}"
         lines.append(
-            f"| {name} | {settings['features']} | {_cell(origin)} | {about.lacking[name]} |"
+            f"| {markdown(name)} | {settings['features']} | {markdown(origin)} | "
+            f"{about.lacking[name]} |"
         )
     lines.append("")
     if labels:
         classes = Counter(labels[clip_id] for clip_id in store if clip_id in labels)
         lines += ["| class | clips |", "| --- | --- |"]
-        lines += [f"| {_cell(name)} | {count} |" for name, count in sorted(classes.items())]
+        lines += [f"| {markdown(name)} | {count} |" for name, count in sorted(classes.items())]
         lines.append("")
     lines += [
         f"{words.capitalize()}: {count} of the clips." for words, count in about.flags.items()
     ]
     lines += [
-        f"Recipe {recipe.fingerprint}, {recipe.precision}; all of it is in `recipe.json`. Format: "
-        f"avarnet-features, version {VERSION}.",
+        f"Recipe {recipe.fingerprint}, {markdown(recipe.precision)}; all of it is in "
+        f"`recipe.json`. Format: avarnet-features, version {VERSION}.",
         "",
         "```python",
         "import features",
-        f'store = features.Store("{path.resolve().name}")',
-        f"clip = store[{some_clip!r}]",
+        f"store = features.Store({_quoted(path.resolve().name)})",
+        f"clip = store[{_quoted(some_clip)}]",
         *(
-            f'clip.streams["{name}"]  # (snippets, {settings["features"]}) float16'
+            f"clip.streams[{_quoted(name)}]  # (snippets, {settings['features']}) float16"
             for name, settings in recipe.streams.items()
         ),
         "```",
@@ -76,9 +79,10 @@ def write_card(path: Path, labels: Mapping[str, str] | None = None) -> Path:
         "",
     ]
     card = path / CARD_FILE
-    card.write_text("\n".join(lines), encoding="utf-8")
+    replace_file(card, "\n".join(lines).encode())
     return card
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+def _quoted(text: str) -> str:
+    """Return text as Python reads it."""
+    return json_text(text)

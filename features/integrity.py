@@ -18,6 +18,7 @@ from features.format.shard import Shard
 from features.format.shard_name import ShardName
 from features.recipe import FeatureError, Recipe, VersionError, WriteError
 from features.store import Store
+from features.store_files import open_regular, size_of
 from features.writer import Writer, pack
 
 ASIDE = ".damaged"  # appended to the name of a damaged shard that was taken out
@@ -53,7 +54,7 @@ def verify(path: Path, progress: Callable[[int, int], None] = lambda *_: None) -
     store = Store(path)
     sound = {shard.path: shard for shard in store.shards}
     files = sorted([*sound, *store.unreadable])
-    sizes = {file: file.stat().st_size if file.is_file() else 0 for file in files}
+    sizes = {file: file.lstat().st_size for file in files}
     total, done = sum(sizes.values()), 0
     damages = []
     progress(0, total)
@@ -133,11 +134,9 @@ def repair(path: Path, damages: list[Damage]) -> None:
 @contextmanager
 def _salvage(file: Path) -> Iterator[Shard]:
     """Open what is left of a damaged shard; one that was truncated is padded with zeros."""
-    if not file.is_file():
-        raise FeatureError(f"{file}: not a regular file")
-    with open(file, "rb") as head:
+    size = size_of(file)
+    with os.fdopen(open_regular(file), "rb") as head:
         stated = int.from_bytes(head.read(STATED_SIZE.stop)[STATED_SIZE], "little")
-    size = file.stat().st_size
     if not size < stated <= MOST_LOST * size:
         yield Shard(file, damaged=True)
         return

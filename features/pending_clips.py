@@ -23,10 +23,12 @@ from safetensors import SafetensorError
 from features.clip_features import Features, Flag
 from features.format.shard_writer import write_error
 from features.recipe import UNREADABLE, FeatureError
+from features.store_files import open_regular, read_file
 
 SPOOL = ".spool-"  # how the folder's name begins
 CLIP = ".safetensors"
 LOCK = "lock"  # a file that the folder's writer keeps locked while it runs
+MOST_CLIP = 2**30  # bytes of a clip, a day of video; the file of a stranger takes no more memory
 IDLE_SECONDS = 3600.0  # after which a spool is abandoned, where the file system knows no locks
 
 
@@ -42,6 +44,7 @@ class Spool:
     Raises:
         BlockingIOError: the writer of `adopt` still runs.
         FileNotFoundError: `adopt` no longer exists.
+        FeatureError: the lock of `adopt` is no regular file.
         WriteError: the store cannot be written.
     """
 
@@ -52,7 +55,7 @@ class Spool:
             try:
                 if adopt is None:
                     self.path.mkdir()
-                self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT)
+                self._lock = open_regular(self.path / LOCK, os.O_RDWR | os.O_CREAT)
             except FileNotFoundError:
                 if store.is_dir():
                     if adopt:
@@ -91,6 +94,7 @@ class Spool:
             The file.
 
         Raises:
+            FeatureError: the clip is too large.
             WriteError: the disk is full, or the folder no longer exists.
         """
         arrays: dict[str, NDArray[Any]] = {
@@ -107,6 +111,11 @@ class Spool:
         # of a view, such as some columns of an array, safetensors writes other numbers
         whole = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
         content = safetensors.numpy.save(whole, about)
+        if len(content) > MOST_CLIP:
+            raise FeatureError(
+                f"clip {clip_id}: {len(content)} bytes of features, more than the {MOST_CLIP} that "
+                "a clip can have; cut the video into parts"
+            )
         file = self.path / f"{fingerprint}-{self._added:08d}-{_hash(content)}{CLIP}"
         half = file.with_suffix(".half")
         try:
@@ -125,7 +134,10 @@ class Spool:
         Files that a power cut left incomplete are skipped.
         """
         for file in sorted(self.path.glob(f"{fingerprint}-*{CLIP}")):
-            content = file.read_bytes()
+            try:
+                content = read_file(file, MOST_CLIP)
+            except (FeatureError, OSError):
+                continue  # not written by a writer of ours
             if not file.stem.endswith(f"-{_hash(content)}"):
                 continue
             try:
@@ -172,9 +184,11 @@ class Spool:
 def abandoned_spools(store: Path) -> Iterator[Spool]:
     """Yield the spools of killed writers, taken over."""
     for folder in sorted(store.glob(f"{SPOOL}*")):
+        if folder.is_symlink() or not folder.is_dir():
+            continue  # not made by a writer of ours
         try:
             yield Spool(store, adopt=folder)
-        except (BlockingIOError, FileNotFoundError):
+        except (BlockingIOError, FileNotFoundError, FeatureError):
             continue
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from features.clip_features import Features
 from features.format.shard import Shard
 from features.recipe import MOST_BYTES, FeatureError, Recipe
+from features.store_files import read_file
 
 RECIPE_FILE = "recipe.json"
 UNFINISHED = f".{RECIPE_FILE}-"  # before the name of a recipe that is being written
@@ -129,17 +130,16 @@ def _key(clip_id: str) -> bytes:
 def read_recipe(path: Path) -> Recipe:
     """Return the recipe of the store in the folder `path`."""
     try:
-        file = path / RECIPE_FILE
-        if file.exists() and not (file.is_file() and file.stat().st_size <= MOST_BYTES):
-            raise FeatureError(f"not a file of at most {MOST_BYTES} bytes")
-        return Recipe.from_json(file.read_text(encoding="utf-8"))
-    except FeatureError as error:
-        raise FeatureError(f"{path / RECIPE_FILE}: {error}") from error
+        content = read_file(path / RECIPE_FILE, MOST_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise FeatureError(
             f"{path} is not a feature store: it has no readable {RECIPE_FILE}; make one with "
             "'avarnet extract MANIFEST STORE'"
         ) from error
+    try:
+        return Recipe.from_json(content)
+    except FeatureError as error:
+        raise FeatureError(f"{path / RECIPE_FILE}: {error}") from error
 
 
 def create(path: Path, recipe: Recipe) -> None:

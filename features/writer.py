@@ -148,7 +148,8 @@ def recover(path: Path) -> list[str]:
         WriteError: the store cannot be written.
     """
     for stray in path.glob(f"{UNFINISHED}*"):
-        stray.unlink(missing_ok=True)
+        if stray.is_symlink() or not stray.is_dir():
+            stray.unlink(missing_ok=True)
     abandoned = list(abandoned_spools(path))
     if not abandoned:
         return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,23 @@ if TYPE_CHECKING:
 # and threads that wait for each other in a loop make small networks ten times as slow then
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+WHOLE_RUN = float(os.environ.get("AVARNET_TEST_SECONDS", 2 * 3600))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let every process of a run end, with the stacks of all its threads, whatever it waits for.
+
+    The limit of one test does not end a thread that is stuck, and that the interpreter joins.
+    """
+    if config.getoption("timeout", None) == 0:  # as `make soak` wants
+        return
+    capture = config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        stderr = os.fdopen(os.dup(2), "w")
+    config.stash[pytest.StashKey[Any]()] = stderr  # which would be closed with its last reference
+    faulthandler.dump_traceback_later(WHOLE_RUN, exit=True, file=stderr)
 
 
 class Scheduling(LoadScopeScheduling):

@@ -95,6 +95,22 @@ def sftp(folder: Path) -> Iterator[tuple[int, Path]]:
         yield port, folder / "user"
 
 
+def known_hosts(home: Path, port: int, key: Path) -> Path:
+    """Let `ssh-keyscan`'s line for a server on loopback stand in a user's known_hosts.
+
+    Args:
+        home: the user's folder.
+        port: of the server.
+        key: its public key.
+    """
+    file = home / ".ssh" / "known_hosts"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    kind, public = key.read_text().split()[:2]
+    with open(file, "a") as target:
+        target.write(f"[127.0.0.1]:{port} {kind} {public}\n")
+    return file
+
+
 RTSP_PYTHON = "/usr/bin/python3"  # Debian's, whose bindings of GStreamer no other Python has
 RTSP_SERVER = """
 import sys
@@ -133,10 +149,14 @@ class Cable:
         port: to connect to instead of the server's.
         moved: bytes that went through, both ways.
         left: bytes until it is cut; None for no cut.
+        mute_after: bytes to the server after which nothing comes through either way, while the
+            connections stay; None for never.
+        takes: whether what is sent to a mute server is taken.
     """
 
     def __init__(self, server_port: int) -> None:
         self.moved, self.left = 0, None
+        self.mute_after, self.takes, self._sent = None, True, 0
         self._server_port = server_port
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -144,6 +164,7 @@ class Cable:
         threading.Thread(target=self._serve, daemon=True).start()
 
     left: int | None
+    mute_after: int | None
 
     def _serve(self) -> None:
         while True:
@@ -156,11 +177,17 @@ class Cable:
                 continue
             server = socket.create_connection(("127.0.0.1", self._server_port))
             for one, other in ((client, server), (server, client)):
-                threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
+                args = (one, other, one is client)
+                threading.Thread(target=self._pump, args=args, daemon=True).start()
 
-    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+    def _pump(self, source: socket.socket, target: socket.socket, up: bool) -> None:
         try:
             while data := source.recv(65536):
+                self._sent += len(data) * up
+                if self.mute_after is not None and self._sent > self.mute_after:
+                    while not self.takes and self.mute_after is not None:
+                        time.sleep(0.1)
+                    continue
                 with self._lock:
                     if self.left is not None:
                         if self.left == 0:

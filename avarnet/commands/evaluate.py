@@ -113,7 +113,7 @@ def _print_detection(metrics: DetectionMetrics, run: Run) -> None:
         table.add_row(plain(name), clips, share, *figures[:2], "", *figures[2:])
     out.print(table)
     out.print("AP: area under the precision-recall curve, as XD-Violence reports it")
-    table = Table("", run.config.model, "logistic baseline")
+    table = Table("", plain(run.config.model), "logistic baseline")
     both = model, linear
     for key, title in (("ap", "AP"), ("roc_auc", "ROC-AUC")):
         ends = [row["intervals"].get(key, (None, None)) for row in both]

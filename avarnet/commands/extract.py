@@ -23,6 +23,7 @@ from avarnet.console import (
     out,
     plain,
     print_json,
+    print_literally,
 )
 from avarnet.inputs import (
     AUDIO_MODEL,
@@ -109,7 +110,7 @@ def extract(
     scheduler: Annotated[
         str,
         typer.Option(
-            help="local, a running Dask scheduler (tcp://host:8786), or a batch system: slurm, "
+            help="local, a running Dask scheduler (tls://host:8786), or a batch system: slurm, "
             "pbs, lsf, sge, htcondor."
         ),
     ] = "local",
@@ -133,6 +134,14 @@ def extract(
     ] = None,
     cluster_config: Annotated[
         Path | None, typer.Option(help="TOML: further arguments of dask-jobqueue's cluster.")
+    ] = None,
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option(help="Of a running cluster, in PEM format: who signs its certificates,"),
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="your certificate,")] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(help="and its key; what is not given is as Dask is configured.")
     ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Retry also unchanged files that failed.")
@@ -184,6 +193,9 @@ def extract(
             interface=interface,
             config=cluster_config,
             device=device,
+            tls_ca=tls_ca,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
         )
         if cluster.scheduler == "local":
             need_device(device)
@@ -248,11 +260,11 @@ def _with_best_precision(recipe: Recipe, store: Path, device: str, cluster: Clus
 
     file = store / features.RECIPE_FILE
     if file.exists():
-        precision = features.Recipe.from_json(file.read_text(encoding="utf-8")).precision
+        precision = features.read_recipe(store).precision
         why = f"that of {store}"
     else:
         precision, why = stage1.choose_precision(recipe.source, device, cluster)
-    err.print(f"precision: {precision} ({plain(why)})", soft_wrap=True)
+    err.print(f"precision: {plain(precision)} ({plain(why)})", soft_wrap=True)
     return replace(recipe, precision=precision)
 
 
@@ -299,4 +311,4 @@ def _print_plan(plan: pipelines.Plan, store: Path) -> None:
         out.print("no estimate of the time: no task has been done for this store yet")
     if plan.job_script:
         out.print("\nThe script of a job:\n")
-        print(plan.job_script)
+        print_literally(plan.job_script)

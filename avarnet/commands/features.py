@@ -59,7 +59,8 @@ def features_info(store: StorePath, as_json: Json = False) -> None:
         origin = f"{model}, {source['weights']} weights" if "weights" in source else model
         origin += ", heard as a live stream" if "trailing_seconds" in settings else ""
         missing = f"; none in {counted(about.lacking[name], 'clip')}" if about.lacking[name] else ""
-        table.add_row(f"stream {name}", plain(f"{settings['features']} values, {origin}{missing}"))
+        values = f"{settings['features']} values, {origin}{missing}"
+        table.add_row(plain(f"stream {name}"), plain(values))
     for flag, count in about.flags.items():
         table.add_row(flag, counted(count, "clip"))
     table.add_row("fingerprint", opened.recipe.fingerprint)
@@ -127,7 +128,7 @@ def features_push(store: StorePath, url: Url, as_json: Json = False) -> None:
     """
     with bytes_bar("pushing", as_json) as progress:
         transfer = features.push(store, url, progress)
-    _print_transfer(transfer, url, as_json)
+    _print_transfer(transfer, features.redacted(url), as_json)
 
 
 @app.command("pull", epilog="Example: `avarnet features pull s3://team/store store`")

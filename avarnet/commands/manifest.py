@@ -136,10 +136,12 @@ def manifest_split(
         return
     total = dict(Counter(clip.split or "none" for clip in clips))
     sides = sorted(total, key=lambda side: ["train", "val", "test", side].index(side))
-    table = Table("class", *sides)
+    table = Table("class", *map(plain, sides))
     for name, row in {**counts, "all clips": total}.items():
         whole = sum(row.values())
-        table.add_row(name, *(f"{row.get(s, 0)} ({row.get(s, 0) / whole:.0%})" for s in sides))
+        table.add_row(
+            plain(name), *(f"{row.get(s, 0)} ({row.get(s, 0) / whole:.0%})" for s in sides)
+        )
     out.print(table)
 
 

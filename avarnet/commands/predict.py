@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +18,7 @@ from avarnet.console import (
     fail,
     footage_bar,
     out,
+    print_csv,
     print_json,
     shown,
 )
@@ -176,14 +175,14 @@ def _row(scored: pipelines.Scored) -> dict[str, Any]:
 
 def _print_intervals(rows: list[dict[str, Any]]) -> None:
     """Print the intervals as CSV; a video without any has a line too, with nothing in its end."""
-    table = csv.writer(sys.stdout)
-    table.writerow(["video", "label", "confidence", "start", "end", "class", "score"])
+    table = [["video", "label", "confidence", "start", "end", "class", "score"]]
     for row in rows:
         if "error" in row:
             continue
         whole = (row["video"], row["label"], f"{row['confidence']:.4f}")
         for found in row["intervals"]:
             seconds = (f"{found[key]:.3f}" for key in ("start", "end"))
-            table.writerow([*whole, *seconds, found["label"], f"{found['score']:.4f}"])
+            table.append([*whole, *seconds, found["label"], f"{found['score']:.4f}"])
         if not row["intervals"]:
-            table.writerow([*whole, "", "", "", ""])
+            table.append([*whole, "", "", "", ""])
+    print_csv(table)

@@ -142,9 +142,9 @@ def train(
     heard_ahead = trained.recipe.only(trained.config.streams).streams_with_lookahead
     if trained.config.causal and heard_ahead:
         out.print(
-            f"[yellow]not for 'avarnet watch'[/]: these features ({', '.join(heard_ahead)}) heard "
-            "what comes after a snippet; for live streams train on a store of 'avarnet extract "
-            "--live'",
+            "[yellow]not for 'avarnet watch'[/]: these features "
+            f"({plain(', '.join(heard_ahead))}) heard what comes after a snippet; for live streams "
+            "train on a store of 'avarnet extract --live'",
             soft_wrap=True,
         )
     out.print(f"run in {plain(str(run))}; next: avarnet evaluate {plain(str(run))}")
@@ -197,11 +197,13 @@ def ablate(
             cost = [f"{row.parameters // 1000}k", f"{row.flops / 1e6:.1f}", f"{row.latency_ms:.1f}"]
         figures = [f"{row.mean:.3f}" + (f" ± {row.std:.3f}" if row.std is not None else "")]
         figures += [f"{row.together:.3f}"] if many else []
-        table.add_row(plain("+".join(row.streams)), row.fusion, row.model, *cost, *figures)
+        table.add_row(
+            plain("+".join(row.streams)), plain(row.fusion), plain(row.model), *cost, *figures
+        )
     out.print(table)
     out.print(
-        f"{rows[0].metric}; MFLOPs and ms of the clip of the median length, once forward, one "
-        f"thread; runs in {plain(str(folder))}",
+        f"{plain(rows[0].metric)}; MFLOPs and ms of the clip of the median length, once forward, "
+        f"one thread; runs in {plain(str(folder))}",
         soft_wrap=True,
     )
 
@@ -229,13 +231,13 @@ def sweep(
     if as_json:
         print_json([asdict(trial) for trial in trials])
         return
-    table = Table("trial", *search.space, "validation recall", "")
+    table = Table("trial", *map(plain, search.space), "validation recall", "")
     for trial in trials:
         drawn = (
             f"{v:.3g}" if isinstance(v, float) else plain(str(v)) for v in trial.drawn.values()
         )
         value = "" if trial.value is None else f"{trial.value:.3f}"
-        table.add_row(str(trial.number), *drawn, value, trial.state)
+        table.add_row(str(trial.number), *drawn, value, plain(trial.state))
     out.print(table)
     best = plain(str(folder / f"trial-{trials[0].number}"))
     out.print(f"the best is a run: avarnet evaluate {best}", soft_wrap=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avarnet.console import err, plain
+from avarnet.console import err, plain, print_json_line
 from avarnet.inputs import (
     moved_models,
     need_device,
@@ -59,25 +58,25 @@ def watch(
     warn_of_other_reading(recipe, run)
     if recipe.streams_with_lookahead:
         err.print(
-            f"[yellow bold]HEARS DIFFERENTLY[/] ({', '.join(recipe.streams_with_lookahead)}): "
-            f"{plain(str(run))} was trained on sound heard in windows of 20 s around a snippet, "
-            "of which a live stream has only the past. The features differ, and the scores may be "
-            "wrong. The way out: 'avarnet extract MANIFEST NEW-STORE --live', and a run that is "
-            "trained on that store.",
+            f"[yellow bold]HEARS DIFFERENTLY[/] "
+            f"({plain(', '.join(recipe.streams_with_lookahead))}): {plain(str(run))} was trained "
+            "on sound heard in windows of 20 s around a snippet, of which a live stream has only "
+            "the past. The features differ, and the scores may be wrong. The way out: 'avarnet "
+            "extract MANIFEST NEW-STORE --live', and a run that is trained on that store.",
             soft_wrap=True,
         )
     with suppress(KeyboardInterrupt):
         for event in stage1.live_snippets(source, recipe, device, retries):
             if isinstance(event, stage1.Snippet):
                 line = _scored(event, scorer)
-                print(json.dumps(line, ensure_ascii=False), flush=True)
+                print_json_line(line)
             elif event.end is None:
                 note = f"[yellow]gap[/] from {event.start:.2f} s on: {plain(event.why)}"
                 err.print(note, soft_wrap=True)
             else:
                 scorer.restart()  # across a gap, nothing is known of what came before
                 line = {"start": round(event.start, 3), "end": round(event.end, 3)}
-                print(json.dumps({**line, "gap": event.why}), flush=True)
+                print_json_line({**line, "gap": event.why})
 
 
 def _scored(snippet: Snippet, scorer: LiveScorer) -> dict[str, Any]:

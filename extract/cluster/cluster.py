@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import socket
+import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator
@@ -19,6 +21,8 @@ import dask
 import torch
 from dask.distributed import Client, LocalCluster, WorkerPlugin
 from distributed.core import Status
+from distributed.security import Security
+from distributed.utils import get_ip
 
 from extract.cluster import slurm
 from extract.cluster.versions import ClusterError, need_same_versions
@@ -48,11 +52,22 @@ SETTINGS = {
     "distributed.scheduler.worker-saturation": 1.0,
     # a worker keeps an hour of call stacks: 2 GB of them when networks are at work
     "distributed.worker.profile.enabled": False,
+    # nothing is served over HTTP; what listens for it all the same listens here
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
     # workers never import a module from the current folder, such as a user's train.py
     "distributed.nanny.pre-spawn-environ.PYTHONSAFEPATH": "1",
 }
+NO_DASHBOARD = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
+# what a worker of a job is started with: it listens on the address that it tells others alone
+LISTEN = ["--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
+OWN_ADDRESS = "-c 'from distributed.utils import get_ip; print(get_ip())'"
+ROUTES = dask.config.get("distributed.scheduler.http.routes")  # those of a dashboard
 # the batch system watches the memory; Dask's own limits would stop or kill workers long before
-PROLOGUE = ["export PYTHONSAFEPATH=1"] + [  # no modules from the current folder
+PROLOGUE = [
+    "export PYTHONSAFEPATH=1",  # no modules from the current folder
+    "export DASK_DISTRIBUTED__WORKER__HTTP__ROUTES=[]",
+] + [
     f"export DASK_DISTRIBUTED__WORKER__{what}=False"
     for what in (
         "MEMORY__TARGET",
@@ -69,7 +84,7 @@ class Cluster:
     """What to ask for.
 
     Attributes:
-        scheduler: ``local``, the address of a running Dask scheduler (``tcp://host:8786``), or a
+        scheduler: ``local``, the address of a running Dask scheduler (``tls://host:8786``), or a
             batch system: one of `QUEUES`.
         workers: processes here, or jobs in the queue; 0 takes one for each processor core, or for
             each GPU.
@@ -80,6 +95,8 @@ class Cluster:
         interface: the network by which jobs reach this machine, such as ``ib0``.
         config: a TOML file of further arguments of dask-jobqueue's cluster.
         device: see `Extractor`.
+        tls_ca, tls_cert, tls_key: files of the certificates of a running cluster; what is None is
+            as in Dask's own configuration.
     """
 
     scheduler: str = "local"
@@ -93,12 +110,20 @@ class Cluster:
     interface: str | None = None
     config: Path | None = None
     device: str = "auto"
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
 
     def __post_init__(self) -> None:
         if self.scheduler not in ("local", *QUEUES) and "://" not in self.scheduler:
             raise ClusterError(
                 f"no scheduler {self.scheduler!r}; there are local, {', '.join(QUEUES)} and the "
-                "address of a running one (tcp://host:8786)"
+                "address of a running one (tls://host:8786)"
+            )
+        if self._tls_files and not self.scheduler.startswith("tls://"):
+            raise ClusterError(
+                f"--scheduler {self.scheduler}: certificates are for a running cluster with TLS; "
+                "give its address, tls://host:8786"
             )
 
     @property
@@ -126,6 +151,25 @@ class Cluster:
             return pick_device(self.device).type != "cpu"
         return self.gpus > 0 or self.device.startswith("cuda")
 
+    @property
+    def warning(self) -> str:
+        """What users should know before they use it; "" if there is nothing."""
+        if "://" not in self.scheduler or self.scheduler.startswith("tls://"):
+            return ""
+        return (
+            f"{self.scheduler} has no TLS: whoever reaches its ports can run programs as you. "
+            "Start it with certificates, and give its address as tls://host:8786"
+        )
+
+    @property
+    def _tls_files(self) -> dict[str, str]:
+        files = {
+            "tls_ca_file": self.tls_ca,
+            "tls_client_cert": self.tls_cert,
+            "tls_client_key": self.tls_key,
+        }
+        return {name: str(file) for name, file in files.items() if file}
+
     def beginning(self, tasks: int) -> str:
         """Return in words what `client` does first."""
         if self.scheduler == "local":
@@ -152,7 +196,10 @@ class Cluster:
                     local = LocalCluster(
                         n_workers=min(self.processes, tasks),
                         threads_per_worker=1,
-                        dashboard_address=":0",
+                        host="127.0.0.1",
+                        security=Security.temporary(),
+                        dashboard_address=None,
+                        scheduler_kwargs=NO_DASHBOARD,
                         silence_logs=logging.CRITICAL,
                         memory_limit=0,
                     )
@@ -225,8 +272,22 @@ class Cluster:
                 raise ClusterError(_no_worker(jobs, bool(running), cluster.scheduler_address))
 
     def _running(self, stopped: Callable[[], bool]) -> Client:
+        security = None
         try:
-            client = Client(self.scheduler, timeout=FIRST_WORKER)
+            if self.scheduler.startswith("tls://"):
+                security = Security(require_encryption=True, **self._tls_files)
+                if security.get_connection_args("client")["ssl_context"] is None:
+                    raise ClusterError(
+                        f"{self.scheduler} needs certificates: give --tls-ca, --tls-cert and "
+                        "--tls-key, or name them in Dask's configuration (distributed.comm.tls)"
+                    )
+        except (OSError, ValueError) as error:
+            files = ", ".join(self._tls_files.values()) or "those of Dask's configuration"
+            raise ClusterError(
+                f"these are no certificates and key: {files} ({error}); give files in PEM format"
+            ) from error
+        try:
+            client = Client(self.scheduler, timeout=FIRST_WORKER, security=security)
             until = time.monotonic() + FIRST_WORKER
             while not stopped():
                 try:
@@ -248,7 +309,19 @@ class Cluster:
             raise
         return client
 
-    def _queue(self) -> Any:
+    @contextmanager
+    def _queue(self) -> Iterator[Any]:
+        """Yield dask-jobqueue's cluster; with the block, the files of its keys end too."""
+        cluster = self._new_queue()
+        try:
+            with cluster:
+                yield cluster
+        finally:
+            for file in ("ca_file", "cert", "key"):
+                if key_file := getattr(cluster, f"_job_{file}", None):
+                    key_file.close()
+
+    def _new_queue(self) -> Any:
         import dask_jobqueue
 
         settings: dict[str, Any] = {"cores": 1, "memory": "4GB", "walltime": "04:00:00"}
@@ -259,13 +332,24 @@ class Cluster:
                 raise ClusterError(
                     f"{self.config}: {reason(error)}; give a file of TOML"
                 ) from error
-        asked = {"queue": self.queue, "walltime": self.walltime, "interface": self.interface}
-        asked |= {"cores": self.cores, "memory": self.memory}  # type: ignore[dict-item]
-        settings |= {name: value for name, value in asked.items() if value is not None}
-        settings["scheduler_options"] = {
-            "dashboard_address": ":0",  # several commands may be at work on one machine
-            **settings.get("scheduler_options", {}),
-        }
+        given = {"queue": self.queue, "walltime": self.walltime, "interface": self.interface}
+        given |= {"cores": self.cores, "memory": self.memory}  # type: ignore[dict-item]
+        settings |= {name: value for name, value in given.items() if value is not None}
+        options = settings.get("scheduler_options", {})
+        if asked := str(options.get("dashboard_address", "")):
+            host, _, port = asked.rpartition(":")
+            options = {**options, "dashboard_address": f"{host or '127.0.0.1'}:{port}"}
+            dask.config.set({"distributed.scheduler.http.routes": ROUTES})
+        if not {"host", "interface", "contact_address"} & options.keys():
+            # Dask would listen everywhere, and tell the jobs this address
+            options = {**options, **({} if "interface" in settings else {"host": get_ip()})}
+        settings["scheduler_options"] = {**NO_DASHBOARD, "dashboard": bool(asked), **options}
+        settings["security"] = Security.temporary()
+        if not dask.config.get(f"jobqueue.{self.scheduler}.shared-temp-directory", None):
+            settings.setdefault("shared_temp_directory", str(_key_folder()))
+        python = shlex.quote(str(settings.get("python", sys.executable)))
+        own = [] if "interface" in settings else ["--host", f"$({python} {OWN_ADDRESS})"]
+        settings["worker_extra_args"] = [*LISTEN, *own, *settings.get("worker_extra_args", [])]
         settings.setdefault("processes", self.gpus or settings["cores"])
         settings["job_script_prologue"] = [*PROLOGUE, *settings.get("job_script_prologue", [])]
         if self.gpus and self.scheduler in GPU_REQUESTS:
@@ -294,6 +378,21 @@ def _no_worker(jobs: list[str], running: bool, address: str) -> str:
         f"If it did not reach this machine at {address}, name the network by which the nodes do: "
         f"--interface NAME (there are {names})"
     )
+
+
+def _key_folder() -> Path:
+    """Return the user's own folder for the keys of jobs, which all nodes must see."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "avarnet" / "keys"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise ClusterError(
+            f"{folder}: {reason(error)}; it is for the keys of jobs. Name another folder of yours "
+            'that all nodes see in the --cluster-config: shared_temp_directory = "..."'
+        ) from error
+    return folder
 
 
 @contextmanager

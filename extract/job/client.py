@@ -105,6 +105,8 @@ def extract(
                     make=make,
                     made_by=versions(),
                 )
+                if cluster.warning:
+                    say(cluster.warning)
                 say(cluster.beginning(len(todo)))
                 with cluster.client(len(todo), stopping.is_set) as client:
                     dispatcher = Dispatcher(

@@ -8,6 +8,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from features import json_text
+from features.store_files import append_line, read_file, replace_file
+
 FAILURES = "failures.jsonl"
 
 
@@ -43,7 +46,7 @@ def read_failures(store: Path) -> dict[str, Failure]:
     """Return clip id -> failure of the runs so far; lines that are damaged are left out."""
     found: dict[str, Failure] = {}
     try:
-        lines = (store / FAILURES).read_text(encoding="utf-8").splitlines()
+        lines = read_file(store / FAILURES).decode(errors="replace").splitlines()
     except FileNotFoundError:
         return {}
     for line in lines:
@@ -62,8 +65,7 @@ def add_failure(store: Path, failure: Failure) -> None:
         store: folder of the store.
         failure: of a clip.
     """
-    with open(store / FAILURES, "a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(failure), ensure_ascii=False) + "\n")
+    append_line(store / FAILURES, json_text(asdict(failure)))
 
 
 def write_failures(store: Path, failures: Iterable[Failure]) -> None:
@@ -73,11 +75,9 @@ def write_failures(store: Path, failures: Iterable[Failure]) -> None:
         store: folder of the store.
         failures: all that are known.
     """
-    lines = [json.dumps(asdict(failure), ensure_ascii=False) + "\n" for failure in failures]
+    lines = [json_text(asdict(failure)) + "\n" for failure in failures]
     file = store / FAILURES
     if lines:
-        new = file.with_name(f".{FAILURES}")
-        new.write_text("".join(lines), encoding="utf-8")
-        new.replace(file)
+        replace_file(file, "".join(lines).encode())
     else:
         file.unlink(missing_ok=True)

@@ -6,6 +6,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from features import visible
+from features.store_files import append_line
+
 LOG = "extract.log"
 
 
@@ -16,5 +19,5 @@ def log(store: Path, line: str) -> None:
         store: folder of the store; it may be away.
         line: without its end.
     """
-    with suppress(OSError), open(store / LOG, "a", encoding="utf-8") as file:
-        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+    with suppress(OSError):
+        append_line(store / LOG, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {visible(line)}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from extract.finite import NotFiniteError
 from extract.job.log import LOG, log
+from features.store_files import read_file
 
 REFUSED = "refused recipe"  # in the log, before a fingerprint
 
@@ -43,7 +44,7 @@ def earlier_refusal(store: Path, fingerprint: str) -> str:
         fingerprint: of the recipe.
     """
     with suppress(OSError):
-        for line in (store / LOG).read_text(encoding="utf-8").splitlines():
+        for line in read_file(store / LOG).decode(errors="replace").splitlines():
             _, found, reason = line.partition(f" {REFUSED} {fingerprint}: ")
             if found:
                 return reason

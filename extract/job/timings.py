@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from features.store_files import append_line, read_file
+
 TIMINGS = "timings.jsonl"
 
 
@@ -16,14 +18,13 @@ def add_timing(store: Path, footage: float, seconds: float) -> None:
         footage: seconds of video in a batch.
         seconds: that one process took for it.
     """
-    with open(store / TIMINGS, "a", encoding="utf-8") as file:
-        file.write(json.dumps({"footage": footage, "seconds": seconds}) + "\n")
+    append_line(store / TIMINGS, json.dumps({"footage": footage, "seconds": seconds}))
 
 
 def mean_speed(store: Path) -> float | None:
     """Return seconds of video for a second of a process, of all batches; None if there are none."""
     try:
-        lines = (store / TIMINGS).read_text(encoding="utf-8").splitlines()
+        lines = read_file(store / TIMINGS).decode(errors="replace").splitlines()
     except FileNotFoundError:
         return None
     footage = seconds = 0.0

@@ -20,6 +20,7 @@ from extract.decoding.isolated_process import MEMORY_BYTES, IsolatedProcess
 from extract.live.messages import Begin, Broken, End, Message, Request, SnippetData
 from extract.live.trailing_windows import Tail
 from extract.preprocessing import Prepare
+from features import redacted
 
 GROWN_SECONDS = 5.0  # in which a file has not grown, after which it is whole
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds before connecting again
@@ -117,17 +118,19 @@ class Receiver:
 
     def _receive_all(self) -> None:
         failures = 0
+        name = "standard input" if self.source == "-" else redacted(self.source)
         while not self._stop.is_set():
             before, why = self._clock, self._receive()
             if self._clock is None:
-                name = "standard input" if self.source == "-" else self.source
                 raise ClipError(f"{name} cannot be watched: {why}")
             if not self._remote:
                 return
             self._break(why)
             failures = failures + 1 if self._clock == before else 1
             if self.retries is not None and failures > self.retries:
-                raise ClipError(f"{self.source} is given up after {self.retries} retries: {why}")
+                raise ClipError(
+                    f"{redacted(self.source)} is given up after {self.retries} retries: {why}"
+                )
             self._stop.wait(min(FIRST_PAUSE * 2 ** (failures - 1), LONGEST_PAUSE))
 
     def _receive(self) -> str:
@@ -142,7 +145,7 @@ class Receiver:
                 self._ahead = base + message.ahead
                 self._hand_on(base + message.number * self.step, message)
             else:
-                why = message.why
+                why = redacted(message.why, self.source)
                 if isinstance(message, Broken):
                     self._break(why)
         return why

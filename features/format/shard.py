@@ -53,9 +53,9 @@ class Shard:
     def __init__(self, path: Path, damaged: bool = False) -> None:
         self.path = path
         try:
-            status = path.stat()
-            if not stat.S_ISREG(status.st_mode):
-                raise FeatureError("not a regular file")  # opening a pipe would wait for ever
+            status = path.lstat()
+            if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a link leads outside
+                raise FeatureError("not a regular file; links are not followed")
             self.table: Table = read_table(path, status.st_size)
             if not damaged:
                 self.table.check()

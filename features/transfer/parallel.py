@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import queue
 import threading
+import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import TypeVar
 
 from features.recipe import FeatureError
 
 AT_ONCE = 4  # transfers
+JOIN = 5.0  # seconds to wait for what is under way, at an interruption
 T = TypeVar("T")
 R = TypeVar("R")
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
@@ -68,13 +71,41 @@ def at_once(work: Callable[[T], R], items: Iterable[T], meter: Meter | None = No
     Returns:
         What `work` returned, in the order of the items.
     """
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        futures = [pool.submit(work, item) for item in items]
-        try:
-            wait(futures)
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            if meter:
-                meter.stop()
-            raise
-    return [future.result() for future in futures]
+    todo: queue.SimpleQueue[tuple[int, T]] = queue.SimpleQueue()
+    count = 0
+    for numbered in enumerate(items):
+        todo.put(numbered)
+        count += 1
+    done: dict[int, R] = {}
+    errors: dict[int, BaseException] = {}
+
+    def run() -> None:
+        with suppress(queue.Empty):
+            while True:
+                number, item = todo.get_nowait()
+                try:
+                    done[number] = work(item)
+                except BaseException as error:
+                    errors[number] = error
+
+    # no pool of the standard library: the interpreter waits for their threads without a limit
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(min(AT_ONCE, count))]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            while thread.is_alive():  # a step of a transfer has its own limit, see `patience`
+                thread.join(1.0)
+    except KeyboardInterrupt:
+        with suppress(queue.Empty):
+            while True:
+                todo.get_nowait()
+        if meter:
+            meter.stop()
+        until = time.monotonic() + JOIN
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        raise
+    if errors:
+        raise errors[min(errors)]
+    return [done[number] for number in range(count)]

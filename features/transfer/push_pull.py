@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from rich.filesize import decimal
 
 from features.card import CARD_FILE
 from features.clip_features import Features, Flag
@@ -24,8 +27,9 @@ from features.format.shard_name import ShardName, file_hash
 from features.format.shard_writer import sync_folder, write_error
 from features.recipe import FeatureError
 from features.store import Store, create, read_recipe
+from features.store_files import open_regular, read_file, replace_file
 from features.transfer.parallel import Meter, Progress, at_once
-from features.transfer.remote import BLOCK, PARTIAL, Remote
+from features.transfer.remote import PARTIAL, SMALL_FILE, Remote
 from features.writer import pack
 
 CLIPS_AHEAD = 64  # clips fetched before they are written
@@ -66,6 +70,9 @@ def push(store: Path, url: str, progress: Progress = lambda *_: None) -> Transfe
     """
     started = time.monotonic()
     sealed, recipe = _sealed_shards(store), read_recipe(store)
+    card: bytes | None = None
+    with suppress(FileNotFoundError):
+        card = read_file(store / CARD_FILE, SMALL_FILE)
     remote = Remote(url)
     remote.create(recipe)
     arrived = remote.sizes()
@@ -81,8 +88,8 @@ def push(store: Path, url: str, progress: Progress = lambda *_: None) -> Transfe
         remote.send(name, lacking[name], meter)
 
     at_once(send, lacking, meter)
-    if (store / CARD_FILE).exists():
-        remote.write(CARD_FILE, (store / CARD_FILE).read_bytes())
+    if card is not None:
+        remote.write(CARD_FILE, card)
     transfer.nbytes, transfer.seconds = meter.moved, time.monotonic() - started
     return transfer
 
@@ -118,7 +125,7 @@ def pull(
         transfer.shards = _fetch_shards(remote, sizes, store, meter)
         transfer.already = len(sizes) - len(transfer.shards)
         if card := remote.read_small(CARD_FILE):
-            (store / CARD_FILE).write_bytes(card)
+            replace_file(store / CARD_FILE, card)
     else:
         tables = remote.tables(sizes)
         asked = {clip_id.encode("utf-8", "surrogatepass") for clip_id in ids}
@@ -127,7 +134,7 @@ def pull(
         transfer.missing = sorted(clip_id.decode(errors="replace") for clip_id in asked - known)
         transfer.already = len(asked & known) - len(lacking)
         if trim:
-            clips = _fetch_clips(remote, _locate(tables, sizes, lacking), meter)
+            clips = _fetch_clips(remote, _locate(tables, lacking), meter)
 
             def arriving() -> Iterator[tuple[str, Features]]:
                 for clip_id, features in clips:
@@ -144,8 +151,9 @@ def pull(
 
 
 def _sealed_shards(store: Path) -> dict[ShardName, Path]:
+    """Return the shards of a store, and nothing that a link there leads to."""
     files = ((ShardName.parse(file.name), file) for file in sorted(store.glob("[!.]*.h5")))
-    return {name: file for name, file in files if name and file.is_file()}
+    return {n: file for n, file in files if n and file.is_file() and not file.is_symlink()}
 
 
 def _fetch_shards(
@@ -153,16 +161,28 @@ def _fetch_shards(
 ) -> list[str]:
     """Fetch the shards, given with their sizes, that a store lacks; return their names."""
     lacking = {name: size for name, size in sizes.items() if not (store / str(name)).exists()}
+    _need_room(store, remote.name, sum(lacking.values()))
     meter.grow(sum(lacking.values()))
     at_once(lambda name: _fetch_shard(remote, name, lacking[name], store, meter), lacking, meter)
     return [str(name) for name in lacking]
+
+
+def _need_room(store: Path, source: str, nbytes: int) -> None:
+    """Refuse to fetch more than there is room for, whatever it is."""
+    free = shutil.disk_usage(store).free
+    if nbytes > free:
+        raise FeatureError(
+            f"{source}: its server says that {decimal(nbytes)} are to be fetched, and {store} has "
+            f"room for {decimal(free)}; fetch some clips ('--ids' with '--trim'), or make room"
+        )
 
 
 def _fetch_shard(remote: Remote, name: ShardName, size: int, store: Path, meter: Meter) -> None:
     """Fetch one shard, resuming what an earlier try left in the store."""
     partial = store / f"{PARTIAL}{name}"
     try:
-        with open(partial, "ab") as file:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
+        with os.fdopen(open_regular(partial, flags), "ab") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -172,18 +192,21 @@ def _fetch_shard(remote: Remote, name: ShardName, size: int, store: Path, meter:
             if file.tell() > size:
                 file.truncate(0)
             meter.skip(file.tell())
+
+            def take(block: bytes) -> None:
+                file.write(block)
+                meter.add(len(block))
+
             while (at := file.tell()) < size:
                 with remote.reported(name):
-                    block = remote.read(name, at, min(at + BLOCK, size), size)
-                file.write(block)
+                    remote.fetch(name, at, size, take)
                 file.flush()
-                meter.add(len(block))
             os.fsync(file.fileno())
         try:
             _check_arrived(partial, name)
         except FeatureError as error:
             partial.unlink()
-            raise FeatureError(f"{remote.url}/{name}: {error}") from error
+            raise FeatureError(f"{remote.name}/{name}: {error}") from error
         partial.rename(store / str(name))
         sync_folder(store)
     except OSError as error:
@@ -202,7 +225,6 @@ class _RemoteClip(NamedTuple):
     """A clip in a distant shard."""
 
     shard: ShardName
-    shard_bytes: int  # size of the shard
     table: Table  # of the shard
     number: int  # of the clip in it
 
@@ -213,15 +235,13 @@ class _RemoteClip(NamedTuple):
         return sum(count * (2 * at.features + 1) for at in self.table.extents.values())
 
 
-def _locate(
-    tables: Mapping[ShardName, Table], sizes: Mapping[ShardName, int], ids: set[bytes]
-) -> list[_RemoteClip]:
+def _locate(tables: Mapping[ShardName, Table], ids: set[bytes]) -> list[_RemoteClip]:
     """Return where each clip is; of a clip in several shards, the first one counts."""
     found: dict[bytes, _RemoteClip] = {}
     for name, table in tables.items():
         for index, clip_id in enumerate(table.ids):
             if clip_id in ids:
-                found.setdefault(clip_id, _RemoteClip(name, sizes[name], table, index))
+                found.setdefault(clip_id, _RemoteClip(name, table, index))
     return list(found.values())
 
 
@@ -242,7 +262,7 @@ def _fetch_clip(remote: Remote, clip: _RemoteClip, meter: Meter) -> tuple[str, F
 
     def read(start: int, nbytes: int) -> bytes:
         with remote.reported():
-            content = remote.read(clip.shard, start, start + nbytes, clip.shard_bytes)[:nbytes]
+            content = remote.read(clip.shard, start, start + nbytes)
         meter.add(len(content))
         return content
 
@@ -255,7 +275,7 @@ def _fetch_clip(remote: Remote, clip: _RemoteClip, meter: Meter) -> tuple[str, F
         digest = clip_digest(table.header(index), streams[stream], valid[stream])
         if digest != table.digests[stream][index].tobytes() or valid[stream].max() > 1:
             raise FeatureError(
-                f"{remote.url}/{clip.shard}: clip {clip_id} is damaged at the source"
+                f"{remote.name}/{clip.shard}: clip {clip_id} is damaged at the source"
             )
     source = table.source[index].tobytes()
     return clip_id, Features(

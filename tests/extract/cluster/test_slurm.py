@@ -111,12 +111,12 @@ def test_jobs_that_do_not_reach_this_machine(
     site = tmp_path / "site.toml"
     site.write_text(
         f"{cluster.config.read_text()}death_timeout = 2\n"
-        '[scheduler_options]\ncontact_address = "tcp://127.0.0.1:9"\n'
+        '[scheduler_options]\ncontact_address = "tls://127.0.0.1:9"\n'
     )
     with pytest.raises(ClusterError, match=what) as caught:
         extract(tasks, tmp_path / "s", RECIPE, cluster=replace(cluster, config=site), make=Instant)
     said = str(caught.value)
-    assert "at tcp://127.0.0.1:" in said
+    assert "at tls://127.0.0.1:" in said
     assert "--interface NAME (there are lo" in said
     if silence:
         assert re.search(r"log, /\S+/dask-worker-\d+\.err:\n(  .*\n)+", said)

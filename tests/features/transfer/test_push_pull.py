@@ -70,6 +70,8 @@ def _place(
         port, key = stack.enter_context(servers.sftp(tmp_path / "keys"))
         monkeypatch.setitem(fsspec.config.conf, "sftp", {"key_filename": str(key)})
         cable = servers.Cable(port)
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        servers.known_hosts(tmp_path / "home", cable.port, tmp_path / "keys" / "host.pub")
         url = f"sftp://127.0.0.1:{cable.port}{folder}"
     elif kind == "s3":
         cable = servers.Cable(stack.enter_context(servers.s3(served)))
