@@ -163,7 +163,7 @@ def print_metrics(metrics: RecognitionMetrics, run: Run) -> None:
     for name, own in metrics["baselines"].items():
         reached = own["accuracy"]
         out.print(
-            f"{name}: accuracy {reached['value']:.3f} ({reached['low']:.3f} to "
+            f"{plain(name)}: accuracy {reached['value']:.3f} ({reached['low']:.3f} to "
             f"{reached['high']:.3f}), macro f1 {own['f1']['value']:.3f}",
             highlight=False,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,7 +18,24 @@ LOSSES = ("cross_entropy", "focal")
 SAMPLINGS = ("clips", "classes")
 POOLINGS = ("mean", "logsumexp", "top")
 MODEL_ALIASES = {"linear": "snippet_linear"}
-AUTOMATIC = -1.0  # of a share: the value depends on the task
+AUTOMATIC = -1.0  # of a share: the task's value is taken
+TASK_VALUES: dict[str, dict[str, str | float]] = {
+    "recognition": {
+        "pooling": "logsumexp",
+        "input_dropout": 0.6,
+        "snippet_dropout": 0.1,
+        "context_dropout": 0.0,
+        "label_smoothing": 0.1,
+    },
+    # one clip's label in thousands: what is told of it must not be softened or hidden
+    "detection": {
+        "pooling": "top",
+        "input_dropout": 0.5,
+        "snippet_dropout": 0.0,
+        "context_dropout": 0.5,
+        "label_smoothing": 0.0,
+    },
+}
 ATTENTION_HEADS = 4
 
 
@@ -30,6 +47,9 @@ class TrainError(AvarnetError):
 class Config:
     """Settings of a run.
 
+    What is left empty or -1 takes the task's value, see `TASK_VALUES`; so give the task with the
+    other settings, not to `dataclasses.replace`.
+
     Attributes:
         task: ``recognition``, one class for a clip, or ``detection``, a score for each snippet that
             is learned from whether there is an anomaly in a clip at all.
@@ -40,13 +60,14 @@ class Config:
         model: what reads that sequence: ``mtcn``, ``tcn`` (one stage of it), ``lstm``,
             ``transformer`` or ``snippet_linear`` (each snippet for itself; alias ``linear``).
         causal: let no prediction see the future, for live streams.
-        stages, channels: of the MTCN; those of MS-TCN are 4 and 64.
+        stages, channels: of the MTCN; those of MS-TCN are 4 and 64. Further stages refine what is
+            said of each snippet, of which a clip's label tells nothing: they learn later, and no
+            more (benchmarks/RESULTS.md).
         layers: dilated layers per stage; 0 takes the fewest whose receptive field covers most
             training clips (6 at most): layers beyond that see nothing but padding; in
             detection, 2.
         pooling: what a clip's prediction is made of: ``logsumexp``, the few snippets that are sure
-            of something; ``top``, the most anomalous sixteenth; ``mean``, all alike. Empty takes
-            ``logsumexp``, in detection ``top``.
+            of something; ``top``, the most anomalous sixteenth; ``mean``, all alike.
         centred: give the network each value less its mean over the clip (if causal, over what
             came so far) beside the value itself.
         scene_dropout: how often the values themselves are hidden throughout a training clip, so
@@ -55,12 +76,12 @@ class Config:
             training clip, in deviations of that value: what is constant is not to be learned.
         dropout: in the MTCN's layers.
         context_dropout: how often a training clip skips the MTCN's dilated layers, so that each
-            snippet must also tell by itself; -1 takes 0, in detection 0.5.
+            snippet must also tell by itself.
         input_dropout: of features, each throughout a clip.
         stream_dropout: how often a whole stream of a clip is hidden in training.
         smoothing_weight, smoothing_limit: lambda and tau of the smoothing loss.
         loss: ``cross_entropy``, or ``focal``, which cares less for what is known already.
-        label_smoothing: share of the target spread over all classes; -1 takes 0.1, in detection 0.
+        label_smoothing: share of the target spread over all classes.
         class_weights: weigh classes by the inverse of how often they occur.
         sampling: draw ``clips`` as they come, each once an epoch, or all ``classes`` equally
             often, clips of rare ones several times.
@@ -89,7 +110,7 @@ class Config:
     fusion: str = "early"
     model: str = "mtcn"
     causal: bool = False
-    stages: int = 2
+    stages: int = 1
     layers: int = 0
     channels: int = 64
     pooling: str = ""
@@ -98,7 +119,7 @@ class Config:
     offset_noise: float = 0.5
     dropout: float = 0.5
     context_dropout: float = AUTOMATIC
-    input_dropout: float = 0.5
+    input_dropout: float = AUTOMATIC
     stream_dropout: float = 0.1
     smoothing_weight: float = 0.0
     smoothing_limit: float = 4.0
@@ -108,7 +129,7 @@ class Config:
     sampling: str = "clips"
     time_crop: float = 1.0
     time_mask: float = 0.0
-    snippet_dropout: float = 0.0
+    snippet_dropout: float = AUTOMATIC
     mixup: float = 0.0
     epochs: int = 40
     patience: int = 20
@@ -123,13 +144,16 @@ class Config:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", MODEL_ALIASES.get(self.model, self.model))
+        for name, value in TASK_VALUES.get(self.task, {}).items():
+            if getattr(self, name) in ("", AUTOMATIC):
+                object.__setattr__(self, name, value)
         checks = {
             "task": self.task in TASKS,
             "streams": len(set(self.streams)) == len(self.streams),
             "fusion": self.fusion in FUSIONS,
             "model": self.model in MODELS,
             "loss": self.loss in LOSSES,
-            "pooling": self.pooling in ("", *POOLINGS),
+            "pooling": self.pooling in POOLINGS,
             "scene_dropout": 0 <= self.scene_dropout < 1,
             "offset_noise": self.offset_noise >= 0,
             "starts": self.starts >= 1,
@@ -142,10 +166,10 @@ class Config:
             "layers": 0 <= self.layers <= 20,
             "channels": self.channels >= 1,
             "dropout": 0 <= self.dropout < 1,
-            "context_dropout": self.context_dropout == AUTOMATIC or 0 <= self.context_dropout < 1,
+            "context_dropout": 0 <= self.context_dropout < 1,
             "input_dropout": 0 <= self.input_dropout < 1,
             "stream_dropout": 0 <= self.stream_dropout < 1,
-            "label_smoothing": self.label_smoothing == AUTOMATIC or 0 <= self.label_smoothing < 1,
+            "label_smoothing": 0 <= self.label_smoothing < 1,
             "epochs": self.epochs >= 1,
             "patience": self.patience >= 1,
             "batch_size": self.batch_size >= 0,
@@ -175,25 +199,6 @@ class Config:
         if self.pooling == "top" and self.task != "detection":
             raise TrainError("pooling by the top snippets is for detection: it ranks two classes")
 
-    @property
-    def pools_by(self) -> str:
-        """``pooling``, settled."""
-        return self.pooling or ("top" if self.task == "detection" else "logsumexp")
-
-    @property
-    def skips_context(self) -> float:
-        """``context_dropout``, settled."""
-        if self.context_dropout != AUTOMATIC:
-            return self.context_dropout
-        return 0.5 if self.task == "detection" else 0.0
-
-    @property
-    def spread(self) -> float:
-        """``label_smoothing``, settled."""
-        if self.label_smoothing != AUTOMATIC:
-            return self.label_smoothing
-        return 0.0 if self.task == "detection" else 0.1
-
     @classmethod
     def load(cls, file: Path | None, **overrides: Any) -> Config:
         """Read a TOML file of settings; `overrides` that are not None win, the rest are defaults.
@@ -213,7 +218,7 @@ class Config:
     @classmethod
     def from_dict(cls, settings: dict[str, Any], where: str) -> Config:
         """Build from plain data, refusing what does not exist or has another type."""
-        defaults = asdict(cls())
+        defaults = {field.name: field.default for field in fields(cls)}
         unknown = sorted(settings.keys() - defaults.keys())
         if unknown:
             known = ", ".join(sorted(defaults))
@@ -232,7 +237,7 @@ class Config:
             if not good:
                 raise TrainError(f"{where}: {name} = {value!r}; expected one like {default!r}")
             clean[name] = value
-        return replace(cls(), **clean)
+        return cls(**clean)
 
     def to_toml(self) -> str:
         """Return all settings as TOML that `load` reads."""

@@ -31,7 +31,7 @@ class Exported(nn.Module):
         super().__init__()
         self.names = list(run.sizes)
         self.models = nn.ModuleList(run.all_models())
-        self.pooling = POOLING[run.config.pools_by]
+        self.pooling = POOLING[run.config.pooling]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Score one clip.

@@ -138,7 +138,7 @@ def predict_splits(
         others = [*split.train, *split.val] if tested else split.train
         held_out = np.array([where[i] for i in ids], dtype=np.int64)
         scores = [
-            score(model, data, held_out, CPU, POOLING[run.config.pools_by])
+            score(model, data, held_out, CPU, POOLING[run.config.pooling])
             for model, (own, _) in zip(models, run.models, strict=True)
             if own == number
         ]

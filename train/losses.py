@@ -161,8 +161,8 @@ POOLING: dict[str, Pooling] = {"mean": pool, "logsumexp": logsumexp_pool, "top":
 def loss_of(config: Config) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """Return the loss of some settings, a function of logits, mask, targets and class weights."""
     loss: Callable[..., Tensor] = weak_loss
-    if config.pools_by != "top":
-        loss = partial(mtcn_loss, pooling=POOLING[config.pools_by])
+    if config.pooling != "top":
+        loss = partial(mtcn_loss, pooling=POOLING[config.pooling])
 
     def of_batch(logits: Tensor, mask: Tensor, targets: Tensor, class_weights: Tensor) -> Tensor:
         return loss(
@@ -172,7 +172,7 @@ def loss_of(config: Config) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor
             config.smoothing_weight,
             config.smoothing_limit,
             class_weights if config.class_weights else None,
-            config.spread,
+            config.label_smoothing,
             FOCUS if config.loss == "focal" else 0.0,
         )
 

@@ -70,7 +70,7 @@ class Predictor:
         features = replace(features, valid={**features.valid, **hidden})
         logits = torch.cat(list(self._pieces(features)), dim=2)  # (models, classes, T)
         mask = torch.ones(len(logits), logits.shape[2], dtype=torch.bool)
-        pooling = POOLING[run.config.pools_by]
+        pooling = POOLING[run.config.pooling]
         whole = F.softmax(pooling(logits, mask), dim=1).mean(0).numpy()
         scores: NDArray[np.float32] = F.softmax(logits, dim=1).mean(0).T.contiguous().numpy()
         best = int(whole.argmax())

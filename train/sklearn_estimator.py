@@ -100,7 +100,7 @@ class MTCNClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         data = self._clips(_ids(X))
         everyone = np.arange(len(data.ids))
-        pooling = POOLING[(self.config or Config()).pools_by]
+        pooling = POOLING[(self.config or Config()).pooling]
         scores = score(self.model_, data, everyone, torch.device(self.device), pooling)
         return np.exp(scores.log_probabilities)
 

@@ -144,8 +144,8 @@ def accuracy(
     """Return the held-out accuracy; detection tells the first class from the others."""
     if task == "detection":
         data = replace(data, targets=(data.targets > 0).astype(np.int64), num_classes=2)
-    config = replace(Config(), task=task, layers=4, epochs=1 if tiny else 10, starts=1)
+    config = Config(task=task, layers=4, epochs=1 if tiny else 10, starts=1)
     ((model, _),) = fit(data, [split], 0, config, device)
-    scores = score(model, data.clips, split.val, device, POOLING[config.pools_by])
+    scores = score(model, data.clips, split.val, device, POOLING[config.pooling])
     predicted = scores.log_probabilities.argmax(1)
     return float((predicted == data.targets[split.val]).mean())

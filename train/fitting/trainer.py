@@ -184,7 +184,7 @@ class Trainer:
             TrainError: a loss is not a number.
         """
         model, val = self.stack.model(self.average, number), self.splits[number].val
-        pooling = POOLING[self.config.pools_by]
+        pooling = POOLING[self.config.pooling]
         log_p = score(model, self.data.clips, val, self.device, pooling).log_probabilities
         real, predicted = self.data.targets[val], log_p.argmax(1)
         losses = -log_p[np.arange(len(val)), real]

@@ -122,7 +122,7 @@ def _model(in_features: int, num_classes: int, config: Config) -> nn.Module:
             config.channels,
             config.causal,
             config.dropout,
-            config.skips_context,
+            config.context_dropout,
         )
     return MODELS[config.model](
         in_features, num_classes, config.channels, config.causal, config.dropout
