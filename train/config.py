@@ -65,7 +65,7 @@ class Config:
             more (benchmarks/RESULTS.md).
         layers: dilated layers per stage; 0 takes the fewest whose receptive field covers most
             training clips (6 at most): layers beyond that see nothing but padding; in
-            detection, 2.
+            detection, 3.
         pooling: what a clip's prediction is made of: ``logsumexp``, the few snippets that are sure
             of something; ``top``, the most anomalous sixteenth; ``mean``, all alike.
         centred: give the network each value less its mean over the clip (if causal, over what
