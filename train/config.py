@@ -55,7 +55,7 @@ class Config:
             is learned from whether there is an anomaly in a clip at all.
         normal: the label of clips without anomaly; empty takes the usual ones.
         streams: the streams to fuse, in this order; none takes all that the store has.
-        fusion: how the streams become one sequence: ``early`` (the paper's concatenation),
+        fusion: how the streams become one sequence: ``early`` (AVAR-Net's concatenation),
             ``gated``, ``bottleneck``, ``cross`` or ``late``.
         model: what reads that sequence: ``mtcn``, ``tcn`` (one stage of it), ``lstm``,
             ``transformer`` or ``snippet_linear`` (each snippet for itself; alias ``linear``).

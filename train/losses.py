@@ -38,8 +38,8 @@ def mtcn_loss(
         logits: (stages, batch, classes, time).
         mask: (batch, time).
         targets: (batch, classes), soft targets; or (batch,), the class of each clip.
-        smoothing_weight: the paper's lambda.
-        smoothing_limit: the paper's tau, where the change of a log-probability is cut off.
+        smoothing_weight: lambda of MS-TCN.
+        smoothing_limit: tau of MS-TCN, where the change of a log-probability is cut off.
         class_weights: (classes,) or None.
         label_smoothing: share of the target spread over all classes.
         focus: gamma of the focal loss (Lin et al., ICCV 2017); 0 is cross-entropy.

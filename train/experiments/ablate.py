@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +26,24 @@ from train.fitting.history import Epoch
 from train.run import RUN_FILE, Run
 from train.training import train_run
 
+# plain concatenation and MS-TCN as published, with nothing of what was added here
+PLAIN: dict[str, Any] = {
+    "fusion": "early",
+    "model": "mtcn",
+    "stages": 4,
+    "layers": 10,
+    "channels": 64,
+    "pooling": "mean",
+    "centred": False,
+    "input_dropout": 0.0,
+    "stream_dropout": 0.0,
+    "snippet_dropout": 0.0,
+    "context_dropout": 0.0,
+    "smoothing_weight": 0.15,
+    "label_smoothing": 0.0,
+    "class_weights": False,
+    "starts": 1,
+}
 TIMED = 30  # forward passes of which the median is the latency
 Inputs = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]
 Progress = Callable[[str, int, int, Epoch, bool], None]
@@ -64,7 +82,11 @@ class Row:
 def variants(streams: Sequence[str], config: Config) -> dict[str, Config]:
     """Return name -> settings: every set of streams, every fusion and every model.
 
-    Each differs from the settings that are given in one thing only.
+    Each differs from the settings that are given in one thing only; the last one is `PLAIN`.
+
+    Args:
+        streams: all that there are.
+        config: the settings.
 
     >>> list(variants(["video", "audio"], Config()))[:3]
     ['video+audio', 'video', 'audio']
@@ -82,7 +104,8 @@ def variants(streams: Sequence[str], config: Config) -> dict[str, Config]:
     for model in MODELS:
         if model != config.model:
             found[model] = replace(whole, model=model)
-    return found
+    plain = PLAIN if config.task == "recognition" else {**PLAIN, "pooling": "top"}
+    return {**found, "plain": replace(whole, **plain)}
 
 
 def ablate(
@@ -93,7 +116,7 @@ def ablate(
     processes: int = 1,
     progress: Progress = lambda *_: None,
 ) -> list[Row]:
-    """Train and judge all `variants`, each a run in the folder; the logistic baseline comes last.
+    """Train and judge all `variants`, each a run in the folder; plain baselines come last.
 
     What is there already is not trained again, and what was interrupted is resumed.
 
@@ -130,15 +153,15 @@ def ablate(
         found = evaluate_run(run, store)
         rows.append(_row(name, run, found, store))
         if len(rows) == 1:
-            baseline = _logistic_baseline(rows[0], found)
-    rows.append(baseline)
+            baselines = _baselines(rows[0], found)
+    rows += baselines
     text = json.dumps([asdict(row) for row in rows], indent=1) + "\n"
     (folder / "ablation.json").write_text(text, encoding="utf-8")
     return rows
 
 
 def _row(name: str, run: Run, found: Metrics, store: Store | Joined) -> Row:
-    metric, together = _figure(found, "model")
+    metric, together = _metric(found)
     over = found["seeds"][metric]
     assert over["mean"] is not None  # of held-out clips that are judged at all
     model = run.model(0)
@@ -163,18 +186,27 @@ def _row(name: str, run: Run, found: Metrics, store: Store | Joined) -> Row:
     )
 
 
-def _logistic_baseline(like: Row, found: Metrics) -> Row:
-    metric, value = _figure(found, "linear")
-    return Row(
-        "logistic baseline", like.streams, "early", "averages", None, None, None, metric, value,
-        None, value,
-    )  # fmt: skip
+def _baselines(like: Row, found: Metrics) -> list[Row]:
+    """Return rows of the plain baselines beside a run."""
+    values: dict[str, float | None] = {}
+    if found["task"] == "recognition":
+        for name, own in {"logistic baseline": found["linear"], **found["baselines"]}.items():
+            values[name] = own["accuracy"]["value"]
+    else:
+        for label, judged in {"logistic baseline": found["linear"], **found["baselines"]}.items():
+            values[label] = judged["all"]["ap"]
+    return [
+        Row(name, like.streams, "early", name, None, None, None, like.metric, value, None, value)
+        for name, value in values.items()
+        if value is not None
+    ]
 
 
-def _figure(metrics: Metrics, of: Literal["model", "linear"]) -> tuple[str, float]:
-    if metrics["task"] == "recognition":
-        return "accuracy", metrics[of]["accuracy"]["value"]
-    ap = metrics[of]["all"]["ap"]
+def _metric(found: Metrics) -> tuple[str, float]:
+    """Return the name and the value of what a run is judged by."""
+    if found["task"] == "recognition":
+        return "accuracy", found["model"]["accuracy"]["value"]
+    ap = found["model"]["all"]["ap"]
     assert ap is not None  # a run whose held-out clips have no anomaly is refused
     return "ap", ap
 

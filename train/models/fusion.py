@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from train.config import ATTENTION_HEADS
 
-BOTTLENECKS = 4  # tokens through which the streams of a clip talk, as in the paper
+BOTTLENECKS = 4  # tokens through which the streams of a clip talk, as its authors take
 ATTENTION_LAYERS = 2
 
 

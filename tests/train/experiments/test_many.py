@@ -180,9 +180,10 @@ def test_the_table_of_ablations(world: tuple[list[Clip], Store], tmp_path: Path)
     config = replace(SMALL, epochs=2, seeds=2)
     rows = ablate(*world, tmp_path, config)
     names = [*variants(["video", "audio"], config), "logistic baseline"]
+    names.append("attention pooling")
     assert [row.name for row in rows] == names
-    assert len(names) == 3 + 4 + 4 + 1
-    assert all(row.parameters and row.flops and row.std is not None for row in rows[:-1])
+    assert len(names) == 3 + 4 + 4 + 1 + 2
+    assert all(row.parameters and row.flops and row.std is not None for row in rows[:-2])
     by_name = {row.name: row for row in rows}
     assert by_name["video"].parameters < by_name["video+audio"].parameters
     # a linear layer multiplies each value of each snippet once for each class
@@ -289,3 +290,10 @@ def test_calibration_of_answers_that_are_too_sure() -> None:
     assert found["ece"] == pytest.approx(0.5 * 0.45 + 0.5 * 0.10)
     assert [b["clips"] for b in found["bins"]] == [4, 4]
     assert found["bins"][1] == pytest.approx({"confidence": 0.95, "accuracy": 0.5, "clips": 4})
+
+
+def test_the_plain_variant_is_the_file_of_settings() -> None:
+    file = Path(__file__).parents[3] / "benchmarks" / "plain.toml"
+    assert variants(["video", "audio"], Config())["plain"] == Config.load(
+        file, streams=["video", "audio"]
+    )
