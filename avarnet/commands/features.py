@@ -229,9 +229,16 @@ def features_compact(
 
 
 @app.command("diff", epilog="Example: `avarnet features diff ours theirs`")
-def features_diff(a: StorePath, b: StorePath, as_json: Json = False) -> None:
-    """Compare two stores: recipe, clips, content. Exit code 1 if they differ."""
-    found = features.diff(a, b)
+def features_diff(
+    a: StorePath,
+    b: StorePath,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Compare recorded checksums; damage is not found.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare two stores: recipe, clips, every byte of them. Exit code 1 if they differ."""
+    found = features.diff(a, b, fast)
     if as_json:
         print_json(found._asdict())
     else:
@@ -240,7 +247,8 @@ def features_diff(a: StorePath, b: StorePath, as_json: Json = False) -> None:
             for row in rows:
                 out.print(plain(f"{kind}: {row}"), soft_wrap=True, highlight=False)
         if not any(found):
-            out.print("the same clips with the same features")
+            by = ", by their recorded checksums" if fast else ""
+            out.print(f"the same clips with the same features{by}")
     raise typer.Exit(FAILED if any(found) else DONE)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import aiohttp
-
 from features.recipe import FeatureError
 from features.transfer.patience import SILENCE, Moved
 
@@ -17,27 +15,16 @@ ENCODINGS = ("", "identity")
 Write = Callable[[bytes], object]
 
 
-class BoundedResponse(aiohttp.ClientResponse):
-    """An answer of which no more than `MOST_BODY` are kept."""
-
-    async def read(self) -> bytes:
-        if self._body is None:
-            body = bytearray()
-            async for chunk in self.content.iter_chunked(CHUNK):
-                body += chunk
-                if len(body) > MOST_BODY:
-                    self.close()
-                    raise FeatureError(f"the server's answer is longer than {MOST_BODY} bytes")
-            self._body = bytes(body)
-        return self._body
-
-
 def http_options(settings: dict[str, Any]) -> dict[str, Any]:
     """Return what fsspec's HTTP is made with.
 
     Args:
         settings: the user's own, from fsspec's configuration.
     """
+    import aiohttp  # takes a while
+
+    from features.transfer.bounded_response import BoundedResponse
+
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
     own = {"response_class": BoundedResponse, "auto_decompress": False, "timeout": timeout}
     return {"client_kwargs": {**settings.get("client_kwargs", {}), **own}}
@@ -45,7 +32,9 @@ def http_options(settings: dict[str, Any]) -> dict[str, Any]:
 
 def s3_options() -> dict[str, Any]:
     """Return what s3fs is made with."""
-    from aiobotocore.httpsession import AIOHTTPSession
+    from aiobotocore.httpsession import AIOHTTPSession  # takes a while
+
+    from features.transfer.bounded_response import BoundedResponse
 
     class BoundedSession(AIOHTTPSession):  # type: ignore[misc]
         async def _get_session(self, proxy_url: str | None) -> Any:

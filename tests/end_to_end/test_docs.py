@@ -224,9 +224,14 @@ def backbones(folder: Path, environment: dict[str, str], stack: ExitStack) -> No
     pack(folder / "old-store", ((i, replace(c, source="")) for i, c in held.items()), RECIPE)
 
 
+def security(folder: Path, environment: dict[str, str], stack: ExitStack) -> None:
+    pack(folder / "theirs", {"Crash/001": clip(8, 1), "Crash/002": clip(8, 2)}.items(), RECIPE)
+
+
 PREPARE: dict[str, Callable[[Path, dict[str, str], ExitStack], None]] = {
     "README.md": readme,
     "backbones.md": backbones,
+    "security.md": security,
     "sharing.md": sharing,
     "slurm.md": on_slurm,
     "tutorial.md": tutorial,

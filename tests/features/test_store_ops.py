@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from small_stores import RECIPE, clip, fill, same
@@ -195,3 +196,21 @@ def test_card(tmp_path: Path) -> None:
     scope: dict[str, object] = {}
     exec(code.replace(tmp_path.resolve().name, str(tmp_path)), scope)
     assert isinstance(scope["clip"], Features)
+
+
+@pytest.mark.parametrize("hurt", ["a", "b"])
+def test_diff_compares_bytes(tmp_path: Path, hurt: str) -> None:
+    """One bit of one clip is flipped; where, HDF5's own library tells."""
+    clips = {f"clip {n}": clip(4, n + 1) for n in range(3)}
+    for name in ("a", "b"):
+        fill(tmp_path / name, clips)
+    assert not any(diff(tmp_path / "a", tmp_path / "b"))
+    (shard,) = (tmp_path / hurt).glob("*.h5")
+    with h5py.File(shard) as file:
+        start = file["streams/video/rows"].id.get_offset()
+    content = bytearray(shard.read_bytes())
+    content[start] ^= 1
+    shard.write_bytes(content)
+    differing = diff(tmp_path / "a", tmp_path / "b").content
+    assert len(differing) == 1
+    assert not any(diff(tmp_path / "a", tmp_path / "b", fast=True))
