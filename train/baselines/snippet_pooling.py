@@ -30,6 +30,20 @@ STARTS = 2  # of which the one with the lower training loss is kept: some find n
 RATE = 2e-3
 
 
+class ClipDropout(nn.Module):
+    """Dropout of values throughout a clip: torch's own, of each snippet, takes most of the time."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (clips, time, size) to the same shape."""
+        if not self.training:
+            return x
+        return x * ((torch.rand(len(x), 1, x.shape[2]) >= self.rate) / (1 - self.rate))
+
+
 class SnippetPooling(nn.Module):
     """Predicts a class for each snippet, and for their clip.
 
@@ -42,9 +56,10 @@ class SnippetPooling(nn.Module):
     def __init__(self, size: int, num_classes: int, pooling: Pooling) -> None:
         super().__init__()
         self.pooling = pooling
-        self.embed = nn.Sequential(nn.Dropout(0.3), nn.Linear(size, WIDTH), nn.ReLU())
+        self.embed = nn.Sequential(ClipDropout(0.3), nn.Linear(size, WIDTH), nn.ReLU())
+        self.dropout = ClipDropout(0.5)
         self.attention = nn.Linear(WIDTH, 1)
-        self.leave = nn.Sequential(nn.Dropout(0.5), nn.Linear(WIDTH, num_classes))
+        self.leave = nn.Linear(WIDTH, num_classes)
 
     def forward(self, rows: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits of clips (clips, classes) and of their snippets (clips, classes, time).
@@ -53,7 +68,7 @@ class SnippetPooling(nn.Module):
             rows: (clips, time, size).
             mask: (clips, time), true inside the clips.
         """
-        hidden = self.embed(rows)
+        hidden = self.dropout(self.embed(rows))
         snippets = self.leave(hidden).transpose(1, 2)
         if self.pooling == "top":
             return top_pool(snippets, mask), snippets
