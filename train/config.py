@@ -32,7 +32,7 @@ TASK_VALUES: dict[str, dict[str, str | float]] = {
         "pooling": "top",
         "input_dropout": 0.5,
         "snippet_dropout": 0.0,
-        "context_dropout": 0.5,
+        "context_dropout": 0.75,
         "label_smoothing": 0.0,
     },
 }

@@ -66,6 +66,7 @@ class Run:
         stores: where those features were: a folder, or several that were joined.
         left_out: clips of the manifest that were not in the store.
         truth: in detection, the held-out clips as the manifest has them.
+        groups: clip id -> the recording that it was cut from, where the manifest names it.
         manifest: where that was; None if it was not given.
         hysteresis: which scores make an anomalous interval.
         chosen: how well those settings told the validation clips apart, by which they were chosen;
@@ -82,6 +83,7 @@ class Run:
     stores: list[Path]
     left_out: list[str]
     truth: dict[str, Clip] = field(default_factory=dict)
+    groups: dict[str, str] = field(default_factory=dict)
     manifest: Path | None = None
     hysteresis: Hysteresis = field(default_factory=Hysteresis)
     chosen: dict[str, Any] = field(default_factory=dict)
@@ -113,6 +115,7 @@ class Run:
             "stores": [str(path) for path in self.stores],
             "left_out": self.left_out,
             "truth": [clip.to_json() for clip in self.truth.values()],
+            "groups": self.groups,
             "manifest": None if self.manifest is None else str(self.manifest),
             "hysteresis": asdict(self.hysteresis),
             "chosen": self.chosen,
@@ -153,6 +156,7 @@ class Run:
                 stores=[Path(path) for path in whole["stores"]],
                 left_out=list(whole["left_out"]),
                 truth={clip["id"]: Clip.from_json(clip) for clip in whole.get("truth", [])},
+                groups=dict(whole.get("groups", {})),
                 manifest=Path(whole["manifest"]) if whole.get("manifest") else None,
                 hysteresis=Hysteresis(**whole.get("hysteresis", {})),
                 chosen=whole.get("chosen", {}),

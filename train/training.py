@@ -139,6 +139,7 @@ def _new_run(
         stores=[path.resolve() for path in store.paths],
         left_out=[clip.id for clip in clips if clip.id not in store],
         truth=truth,
+        groups={clip.id: clip.group for clip in stored if clip.group is not None},
         manifest=None if manifest is None else manifest.resolve(),
     )
 

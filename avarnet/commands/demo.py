@@ -15,7 +15,7 @@ import manifests
 from avarnet import pipelines
 from avarnet.console import DONE, SOME_FAILED, fail, out, plain
 from avarnet.inputs import need_extract, warn_of_random_weights
-from avarnet.steps import (
+from avarnet.output import (
     extraction_progress,
     print_best_epochs,
     print_metrics,

@@ -12,7 +12,7 @@ from avarnet import pipelines
 from avarnet.console import counted, fail, out, plain, print_json
 from avarnet.inputs import warn_of_doubts, warn_of_random_weights
 from avarnet.options import Json, Root, RunManifest, RunPath, RunStores
-from avarnet.steps import print_metrics
+from avarnet.output import print_metrics
 
 if TYPE_CHECKING:
     from train import Run

@@ -34,7 +34,7 @@ from avarnet.inputs import (
     warn_of_random_weights,
 )
 from avarnet.options import Device, Json, Manifest, Root, StorePath
-from avarnet.steps import extraction_progress, print_summary
+from avarnet.output import extraction_progress, print_summary
 
 if TYPE_CHECKING:
     from extract import Cluster, Status

@@ -32,7 +32,7 @@ from avarnet.inputs import (
     warn_of_random_weights,
 )
 from avarnet.options import AudioModel, Device, Json, RunPath, VideoModel, VideoWeights
-from avarnet.steps import print_prediction
+from avarnet.output import print_prediction
 
 app = typer.Typer()
 

@@ -15,7 +15,7 @@ from avarnet import pipelines
 from avarnet.console import clips_bar, counted, err, first_few, out, plain, print_json
 from avarnet.inputs import need_device, warn_of_doubts, warn_of_random_weights
 from avarnet.options import Device, Join, Json, Manifest, Processes, RunPath, StorePath
-from avarnet.steps import print_best_epochs, training_progress
+from avarnet.output import print_best_epochs, training_progress
 from train.config import Config, Fusion, Model, Task
 
 app = typer.Typer()

@@ -9,12 +9,10 @@ import hashlib
 import math
 from collections.abc import Iterator
 
-import numpy as np
-
-from extract.decoding.container import ClipError, Media, probe
-from extract.decoding.frames import CLOCK_SLACK, frames
+from extract.decoding.container import ClipError, probe
 from extract.decoding.isolated_process import Connection
-from extract.decoding.messages import Begin, End, Failed, Frame, Message, Request, Sound
+from extract.decoding.messages import Begin, End, Failed, Message, Request, Sound
+from extract.decoding.snippet_frames import snippet_frames
 from extract.decoding.sound_file import SoundFault, sound_beside, sound_blocks
 from extract.decoding.sound_placement import SAMPLE_RATE
 
@@ -54,7 +52,7 @@ def read_clip(request: Request) -> Iterator[Message]:
     snippets = max(1, math.ceil(media.duration / step - 1e-3))
     yield Begin(snippets, media.duration)
     any_frame = False
-    for frame in _frames(request, media, snippets):
+    for frame in snippet_frames(request, media, snippets):
         any_frame = True
         yield frame
     if request.prepare and not any_frame:
@@ -72,17 +70,3 @@ def read_clip(request: Request) -> Iterator[Message]:
         source = hashlib.file_digest(file, "sha256").hexdigest()
     flags = media.flags | ({"SOUND_GAP"} if fault.gap else set())
     yield End(fault.damaged, source, flags)
-
-
-def _frames(request: Request, media: Media, snippets: int) -> Iterator[Frame]:
-    instants = sorted({at for prepare in request.prepare.values() for at in prepare.instants})
-    middles = (np.arange(snippets) + 0.5) * request.snippet_seconds
-    times = np.add.outer(middles, instants).ravel()
-    numbers = np.searchsorted(media.frame_times, times + CLOCK_SLACK) - 1
-    pictures = frames(request.files.video, media, numbers)
-    for snippet in range(snippets):
-        shown_at = {at: next(pictures) for at in instants}
-        for stream, prepare in request.prepare.items():
-            taken = [shown_at[at] for at in prepare.instants]
-            if all(picture.size for picture in taken):
-                yield Frame(stream, snippet, prepare(taken))

@@ -15,8 +15,8 @@ from extract.cluster.cluster import SILENCE, Cluster
 from extract.cluster.monitor import WorkerMonitor
 from extract.cluster.versions import ClusterError
 from extract.job import worker
-from extract.job.access import FileAccess
 from extract.job.batching import MOST_FOOTAGE, MOST_FOOTAGE_GPU, Task, batches
+from extract.job.file_access import FileAccess
 from extract.job.interrupt import StopRequest
 from extract.job.log import log
 from extract.job.results import Callbacks, Results

@@ -25,7 +25,8 @@ from features.overview import Entry
 from features.recipe import FeatureError, Recipe
 from features.store import RECIPE_FILE
 from features.store_files import open_regular, replace_file
-from features.transfer.bodies import (
+from features.transfer.parallel import Meter, at_once
+from features.transfer.response_limits import (
     CHUNK,
     MOST_BODY,
     Write,
@@ -35,8 +36,7 @@ from features.transfer.bodies import (
     s3_part,
     sftp_part,
 )
-from features.transfer.parallel import Meter, at_once
-from features.transfer.patience import Moved, StalledError, in_a_thread, result_of
+from features.transfer.stall_timeout import Moved, StalledError, in_a_thread, result_of
 
 PARTIAL = ".partial-"  # before a shard's name, while it travels
 BLOCK = 8 * 2**20  # bytes that travel at once; what a cut can lose

@@ -12,7 +12,7 @@ from fsspec.implementations.sftp import SFTPFileSystem
 from paramiko.hostkeys import HostKeyEntry, InvalidHostKey
 
 from features.recipe import FeatureError
-from features.transfer.patience import SILENCE
+from features.transfer.stall_timeout import SILENCE
 
 KNOWN_HOSTS = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2", "/etc/ssh/ssh_known_hosts")
 SSH_PORT = 22

@@ -38,7 +38,7 @@ def test_a_crop_is_a_stretch_of_the_clip(lengths: list[int], least: float, seed:
 def test_blanks_leave_the_rest_as_it_was() -> None:
     torch.manual_seed(0)
     whole = numbered([40] * 200)
-    stretch = augment(whole, Config(time_mask=0.5)).valid["video"]
+    stretch = augment(whole, Config(time_mask=0.5, snippet_dropout=0)).valid["video"]
     blank = (~stretch).sum(1)
     assert 0 < blank.float().mean() < 20
     assert blank.max() <= 20

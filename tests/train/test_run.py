@@ -252,7 +252,9 @@ def test_options_win_over_the_file(tmp_path: Path) -> None:
 @settings(max_examples=25, deadline=None)
 def test_metrics_are_those_of_scikit_learn(pairs: list[tuple[int, int]]) -> None:
     truth, said = np.array(pairs).T
-    ours = recognition(truth, np.eye(4, dtype=np.float32)[said], ["a", "b", "c", "d"])
+    ours = recognition(
+        truth, np.eye(4, dtype=np.float32)[said], ["a", "b", "c", "d"], np.arange(len(truth))
+    )
     theirs = precision_recall_fscore_support(truth, said, average="macro", zero_division=0)
     assert ours["accuracy"]["value"] == pytest.approx(accuracy_score(truth, said))
     for name, value in zip(("precision", "recall", "f1"), theirs[:3], strict=True):

@@ -13,10 +13,17 @@ from numpy.typing import NDArray
 from train.config import TrainError
 from train.evaluation.curves import AREAS, Ranking
 from train.evaluation.frames import DEFAULT_FPS, frames
-from train.evaluation.recognition import BOOTSTRAPS, percentile_interval
+from train.evaluation.resampling import (
+    BOOTSTRAPS,
+    drawn_anew,
+    group_numbers,
+    interval,
+    sign_flips,
+)
 from train.run import Run
 
 PERMUTATIONS = 1000
+FrameTruth, FrameScores = list[NDArray[np.uint8]], list[NDArray[np.float32]]
 
 
 def compare_runs(one: Path, other: Path, seed: int = 0) -> dict[str, Any]:
@@ -27,16 +34,18 @@ def compare_runs(one: Path, other: Path, seed: int = 0) -> dict[str, Any]:
 
     Args:
         one, other: folders of runs.
-        seed: of the bootstrap over clips (percentile interval, 95 %), and of the permutations.
+        seed: of the bootstrap over recordings (interval of 95 %), and of the permutations.
 
     Returns:
         Plain data: ``task``; ``clips``, how many; and for each measure, ``accuracy``, or ``ap`` and
         ``roc_auc``: ``values`` of both, ``difference``, other minus one, as ``{"value", "low",
-        "high"}`` from clips drawn anew, the same for both; and ``p``, how likely a difference like
-        theirs is between equals, two-sided. It is that of McNemar's exact test for accuracy; else
-        of permutations: clip by clip, it is chance whose ranks of the frames are whose (Bandos et
-        al., Statistics in Medicine 2005, with clips for cases). Recognition: ``only_one`` and
-        ``only_other``, how many clips only one of them has right; detection: ``frames``.
+        "high"}`` from recordings drawn anew, the same for both; and ``p``, how likely a difference
+        like theirs is between equals, two-sided. For accuracy it is that of McNemar's exact test;
+        where recordings have several clips, of permutations: it is chance which run has a
+        recording's difference. For the areas too: it is chance whose ranks of its frames are whose
+        (Bandos et al., Statistics in Medicine 2005, with recordings for cases). Recognition:
+        ``only_one`` and ``only_other``, how many clips only one of them has right; detection:
+        ``frames``.
 
     Raises:
         TrainError: a run is not evaluated, they are of two tasks, no clip was held out in both, or
@@ -63,33 +72,38 @@ def _recognition(one: Run, other: Run, rng: np.random.Generator) -> dict[str, An
             f"{one.path} and {other.path} have no held-out clip in common: nothing to compare"
         )
     a, b = (np.array([right[clip] for clip in clips]) for right in (ours, theirs))
-    draws = rng.integers(0, len(clips), (BOOTSTRAPS, len(clips)))
+    groups = group_numbers(clips, {**other.groups, **one.groups})
+    count = int(groups.max()) + 1
+    better = b.astype(float) - a
+    draws = np.array([n @ better / n.sum() for n in drawn_anew(groups, BOOTSTRAPS, rng)])
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    p = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    if count < len(clips):
+        p = sign_flips(np.bincount(groups, better).astype(np.float64), PERMUTATIONS, rng)
+    else:
+        p = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
     return {
         "clips": len(clips),
-        "accuracy": _measure((a.mean(), b.mean()), b[draws].mean(1) - a[draws].mean(1), p),
+        "accuracy": _measure((a.mean(), b.mean()), draws, p, groups),
         "only_one": only_a,
         "only_other": only_b,
     }
 
 
 def _detection(one: Run, other: Run, rng: np.random.Generator) -> dict[str, Any]:
-    truth, *scores = _frames(one, other)
+    ids, truth, *scores = _frames(one, other)
     clips = len(truth)
+    groups = group_numbers(ids, {**other.groups, **one.groups})
+    count = int(groups.max()) + 1
     rankings = [Ranking(truth, own) for own in scores]
     values = np.array([ranking.areas(np.ones(clips, np.int64)) for ranking in rankings])
     if np.isnan(values).any():
         raise TrainError(f"{one.path} and {other.path}: every frame is anomalous, or none is")
-    drawn = [
-        np.bincount(chosen, minlength=clips)
-        for chosen in rng.integers(0, clips, (BOOTSTRAPS, clips))
-    ]
+    drawn = list(drawn_anew(groups, BOOTSTRAPS, rng))
     draws = rankings[1].all_areas(drawn) - rankings[0].all_areas(drawn)
     draws = draws[~np.isnan(draws[:, 0])]
     # ranks, for the scores of two runs are of two scales
     ranking = Ranking([*truth, *truth], [rank for own in scores for rank in _ranks(own)])
-    swapped = rng.integers(0, 2, (PERMUTATIONS, clips))
+    swapped = rng.integers(0, 2, (PERMUTATIONS, count))[:, groups]
     one_way, other_way = (np.concatenate([x, 1 - x], axis=1) for x in (swapped, 1 - swapped))
     by_chance = np.abs(ranking.all_areas(one_way) - ranking.all_areas(other_way))
     as_large = by_chance >= np.abs(values[1] - values[0]) - 1e-12
@@ -97,14 +111,20 @@ def _detection(one: Run, other: Run, rng: np.random.Generator) -> dict[str, Any]
     return {
         "clips": clips,
         "frames": sum(map(len, truth)),
-        **{name: _measure(values[:, k], draws[:, k], float(p[k])) for k, name in enumerate(AREAS)},
+        **{
+            name: _measure(values[:, k], draws[:, k], float(p[k]), groups)
+            for k, name in enumerate(AREAS)
+        },
     }
 
 
 def _measure(
-    values: Sequence[float] | NDArray[np.float64], draws: NDArray[np.float64], p: float
+    values: Sequence[float] | NDArray[np.float64],
+    draws: NDArray[np.float64],
+    p: float,
+    groups: NDArray[np.int64],
 ) -> dict[str, Any]:
-    low, high = percentile_interval(draws)
+    low, high = interval(float(values[1] - values[0]), draws, groups).clip(-1, 1)
     return {
         "values": [float(value) for value in values],
         "difference": {
@@ -118,8 +138,10 @@ def _measure(
 
 def _frames(
     one: Run, other: Run
-) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.float32]], list[NDArray[np.float32]]]:
-    """Return truth, and the scores of both runs, of each held-out clip's frames.
+) -> tuple[
+    list[str], list[NDArray[np.uint8]], list[NDArray[np.float32]], list[NDArray[np.float32]]
+]:
+    """Return each held-out clip's id, and truth and the scores of both runs of its frames.
 
     Raises:
         TrainError: they are not the same frames.
@@ -157,7 +179,7 @@ def _frames(
             )
         shorter = slice(min(lengths))
         truth[k], ours[k], theirs[k] = truth[k][shorter], ours[k][shorter], theirs[k][shorter]
-    return truth, ours, theirs
+    return ids, truth, ours, theirs
 
 
 def _ranks(scores: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float64]]:

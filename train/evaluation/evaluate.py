@@ -27,6 +27,7 @@ from train.evaluation.figures import (
 )
 from train.evaluation.frames import detection, frame_figures
 from train.evaluation.recognition import accuracy_and_f1, recognition, spread
+from train.evaluation.resampling import group_numbers
 from train.inference import ClipPrediction, SplitPredictions, predict_splits
 from train.labels import CLASSES
 from train.run import EVALUATION_FILE, EVALUATION_FORMAT, Run, store_names
@@ -189,14 +190,15 @@ def _recognition(held_out: HeldOut, clips: list[ClipPrediction]) -> RecognitionM
         for clip, by_linear in zip(clips, linear.argmax(1), strict=True):
             p = (f"{value:.6f}" for value in clip.probabilities)
             table.writerow([clip.id, clip.label, clip.predicted, run.classes[by_linear], *p])
+    groups = group_numbers([clip.id for clip in clips], run.groups)
     probabilities = np.stack([clip.probabilities for clip in clips])
     return {
         **held_out.common_metrics(clips),
         "task": "recognition",
-        "model": recognition(truth, probabilities, run.classes, run.config.seed),
-        "linear": recognition(truth, linear, run.classes, run.config.seed),
+        "model": recognition(truth, probabilities, run.classes, groups, run.config.seed),
+        "linear": recognition(truth, linear, run.classes, groups, run.config.seed),
         "baselines": {
-            "attention pooling": recognition(truth, pooled, run.classes, run.config.seed)
+            "attention pooling": recognition(truth, pooled, run.classes, groups, run.config.seed)
         },
         "models": {
             "each": each,
@@ -234,14 +236,17 @@ def _detection(held_out: HeldOut, clips: list[ClipPrediction], recall: float) ->
                 table.writerow([clip.id, clip.label, *times, f"{one:.9g}", f"{other:.9g}"])
     truth = [run.truth[clip.id] for clip in clips]
     normal = [clip.label == CLASSES[0] for clip in clips]
+    groups = group_numbers([clip.id for clip in clips], run.groups)
     each = [frame_figures(truth, list(seed), step) for seed in zip(*by_seed, strict=True)]
     return {
         **held_out.common_metrics(clips),
         "task": "detection",
-        "model": detection(truth, scores, step, normal, run.config.seed, recall),
-        "linear": detection(truth, linear, step, normal, run.config.seed, recall),
+        "model": detection(truth, scores, step, normal, groups, run.config.seed, recall),
+        "linear": detection(truth, linear, step, normal, groups, run.config.seed, recall),
         "baselines": {
-            "snippet ranker": detection(truth, ranked, step, normal, run.config.seed, recall)
+            "snippet ranker": detection(
+                truth, ranked, step, normal, groups, run.config.seed, recall
+            )
         },
         "seeds": {
             "ap": spread([row["ap"] for row in each]),

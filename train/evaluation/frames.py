@@ -16,7 +16,7 @@ from manifests import Clip
 from train.evaluation.alarms import RECALL, false_alarms
 from train.evaluation.curves import AREAS, Ranking
 from train.evaluation.figures import DetectionFigures, FrameFigures
-from train.evaluation.recognition import BOOTSTRAPS, percentile_interval
+from train.evaluation.resampling import BOOTSTRAPS, drawn_anew, interval
 from train.evaluation.segments import segment_figures
 
 CURVE_POINTS = 300
@@ -103,6 +103,7 @@ def detection(
     scores: Sequence[NDArray[np.float32]],
     snippet_seconds: float,
     normal: Sequence[bool],
+    groups: NDArray[np.int64],
     seed: int = 0,
     recall: float = RECALL,
 ) -> DetectionFigures:
@@ -113,7 +114,8 @@ def detection(
         scores: (T,) of each.
         snippet_seconds: length of a snippet.
         normal: which of them have no anomaly.
-        seed: of the bootstrap over clips (percentile intervals, 95 %).
+        groups: (clips,) number of each clip's recording, see `group_numbers`.
+        seed: of the bootstrap over recordings (intervals of 95 %).
         recall: share of the anomalies to be noticed, at which false alarms are counted.
 
     Returns:
@@ -132,7 +134,7 @@ def detection(
     per_class = {label: [i for i in abnormal if label in clips[i].labels] for label in labels}
     return {
         "all": of(list(range(len(clips)))),
-        "intervals": _intervals(truth, per_frame, seed),
+        "intervals": _intervals(truth, per_frame, groups, seed),
         "segments": segment_figures(clips, scores, snippet_seconds, per_class, normal),
         "false_alarms": false_alarms(clips, scores, snippet_seconds, recall),
         "curves": _curves(np.concatenate(truth), np.concatenate(per_frame)),
@@ -145,18 +147,20 @@ def detection(
 
 
 def _intervals(
-    truth: Sequence[NDArray[np.uint8]], scores: Sequence[NDArray[np.float32]], seed: int
+    truth: Sequence[NDArray[np.uint8]],
+    scores: Sequence[NDArray[np.float32]],
+    groups: NDArray[np.int64],
+    seed: int,
 ) -> dict[str, list[float]]:
-    """Return 95 % intervals of AP and ROC-AUC, from clips drawn anew."""
-    clips = len(scores)
-    draws = Ranking(truth, scores).all_areas(
-        np.bincount(chosen, minlength=clips)
-        for chosen in np.random.default_rng(seed).integers(0, clips, (BOOTSTRAPS, clips))
-    )
+    """Return 95 % intervals of AP and ROC-AUC, from recordings drawn anew."""
+    ranking = Ranking(truth, scores)
+    draws = ranking.all_areas(drawn_anew(groups, BOOTSTRAPS, np.random.default_rng(seed)))
     draws = draws[~np.isnan(draws[:, 0])]
     if not len(draws):
         return {}
-    return dict(zip(AREAS, percentile_interval(draws).T.tolist(), strict=True))
+    value = ranking.areas(np.ones(len(groups), np.int64))
+    ends = interval(value, draws, groups).clip(0, 1)
+    return dict(zip(AREAS, ends.T.tolist(), strict=True))
 
 
 def _curves(truth: NDArray[np.uint8], scores: NDArray[np.float32]) -> dict[str, list[list[float]]]:

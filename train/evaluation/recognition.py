@@ -14,9 +14,8 @@ from train.evaluation.figures import (
     RecognitionFigures,
     Spread,
 )
+from train.evaluation.resampling import BOOTSTRAPS, drawn_anew, interval
 
-BOOTSTRAPS = 1000
-CONFIDENCE = 0.95
 BINS = 15  # of the calibration error, as its authors take
 
 
@@ -24,6 +23,7 @@ def recognition(
     truth: NDArray[np.int64],
     probabilities: NDArray[np.float32],
     classes: list[str],
+    groups: NDArray[np.int64],
     seed: int = 0,
 ) -> RecognitionFigures:
     """Return accuracy, macro precision, recall and F1 with intervals, per class, and calibration.
@@ -33,7 +33,8 @@ def recognition(
         probabilities: (clips, classes); the likeliest class is predicted.
         classes: class names; every one of them counts in the macro averages if it occurs in
             `truth` or among the predictions.
-        seed: of the bootstrap over clips (percentile intervals, 95 %).
+        groups: (clips,) number of each clip's recording, see `group_numbers`.
+        seed: of the bootstrap over recordings (intervals of 95 %).
 
     Returns:
         Plain data, ready for JSON: ``accuracy``, ``precision``, ``recall``, ``f1`` each as
@@ -44,16 +45,13 @@ def recognition(
 
     predicted = probabilities.argmax(1)
     rng = np.random.default_rng(seed)
-    draws = np.array(
-        [
-            _summary(truth[chosen], predicted[chosen])
-            for chosen in rng.integers(0, len(truth), (BOOTSTRAPS, len(truth)))
-        ]
-    )
+    drawn = (np.repeat(np.arange(len(truth)), n) for n in drawn_anew(groups, BOOTSTRAPS, rng))
+    draws = np.array([_summary(truth[chosen], predicted[chosen]) for chosen in drawn])
     values = _summary(truth, predicted)
+    ends = interval(np.array(values), draws, groups).clip(0, 1)
     accuracy, precision, recall, f1 = (
         Estimate(value=value, low=float(low), high=float(high))
-        for value, low, high in zip(values, *percentile_interval(draws), strict=True)
+        for value, low, high in zip(values, *ends, strict=True)
     )
     labels = np.arange(len(classes))
     per_class = precision_recall_fscore_support(truth, predicted, labels=labels, zero_division=0)
@@ -97,13 +95,6 @@ def calibration(truth: NDArray[np.int64], probabilities: NDArray[np.float32]) ->
     ]
     gaps = sum(b["clips"] * abs(b["confidence"] - b["accuracy"]) for b in bins)
     return {"ece": gaps / len(truth), "bins": bins}
-
-
-def percentile_interval(draws: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the ends (2, ...) of what `CONFIDENCE` of the draws (draws, ...) are between."""
-    tail = 100 * (1 - CONFIDENCE) / 2
-    ends: NDArray[np.float64] = np.percentile(draws, [tail, 100 - tail], axis=0)
-    return ends
 
 
 def spread(values: Sequence[float | None]) -> Spread:

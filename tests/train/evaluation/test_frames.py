@@ -59,7 +59,7 @@ def test_figures_are_those_of_the_published_protocol() -> None:
         if intervals:
             truth[-1][first : first + 15] = 1
     normal = [clip.label == "A" for clip in clips]
-    found = detection(clips, scores, 16 / 24, normal)
+    found = detection(clips, scores, 16 / 24, normal, np.arange(len(clips)))
 
     def expected(chosen: list[int]) -> tuple[float, float]:
         real = np.concatenate([truth[i] for i in chosen])

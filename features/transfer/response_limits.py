@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from features.recipe import FeatureError
-from features.transfer.patience import SILENCE, Moved
+from features.transfer.stall_timeout import SILENCE, Moved
 
 CHUNK = 2**18  # bytes handed on at once
 MOST_BODY = 2**25  # bytes of a listing, or of an error's description
