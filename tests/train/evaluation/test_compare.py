@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.stats import norm, t
 from sklearn.metrics import auc, precision_recall_curve, roc_auc_score
 from small_stores import RECIPE
 
@@ -33,8 +34,13 @@ def few_draws() -> Iterator[None]:
         yield
 
 
-def judged(path: Path, right: dict[str, bool], task: str = "recognition") -> Path:
-    """A run's folder as `evaluate` leaves it, with so many right answers."""
+def judged(
+    path: Path,
+    right: dict[str, bool],
+    task: str = "recognition",
+    groups: dict[str, str] | None = None,
+) -> Path:
+    """A run's folder as `evaluate` leaves it, with so many right predictions."""
     path.mkdir()
     Run(
         path,
@@ -46,12 +52,24 @@ def judged(path: Path, right: dict[str, bool], task: str = "recognition") -> Pat
         {},
         [],
         [],
+        groups=groups or {},
     ).save()
     with open(path / "predictions.csv", "w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["clip", "label", "predicted"])
         table.writerows([clip, "a", "a" if good else "b"] for clip, good in right.items())
     return path
+
+
+def test_what_one_recording_tells_is_no_proof(tmp_path: Path) -> None:
+    """Twenty clips of one recording that only one run has right: it is as likely the other's."""
+    clips = [f"c{n}" for n in range(100)]
+    groups = {clip: f"recording {n // 20}" for n, clip in enumerate(clips)}
+    one = judged(tmp_path / "one", {c: n < 60 for n, c in enumerate(clips)}, groups=groups)
+    other = judged(tmp_path / "other", {c: n < 80 for n, c in enumerate(clips)}, groups=groups)
+    found = compare_runs(one, other)["accuracy"]
+    assert found["p"] == 1.0
+    assert found["difference"]["low"] <= 0 < 0.2 < found["difference"]["high"]
 
 
 def test_a_better_run_and_an_equal_one(tmp_path: Path) -> None:
@@ -156,7 +174,9 @@ def test_a_better_detector(tmp_path: Path) -> None:
             precision, recall, _ = precision_recall_curve(labels, own)
             values.append((auc(recall, precision), roc_auc_score(labels, own)))
         draws.append(np.subtract(values[1], values[0]))
-    low, high = np.percentile(draws[1:], [2.5, 97.5], axis=0)
+    # as wide as 40 recordings ask for
+    wider = t.ppf(0.975, 39) / norm.ppf(0.975) * np.sqrt(40 / 39)
+    low, high = draws[0] + wider * (np.percentile(draws[1:], [2.5, 97.5], axis=0) - draws[0])
     for k, name in enumerate(("ap", "roc_auc")):
         difference = {"value": draws[0][k], "low": low[k], "high": high[k]}
         assert found[name]["difference"] == pytest.approx(difference)
