@@ -17,6 +17,7 @@ TASKS, MODELS, FUSIONS = get_args(Task), get_args(Model), get_args(Fusion)
 LOSSES = ("cross_entropy", "focal")
 SAMPLINGS = ("clips", "classes")
 POOLINGS = ("mean", "logsumexp", "top")
+ModelName = Literal["mtcn", "tcn", "lstm", "transformer", "snippet_linear", "linear"]
 MODEL_ALIASES = {"linear": "snippet_linear"}
 AUTOMATIC = -1.0  # of a share: the task's value is taken
 TASK_VALUES: dict[str, dict[str, str | float]] = {

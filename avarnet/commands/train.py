@@ -16,7 +16,7 @@ from avarnet.console import clips_bar, counted, err, first_few, out, plain, prin
 from avarnet.inputs import need_device, warn_of_doubts, warn_of_random_weights
 from avarnet.options import Device, Join, Json, Manifest, Processes, RunPath, StorePath
 from avarnet.output import print_best_epochs, training_progress
-from train.config import Config, Fusion, Model, Task
+from train.config import Config, Fusion, ModelName, Task
 
 app = typer.Typer()
 
@@ -61,7 +61,7 @@ def train(
         typer.Option(help="How the streams become one sequence.", show_default=Config.fusion),
     ] = None,
     model: Annotated[
-        Model | None,
+        ModelName | None,
         typer.Option(help="What reads that sequence.", show_default=Config.model),
     ] = None,
     causal: Annotated[
