@@ -5,7 +5,7 @@ from __future__ import annotations
 import aiohttp
 
 from features.recipe import FeatureError
-from features.transfer.response_limits import CHUNK, MOST_BODY
+from features.transfer.body_limits import CHUNK, MOST_BODY
 
 
 class BoundedResponse(aiohttp.ClientResponse):

@@ -25,10 +25,9 @@ from features.overview import Entry
 from features.recipe import FeatureError, Recipe
 from features.store import RECIPE_FILE
 from features.store_files import open_regular, replace_file
+from features.transfer.body_limits import CHUNK, MOST_BODY
 from features.transfer.parallel import Meter, at_once
 from features.transfer.response_limits import (
-    CHUNK,
-    MOST_BODY,
     Write,
     http_options,
     http_part,

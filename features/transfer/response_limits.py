@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from features.recipe import FeatureError
+from features.transfer.body_limits import CHUNK
 from features.transfer.stall_timeout import SILENCE, Moved
 
-CHUNK = 2**18  # bytes handed on at once
-MOST_BODY = 2**25  # bytes of a listing, or of an error's description
 ENCODINGS = ("", "identity")
 
 Write = Callable[[bytes], object]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm, t
 from sklearn.metrics import auc, precision_recall_curve, roc_auc_score
 
 from manifests import Clip, Interval
@@ -88,7 +89,7 @@ def test_each_class_is_judged_beside_the_normal_clips() -> None:
         clip("both", (0.0, 1.0), labels="xy"),
         clip("n"),
     ]
-    found = segments(clips, [scores(t) for t in ("009900", "000022", "770000", "000880")])
+    found = segments(clips, [scores(x) for x in ("009900", "000022", "770000", "000880")])
     # of x: right, false (normal), right; of y: false (normal), right, false
     assert found["per_class"]["x"]["0.5"] == pytest.approx((1 + 2 / 3) / 2)
     assert found["per_class"]["y"]["0.5"] == pytest.approx((1 / 2) / 2)
@@ -182,12 +183,14 @@ def test_areas_are_those_of_clips_repeated(clips: list[tuple[int, list[tuple[int
 def test_intervals_are_those_of_drawing_whole_clips_anew() -> None:
     rng = np.random.default_rng(0)
     truth = [(rng.random(40) < 0.3).astype(np.uint8) for _ in range(12)]
-    said = [((t * 0.3 + rng.random(40)) * 8).round().astype(np.float32) for t in truth]
-    found = _intervals(truth, said, seed=3)
+    said = [((x * 0.3 + rng.random(40)) * 8).round().astype(np.float32) for x in truth]
+    found = _intervals(truth, said, np.arange(12), seed=3)
     draws = []
     for chosen in np.random.default_rng(3).integers(0, 12, (1000, 12)):
         real, own = (np.concatenate([x[i] for i in chosen]) for x in (truth, said))
         draws.append(Ranking([real], [own]).areas(np.array([1])))
-    low, high = np.percentile(draws, [2.5, 97.5], axis=0)
-    assert found["ap"] == pytest.approx([low[0], high[0]])
+    value = Ranking(truth, said).areas(np.ones(12, int))
+    wider = t.ppf(0.975, 11) / norm.ppf(0.975) * np.sqrt(12 / 11)  # as 12 recordings ask for
+    low, high = value + wider * (np.percentile(draws, [2.5, 97.5], axis=0) - value)
+    assert found["ap"] == pytest.approx([float(low[0]), float(high[0])])
     assert found["roc_auc"] == pytest.approx([low[1], high[1]])
