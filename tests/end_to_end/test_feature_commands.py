@@ -156,8 +156,9 @@ def test_many_models_and_what_becomes_of_them(store: Path, manifest: Path, tmp_p
     assert "within" in avarnet("export", run, tmp_path / "model.onnx")
     assert ".onnx or .pt2" in avarnet("export", run, tmp_path / "model.bin", code=1)
     table = as_json("ablate", manifest, store, tmp_path / "all", "--config", little)
-    assert [row["model"] for row in table[-5:]] == [
-        "tcn", "lstm", "transformer", "linear", "averages"
+    assert [row["model"] for row in table[-7:]] == [
+        "tcn", "lstm", "transformer", "snippet_linear", "mtcn", "logistic baseline",
+        "attention pooling",
     ]  # fmt: skip
     search = tmp_path / "search.toml"
     search.write_text("trials = 2\n[settings]\nepochs = 1\n[search]\nchannels = [4, 8]\n")
