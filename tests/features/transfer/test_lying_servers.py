@@ -18,7 +18,7 @@ import servers
 from small_stores import clip, fill
 
 from features import FeatureError, Remote, Store, pull, push
-from features.transfer import patience, push_pull
+from features.transfer import push_pull, stall_timeout
 
 pytestmark = pytest.mark.slow
 MOST_MEMORY = 200 * 2**20  # bytes
@@ -133,7 +133,7 @@ def server(store: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "SILENCE", 2.0)
+    monkeypatch.setattr(stall_timeout, "SILENCE", 2.0)
 
 
 def refused(act: Callable[[], object]) -> str:
