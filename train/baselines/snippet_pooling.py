@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from train.data import Clips
+from train.fitting.memory import threads_for
 from train.losses import top_pool
 
 Pooling = Literal["attention", "top"]
@@ -105,10 +106,11 @@ class PoolingBaseline:
         values = int(clips.lengths.sum()) * len(self.mean)
         self._table = cache(self._make_table) if values < MOST_KEPT else self._make_table
         found = []
-        for start in range(seed, seed + STARTS):
-            torch.manual_seed(start)
-            model = SnippetPooling(len(self.mean), num_classes, pooling)
-            found.append((self._train(model, targets, known, start), model))
+        with threads_for(BATCH * float(np.median(clips.lengths[known]))):
+            for start in range(seed, seed + STARTS):
+                torch.manual_seed(start)
+                model = SnippetPooling(len(self.mean), num_classes, pooling)
+                found.append((self._train(model, targets, known, start), model))
         _, self.model = min(found, key=lambda pair: pair[0])
 
     @torch.no_grad()
