@@ -94,7 +94,7 @@ def at_once(work: Callable[[T], R], items: Iterable[T], meter: Meter | None = No
         thread.start()
     try:
         for thread in threads:
-            while thread.is_alive():  # a step of a transfer has its own limit, see `patience`
+            while thread.is_alive():  # a step of a transfer has its own limit, see `stall_timeout`
                 thread.join(1.0)
     except KeyboardInterrupt:
         with suppress(queue.Empty):

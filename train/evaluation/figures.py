@@ -153,6 +153,15 @@ class DetectionMetrics(CommonMetrics):
 Metrics = RecognitionMetrics | DetectionMetrics
 
 
+def baseline_values(metrics: Metrics) -> dict[str, float | None]:
+    """Return the accuracy, or the AP of frames, of each plain baseline beside a run."""
+    if metrics["task"] == "recognition":
+        plain = {"logistic baseline": metrics["linear"], **metrics["baselines"]}
+        return {name: figures["accuracy"]["value"] for name, figures in plain.items()}
+    detectors = {"logistic baseline": metrics["linear"], **metrics["baselines"]}
+    return {name: figures["all"]["ap"] for name, figures in detectors.items()}
+
+
 def better_baselines(metrics: Metrics, model: str) -> list[str]:
     """Return a sentence for each plain baseline that does better than the run's model.
 
@@ -160,18 +169,13 @@ def better_baselines(metrics: Metrics, model: str) -> list[str]:
         metrics: of the run.
         model: its name.
     """
-    values: dict[str, float | None]
     if metrics["task"] == "recognition":
         measure, own = "accuracy", metrics["model"]["accuracy"]["value"]
-        plain = {"logistic baseline": metrics["linear"], **metrics["baselines"]}
-        values = {name: figures["accuracy"]["value"] for name, figures in plain.items()}
     else:
         measure, own = "AP of frames", metrics["model"]["all"]["ap"] or 0.0
-        detectors = {"logistic baseline": metrics["linear"], **metrics["baselines"]}
-        values = {name: figures["all"]["ap"] for name, figures in detectors.items()}
     return [
         f"A plain model does better on these clips: {name}, {measure} {value:.3f} (the {model}: "
         f"{own:.3f})."
-        for name, value in values.items()
+        for name, value in baseline_values(metrics).items()
         if value is not None and value > own
     ]

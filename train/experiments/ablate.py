@@ -21,7 +21,7 @@ from features import Joined, Store
 from manifests import Clip
 from train.config import FUSIONS, MODELS, Config, TrainError
 from train.evaluation.evaluate import evaluate_run
-from train.evaluation.figures import Metrics
+from train.evaluation.figures import Metrics, baseline_values
 from train.fitting.history import Epoch
 from train.run import RUN_FILE, Run
 from train.training import train_run
@@ -188,16 +188,9 @@ def _row(name: str, run: Run, found: Metrics, store: Store | Joined) -> Row:
 
 def _baselines(like: Row, found: Metrics) -> list[Row]:
     """Return rows of the plain baselines beside a run."""
-    values: dict[str, float | None] = {}
-    if found["task"] == "recognition":
-        for name, own in {"logistic baseline": found["linear"], **found["baselines"]}.items():
-            values[name] = own["accuracy"]["value"]
-    else:
-        for label, judged in {"logistic baseline": found["linear"], **found["baselines"]}.items():
-            values[label] = judged["all"]["ap"]
     return [
         Row(name, like.streams, "early", name, None, None, None, like.metric, value, None, value)
-        for name, value in values.items()
+        for name, value in baseline_values(found).items()
         if value is not None
     ]
 
