@@ -243,7 +243,13 @@ class Running:
         )
 
     def end(self, process: subprocess.Popen[bytes]) -> None:
-        process.kill()  # asked to end, a Dask process may wait for ever
+        if process.poll() is not None:
+            return
+        # asked to end, a Dask process may wait for ever; a worker is a child of its nanny
+        children = psutil.Process(process.pid).children(recursive=True)
+        for one in (process, *children):
+            one.kill()
+        psutil.wait_procs(children)
         process.wait()
 
 
