@@ -17,7 +17,7 @@ from avarnet.inputs import warn_of_doubts, warn_of_random_weights
 if TYPE_CHECKING:
     from extract import Summary
     from train import Run
-    from train.evaluation.figures import RecognitionMetrics
+    from train.evaluation.figures import CommonMetrics, RecognitionMetrics
     from train.fitting.history import Epoch
 
 NAMED = 3  # clips with a flag that a summary names
@@ -192,6 +192,25 @@ def print_metrics(metrics: RecognitionMetrics, run: Run) -> None:
     for number, (name, counts) in enumerate(zip(run.classes, model["confusion"], strict=True), 1):
         marks = [str(count) if count else "." for count in counts]
         table.add_row(f"{number} {plain(name)}", *marks)
+    out.print(table)
+    print_robustness(metrics, "accuracy")
+
+
+def print_robustness(metrics: CommonMetrics, measure: str) -> None:
+    """Print what is left where a part of the held-out clips is missing.
+
+    Args:
+        metrics: of a run.
+        measure: accuracy or AP.
+    """
+    from train.report.html import figure
+
+    table = Table("held-out clips", measure, "loss", "95 % interval")
+    for name, left in metrics["robustness"].items():
+        cells = ["", ""]
+        if lost := left["loss"]:
+            cells = [figure(lost["value"]), f"{figure(lost['low'])} to {figure(lost['high'])}"]
+        table.add_row(plain(name), figure(left["value"]), *cells)
     out.print(table)
 
 

@@ -99,6 +99,23 @@ class Clips:
         rest._valid = [{**own, name: torch.zeros_like(own[name])} for own in self._valid]
         return rest
 
+    def with_snippets_lost(self, share: float, seed: int) -> Clips:
+        """Return the same clips as if a share of the snippets of each had no stream at all.
+
+        Args:
+            share: 0 to 1, rounded to whole snippets; one snippet at least is kept.
+            seed: chooses the snippets.
+        """
+        rng = np.random.default_rng(seed)
+        rest = copy(self)
+        rest._valid = []
+        for own, length in zip(self._valid, self.lengths, strict=True):
+            lost = rng.permutation(length)[: min(round(share * length), length - 1)]
+            kept = torch.ones(int(length), dtype=torch.bool)
+            kept[lost] = False
+            rest._valid.append({name: valid & kept for name, valid in own.items()})
+        return rest
+
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
         """Return the clips number `indices` as one batch."""
         lengths = self.lengths[np.asarray(indices)]

@@ -48,7 +48,7 @@ UNFINISHED = "unfinished.json"
 EPOCHS_FILE = "metrics.jsonl"
 FEW_A_CLASS = 3  # validation clips of each class, below which its report says so
 EVALUATION_FILE = "evaluation.json"
-EVALUATION_FORMAT = 1  # of that file; one more whenever its figures change
+EVALUATION_FORMAT = 2  # of that file; one more whenever its figures change
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from avarnet import pipelines
 from avarnet.console import counted, fail, out, plain, print_json
 from avarnet.inputs import warn_of_doubts, warn_of_random_weights
 from avarnet.options import Json, Root, RunManifest, RunPath, RunStores
-from avarnet.output import print_metrics
+from avarnet.output import print_metrics, print_robustness
 
 if TYPE_CHECKING:
     from train import Run
@@ -136,6 +136,7 @@ def _print_detection(metrics: DetectionMetrics, run: Run) -> None:
     for name, own in metrics["baselines"].items():
         ap, area = figure(own["all"]["ap"], 4), figure(own["all"]["roc_auc"], 4)
         out.print(f"{plain(name)}: AP {ap}, ROC-AUC {area} of all frames", highlight=False)
+    print_robustness(metrics, "AP")
     out.print(f"every snippet's score: {plain(str(run.path / 'predictions.csv'))}")
 
 

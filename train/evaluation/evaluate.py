@@ -28,6 +28,7 @@ from train.evaluation.figures import (
 from train.evaluation.frames import detection, frame_figures
 from train.evaluation.recognition import accuracy_and_f1, recognition, spread
 from train.evaluation.resampling import group_numbers
+from train.evaluation.robustness import impaired, robustness
 from train.inference import ClipPrediction, SplitPredictions, predict_splits
 from train.labels import CLASSES
 from train.run import EVALUATION_FILE, EVALUATION_FORMAT, Run, store_names
@@ -139,28 +140,31 @@ class HeldOut:
         """Return what both tasks have, but for ``seeds``."""
         ids = {clip.id for clip in clips}
         valid = [own for i, own in zip(self.data.ids, self.data.valid, strict=True) if i in ids]
-        several = self.data.sizes if len(self.data.sizes) > 1 else ()
+        found = {
+            name: robustness(self.run, clips, self._impaired(data))
+            for name, data in impaired(self.data, self.run.config.seed).items()
+        }
         return {
             "format": EVALUATION_FORMAT,
             "held_out": self.which,
             "parts": len(self.run.splits),
             "doubts": self.run.doubts(),
-            "without": {name: self._without(name) for name in several},
+            "without": {
+                name: found[f"without {name}"]["value"]
+                for name in self.data.sizes
+                if f"without {name}" in found
+            },
+            "robustness": found,
             "missing_streams": {
                 name: sum(not own[name].any() for own in valid) for name in self.data.sizes
             },
             "seeds": {},
         }
 
-    def _without(self, stream: str) -> float | None:
-        """Return the accuracy or AP where every held-out clip lacks a stream."""
-        run, data = self.run, self.data.without(stream)
-        splits = predict_splits(run, self.models, data, self.which == "test")
-        clips = _each(run, list(splits), data)
-        if run.config.task == "recognition":
-            return float(np.mean([clip.predicted == clip.label for clip in clips]))
-        truth, scores = [run.truth[c.id] for c in clips], [c.snippets[:, 1] for c in clips]
-        return frame_figures(truth, scores, run.recipe.snippet_seconds)["ap"]
+    def _impaired(self, data: Clips) -> list[ClipPrediction]:
+        """Return what the same models predict of impaired clips."""
+        splits = predict_splits(self.run, self.models, data, self.which == "test")
+        return _each(self.run, list(splits), data)
 
 
 def _each(run: Run, splits: Sequence[SplitPredictions], data: Clips) -> list[ClipPrediction]:

@@ -119,6 +119,16 @@ class ModelsFigures(TypedDict):
     f1: Spread
 
 
+class Robustness(TypedDict):
+    """Accuracy or AP of impaired clips, and how much less that is.
+
+    `loss` is None where recordings drawn anew never have frames of both kinds.
+    """
+
+    value: float
+    loss: Estimate | None
+
+
 class CommonMetrics(TypedDict):
     """What both tasks have; see `train.evaluation.evaluate.judge_run`."""
 
@@ -127,6 +137,7 @@ class CommonMetrics(TypedDict):
     parts: int
     doubts: list[str]
     without: dict[str, float | None]
+    robustness: dict[str, Robustness]
     missing_streams: dict[str, int]
     seeds: dict[str, Spread]
 
