@@ -50,10 +50,6 @@ OURS = {
     "ablate: row.parameters",
     "ablate: rows[0].metric",  # the head of a column, one of two
     "sweep: str(trial.number)",
-    "_footage_lines: failed()",
-    "_footage_lines: what",
-    "print_lines: failed()",
-    "print_lines: what",
     "print_left_out: colour",
     "print_best_epochs: EPOCH_HEADER",
     "show: EPOCH_HEADER",

@@ -14,6 +14,7 @@ from avarnet.console import (
     ANOMALY,
     FAILED,
     SOME_FAILED,
+    draws_bars,
     err,
     fail,
     footage_bar,
@@ -82,7 +83,7 @@ def predict(
     rows: list[dict[str, Any]] = [
         {"video": str(folder), "error": why} for folder, why in unreadable.items()
     ]
-    total = sum(stage1.footage(file) for file in files) if err.is_terminal else 0.0
+    total = sum(stage1.footage(file) for file in files) if draws_bars() else 0.0
     with footage_bar("scoring") as bar:
         for found in pipelines.predict(
             loaded,

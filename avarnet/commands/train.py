@@ -12,7 +12,7 @@ from rich.table import Table
 
 import manifests
 from avarnet import pipelines
-from avarnet.console import clips_bar, counted, err, first_few, out, plain, print_json
+from avarnet.console import clips_bar, counted, first_few, out, plain, print_json, progress_bar
 from avarnet.inputs import need_device, warn_of_doubts, warn_of_random_weights
 from avarnet.options import Device, Join, Json, Manifest, Processes, RunPath, StorePath
 from avarnet.output import print_best_epochs, training_progress
@@ -174,7 +174,12 @@ def ablate(
     opened = pipelines.open_stores([store, *(join or [])])
     if not as_json:
         warn_of_random_weights(opened.recipe)
-    with Progress(console=err, transient=True, disable=as_json or not err.is_terminal) as bar:
+
+    def line(bar: Progress) -> str:
+        parts = [f"{t.description} {t.completed:.0f} of {t.total:.0f}" for t in bar.tasks]
+        return f"epochs, at most: {parts[-1]}" if parts else ""
+
+    with progress_bar(line=line, quiet=as_json, transient=True) as bar:
         tasks: dict[str, Any] = {}
 
         def show(name: str, number: int, count: int, epoch: Any, best: bool) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from command import as_json, avarnet
+from command import as_json, at_a_terminal, avarnet, drawn
 from rich.console import Console
 from small_stores import clip, fill
 
@@ -174,6 +174,11 @@ def test_predict_new_videos(project: dict[str, Any], tmp_path: Path) -> None:
     assert "not a readable media file" in answers[2]["error"]
     said = avarnet("predict", run, mute)
     assert "no audio in this clip" in said
+    lines = drawn(at_a_terminal("predict", run, siren, mute))
+    assert [line for line in lines if "scoring" in line]  # the bar, which never shares a line
+    assert not [line for line in lines if "scoring" in line and ".mp4" in line]
+    for video in (siren, mute):
+        assert any(line.startswith(f"{video}: ") for line in lines)
     avarnet("predict", run, tmp_path / "bad.mp4", code=1)
 
 
