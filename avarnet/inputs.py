@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import typer
 from rich.console import Console
@@ -21,7 +27,34 @@ if TYPE_CHECKING:
 
 SUFFIXES = 12  # listed of what is left out; --json lists all
 VIDEO_MODEL, AUDIO_MODEL = "mobilevit_s", "facebook/wav2vec2-base"
-EXTRACT_EXTRA = "this needs stage 1, which is not installed: pip install 'avarnet[extract]'"
+
+
+def install_command(extra: str = "", *options: str) -> str:
+    """Return the command that installs avarnet from where it was installed before.
+
+    Args:
+        extra: to be installed with it.
+        options: of pip's.
+    """
+    name = f"[{extra}]" if extra else ""
+    pip = shlex.join([sys.executable, "-m", "pip", "install", *options])
+    origin = json.loads(distribution("avarnet").read_text("direct_url.json") or "{}")
+    url = origin.get("url", "")
+    path = Path(url2pathname(urlsplit(url).path))
+    if "vcs_info" in origin:
+        vcs = origin["vcs_info"]
+        return f"{pip} 'avarnet{name} @ {vcs['vcs']}+{url}@{vcs['commit_id']}'"
+    if not url or (url.startswith("file:") and not path.exists()):
+        return f"{pip} '.{name}' in a clone of avarnet"
+    if "dir_info" not in origin:  # a wheel
+        return f"{pip} 'avarnet{name} @ {url}'"
+    editable = "-e " if origin["dir_info"].get("editable") else ""
+    return f"{pip} {editable}{shlex.quote(f'{path}{name}')}"
+
+
+def extract_missing() -> str:
+    """Return what to say where the packages of stage 1 are needed and absent."""
+    return f"this needs stage 1, which is not installed: {install_command('extract')}"
 
 
 def lines_of(file: Path, what: str) -> list[str]:
@@ -124,7 +157,7 @@ def need_device(name: str) -> None:
 
 def need_extract() -> None:
     if not has_extract():
-        fail(EXTRACT_EXTRA)
+        fail(extract_missing())
 
 
 def warn_of_doubts(doubts: Sequence[str]) -> None:

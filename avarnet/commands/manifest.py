@@ -22,7 +22,7 @@ from avarnet.console import (
     print_json,
     shown,
 )
-from avarnet.inputs import EXTRACT_EXTRA, found_json, print_left_out
+from avarnet.inputs import extract_missing, found_json, print_left_out
 from avarnet.options import Json, Manifest, Output, Root
 from avarnet.pipelines import has_extract, root_of
 
@@ -221,7 +221,7 @@ def manifest_check(manifest: Manifest, root: Root = None, as_json: Json = False)
         _print_findings(findings)
         out.print(f"{counted(errors, 'error')}, {counted(len(findings) - errors, 'warning')}")
         if probe is None:
-            out.print(f"The videos were not opened: {plain(EXTRACT_EXTRA)}")
+            out.print(f"The videos were not opened: {plain(extract_missing())}")
     raise typer.Exit(FAILED if errors else DONE)
 
 

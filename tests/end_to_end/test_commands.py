@@ -447,9 +447,9 @@ def test_a_laptop_without_stage_1(project: dict[str, Any], clips: Path, tmp_path
     base("train", folder / "m.jsonl", folder / "store", tmp_path / "run", "--epochs", 2)
     base("evaluate", tmp_path / "run")
     for command in (["extract", folder / "m.jsonl", tmp_path / "s"], ["demo", tmp_path / "d"]):
-        assert "avarnet[extract]" in base(*command, code=1)
-    assert "avarnet[extract]" in base("predict", tmp_path / "run", "x.mp4", code=1)
-    assert "avarnet[extract]" in base("doctor", tmp_path)
+        assert "[extract]" in base(*command, code=1)
+    assert "[extract]" in base("predict", tmp_path / "run", "x.mp4", code=1)
+    assert "[extract]" in base("doctor", tmp_path)
 
 
 IMPORTS = {
