@@ -2,7 +2,7 @@
 
 from features.card import write_card
 from features.clip_features import Features, Flag
-from features.foreign_text import escaped, json_text, redacted, visible
+from features.foreign_text import escaped, html_table, json_text, redacted, visible
 from features.format.shard import Shard
 from features.integrity import Damage, repair, try_folder, verify
 from features.interop.export import export_npy, export_safetensors, export_webdataset
@@ -47,6 +47,7 @@ __all__ = [
     "export_npy",
     "export_safetensors",
     "export_webdataset",
+    "html_table",
     "import_npy",
     "join",
     "json_text",

@@ -17,13 +17,14 @@ from features.store_files import replace_file
 CARD_FILE = "CARD.md"
 
 
-def write_card(path: Path, labels: Mapping[str, str] | None = None) -> Path:
+def write_card(path: str | Path, labels: Mapping[str, str] | None = None) -> Path:
     """Write ``CARD.md`` into a store: what it holds, how it was made, how to load it.
 
     Args:
         path: the store's folder.
         labels: clip id -> class, from the manifest; a store itself knows no labels.
     """
+    path = Path(path)
     store = Store(path)
     about, recipe = overview(store), store.recipe
     some_clip = next(iter(store), "CLIP")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from features.clip_features import Features
+from features.foreign_text import html_table
 from features.recipe import FeatureError, Recipe
 from features.store import Store
 
@@ -43,6 +44,13 @@ class Joined(Mapping[str, Features]):
 
     def __len__(self) -> int:
         return len(self._ids)
+
+    def __repr__(self) -> str:
+        return f"<Joined: {len(self)} clips of {', '.join(map(repr, self.stores))}>"
+
+    def _repr_html_(self) -> str:
+        shown = {str(store.path): repr(store) for store in self.stores}
+        return html_table(f"{len(self)} clips of stores that are joined", shown)
 
     def __contains__(self, clip_id: object) -> bool:
         return clip_id in self._id_set

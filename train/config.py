@@ -202,12 +202,13 @@ class Config:
             raise TrainError("pooling by the top snippets is for detection: it ranks two classes")
 
     @classmethod
-    def load(cls, file: Path | None, **overrides: Any) -> Config:
+    def load(cls, file: str | Path | None, **overrides: Any) -> Config:
         """Read a TOML file of settings; `overrides` that are not None win, the rest are defaults.
 
         Raises:
             TrainError: the file cannot be read, or has a setting that does not exist or fit.
         """
+        file = None if file is None else Path(file)
         settings: dict[str, Any] = {}
         if file is not None:
             try:

@@ -44,7 +44,7 @@ class ImportSummary(NamedTuple):
 
 
 def import_npy(
-    store: Path,
+    store: str | Path,
     streams: Mapping[str, str],
     snippet_seconds: float,
     about: str,
@@ -84,6 +84,7 @@ def import_npy(
             another argument makes no sense, or the store has another recipe.
         WriteError: the store cannot be written.
     """
+    store = Path(store)
     about = " ".join(about.split())
     _check_request(streams, snippet_seconds, about)
     patterns = {name: _Pattern.parse(text) for name, text in streams.items()}
