@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from textwrap import wrap
 from typing import Any, NoReturn
 
 from rich.console import Console, ConsoleDimensions
@@ -33,6 +34,7 @@ from features import escaped, json_text, visible
 
 DONE, FAILED, SOME_FAILED, ANOMALY = 0, 1, 3, 4  # exit codes; Typer takes 2 for wrong usage
 PIPE_WIDTH = 100_000  # characters; a pipe or a file has no width at which lines are cut
+SENTENCE_WIDTH = 80  # characters; names longer than that stay whole
 # a bracket, and whether Rich would take it for the beginning of a tag
 BRACKET = re.compile(r"(\\*)\[(?=([a-z#/@][^\[\]]*\])?)")
 
@@ -73,6 +75,15 @@ class _Console(Console):
             self.through.print(*objects, **settings)
         else:
             super().print(*objects, **settings)
+
+    def print_sentences(self, text: str) -> None:
+        """Print what people read: in lines of whole words, in a pipe of `SENTENCE_WIDTH`."""
+        if self.is_terminal:
+            self.print(text)
+            return
+        words = self.render_str(text).plain
+        for line in wrap(words, SENTENCE_WIDTH, break_long_words=False, break_on_hyphens=False):
+            self.print(Text(line), soft_wrap=True)
 
 
 # no emoji: it would replace a part of names such as 1:car:2.mp4

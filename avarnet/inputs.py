@@ -162,15 +162,14 @@ def need_extract() -> None:
 
 def warn_of_doubts(doubts: Sequence[str]) -> None:
     for doubt in doubts:
-        err.print(f"[yellow]{plain(doubt)}[/]", soft_wrap=True)
+        err.print_sentences(f"[yellow]{plain(doubt)}[/]")
 
 
 def warn_of_random_weights(recipe: Recipe) -> None:
     if recipe.random_streams:
-        err.print(
+        err.print_sentences(
             f"[yellow bold]RANDOM WEIGHTS[/] ({plain(', '.join(recipe.random_streams))}): these "
-            "networks have learned nothing; the figures test the pipeline, not the method.",
-            soft_wrap=True,
+            "networks have learned nothing; the figures test the pipeline, not the method."
         )
 
 
@@ -178,7 +177,7 @@ def warn_of_assumptions(recipe: Recipe) -> None:
     for name, source in recipe.source.items():
         if "assumed" in source:
             text = plain(f"({name}): {source['assumed']}")
-            err.print(f"[yellow bold]ASSUMED[/] {text}", soft_wrap=True)
+            err.print_sentences(f"[yellow bold]ASSUMED[/] {text}")
 
 
 def warn_of_other_reading(recipe: Recipe, run: Path) -> None:
@@ -193,9 +192,8 @@ def warn_of_other_reading(recipe: Recipe, run: Path) -> None:
     import extract as stage1
 
     if why := stage1.read_otherwise(recipe):
-        err.print(
+        err.print_sentences(
             f"[yellow bold]READ DIFFERENTLY[/]: of the features that {plain(str(run))} was trained "
             f"on, {plain(why)}. For files that this concerns the scores may be worse. The way "
-            "out: extract into a new store, and train on that.",
-            soft_wrap=True,
+            "out: extract into a new store, and train on that."
         )

@@ -14,7 +14,16 @@ FILES = [file for part in PARTS for file in sorted((ROOT / part).rglob("*.py"))]
 # what makes text from elsewhere fit to be printed, or returns a number or a text of ours
 SAFE = {"plain", "shown", "first_few", "counted", "clock", "decimal", "figure", "version", "len"}
 SAFE |= {"_epoch_row", "Table"}
-PRINTERS = {"out.print", "err.print", "console.print", "table.add_row", "happened.add_row", "Table"}
+PRINTERS = {
+    "out.print",
+    "err.print",
+    "console.print",
+    "out.print_sentences",
+    "err.print_sentences",
+    "table.add_row",
+    "happened.add_row",
+    "Table",
+}
 # looked at: numbers, and words of our own
 OURS = {
     "demo: result",

@@ -33,7 +33,7 @@ from avarnet.inputs import (
     warn_of_assumptions,
     warn_of_random_weights,
 )
-from avarnet.options import Device, Json, Manifest, Root, StorePath
+from avarnet.options import Device, Json, Manifest, Root, StorePath, in_panels
 from avarnet.output import extraction_progress, print_summary
 
 if TYPE_CHECKING:
@@ -41,12 +41,21 @@ if TYPE_CHECKING:
     from features import Recipe
 
 NOT_STARTED = "interrupted before anything was started"
+PANELS = {
+    "Networks": "video_model audio_model layers weights video_weights precision",
+    "Streams": "stream only live snippet_seconds",
+    "This machine": "device clip_memory",
+    "Cluster": "scheduler workers adapt queue walltime cores memory gpus interface cluster_config "
+    "tls_ca tls_cert tls_key",
+    "Job": "retry_failed dry_run status root as_json",
+}
 app = typer.Typer()
 
 
 @app.command(
+    cls=in_panels(PANELS),
     epilog="Example: `avarnet extract videos.jsonl store --weights random "
-    "--video-model mobilevit_xxs`"
+    "--video-model mobilevit_xxs`",
 )
 def extract(
     manifest: Manifest,

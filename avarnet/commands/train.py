@@ -14,7 +14,7 @@ import manifests
 from avarnet import pipelines
 from avarnet.console import clips_bar, counted, first_few, out, plain, print_json, progress_bar
 from avarnet.inputs import need_device, warn_of_doubts, warn_of_random_weights
-from avarnet.options import Device, Join, Json, Manifest, Processes, RunPath, StorePath
+from avarnet.options import Device, Join, Json, Manifest, Processes, RunPath, StorePath, in_panels
 from avarnet.output import print_best_epochs, training_progress
 from train.config import Config, Fusion, ModelName, Task
 
@@ -36,7 +36,17 @@ ConfigFile = Annotated[
 ]
 
 
-@app.command(epilog="Example: `avarnet train videos.jsonl store run --folds 5`")
+@app.command(
+    cls=in_panels(
+        {
+            "Task": "task normal causal",
+            "Model": "streams fusion model join",
+            "Training": "folds seed seeds epochs config resume tensorboard",
+            "This machine": "device processes as_json",
+        }
+    ),
+    epilog="Example: `avarnet train videos.jsonl store run --folds 5`",
+)
 def train(
     manifest: Manifest,
     store: StorePath,
@@ -141,11 +151,10 @@ def train(
         )
     heard_ahead = trained.recipe.only(trained.config.streams).streams_with_lookahead
     if trained.config.causal and heard_ahead:
-        out.print(
+        out.print_sentences(
             "[yellow]not for 'avarnet watch'[/]: these features "
             f"({plain(', '.join(heard_ahead))}) heard what comes after a snippet; for live streams "
-            "train on a store of 'avarnet extract --live'",
-            soft_wrap=True,
+            "train on a store of 'avarnet extract --live'"
         )
     out.print(f"run in {plain(str(run))}; next: avarnet evaluate {plain(str(run))}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from command import PLAIN, at_a_terminal, drawn, in_a_process
 from small_stores import clip, fill
 
-from avarnet.console import bytes_bar
+from avarnet.console import _Console, bytes_bar, plain
 from avarnet.output import training_progress
 from manifests import Clip, write
 from train.fitting.history import Epoch
@@ -122,6 +123,32 @@ def test_lines_where_there_is_no_terminal(
             for line in ("pushing: 1.5 kB of 3.0 MB\n", "training: 1 of 40 epochs at most\n")
         ):
             time.sleep(0.01)
+
+
+@pytest.mark.parametrize("command", ["extract", "train"])
+def test_options_are_in_panels_by_theme(command: str) -> None:
+    shown = in_a_pipe(command, "--help")
+    options = shown.split("─ Options ")[1].split("╰")[0]
+    assert re.findall(r"│ (--[a-z-]+)", options) == ["--help"]
+    panels = re.findall(r"╭─ ([A-Z][a-z ]+) ─", shown)
+    assert (
+        panels[2:]
+        == {
+            "extract": ["Networks", "Streams", "This machine", "Cluster", "Job"],
+            "train": ["Task", "Model", "Training", "This machine"],
+        }[command]
+    )
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_sentences_are_wrapped_and_names_whole(store: Path, tmp_path: Path) -> None:
+    for line in in_a_pipe("features", "info", store).splitlines():
+        assert len(line) <= 80
+    long_name = "n" * 100  # which a shell can take from the line
+    console = _Console(file=io.StringIO())
+    console.print_sentences(f"[yellow]{plain('of ' * 30 + long_name)}[/] is a name.")
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines == ["of " * 26 + "of", "of of of", long_name, "is a name."]
 
 
 def test_an_unexpected_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
