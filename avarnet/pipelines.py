@@ -334,6 +334,7 @@ def predict(
     recipe: features.Recipe | None = None,
     device: str = "auto",
     pages: Mapping[str, str | Path] | Mapping[Path, str | Path] | None = None,
+    single_file: bool = True,
     progress: Callable[[float], None] = lambda seconds: None,
 ) -> Iterator[Scored | Unreadable]:
     """Predict what videos show, one after the other, as they are read.
@@ -344,6 +345,7 @@ def predict(
         recipe: the run's, with networks that have moved; None takes the run's own.
         device: of the networks; see `extract.Extractor`.
         pages: video -> the HTML file to write of it.
+        single_file: put all that a page needs into it; else pages of a folder share a file of 5 MB.
         progress: called with the seconds of video done.
 
     Raises:
@@ -355,7 +357,8 @@ def predict(
 
     extractor = Extractor(recipe or run.recipe, device, other_reading=True)
     own_pages = {Path(video): Path(page) for video, page in (pages or {}).items()}
-    return _predict(extractor, Predictor(run), [*map(Path, videos)], own_pages, progress)
+    predictor = Predictor(run)
+    return _predict(extractor, predictor, [*map(Path, videos)], own_pages, single_file, progress)
 
 
 def _predict(
@@ -363,6 +366,7 @@ def _predict(
     predictor: Predictor,
     videos: Sequence[Path],
     pages: dict[Path, Path],
+    single_file: bool,
     progress: Callable[[float], None],
 ) -> Iterator[Scored | Unreadable]:
     from extract import ClipError, Files
@@ -374,15 +378,17 @@ def _predict(
             continue
         found = Scored(video, clip, predictor(clip), pages.get(video))
         if found.page:
-            _write_page(predictor, found, found.page)
+            _write_page(predictor, found, found.page, single_file)
         yield found
 
 
-def _write_page(predictor: Predictor, scored: Scored, page: Path) -> None:
+def _write_page(predictor: Predictor, scored: Scored, page: Path, single_file: bool) -> None:
     from train.report.prediction import write_prediction_page
 
     run, clip = predictor.run, scored.clip
     streams = [name for name in run.config.streams if clip.valid[name].any()]
     without = {name: predictor(clip, [name]) for name in streams if len(streams) > 1}
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_prediction_page(page, scored.video, clip, run, scored.prediction, without)
+    write_prediction_page(
+        page, scored.video, clip, run, scored.prediction, without, single_file=single_file
+    )

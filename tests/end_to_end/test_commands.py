@@ -251,12 +251,19 @@ def test_predict_tells_intervals_and_writes_pages(project: dict[str, Any], tmp_p
     assert [Path(row["video"]).stem for row in rows] == ["b", "a"]
     assert all(float(row["end"]) > 0.5 and row["class"] for row in rows)
     said = avarnet("predict", run, videos, "--html", tmp_path / "pages")
-    assert {page.stem for page in (tmp_path / "pages").iterdir()} == {
-        "b.mp4",
-        "one-a.mp4",
-        "two-a.mp4",
+    pages = tmp_path / "pages"
+    assert {page.stem for page in pages.glob("*.html")} == {
+        *("b.mp4", "one-a.mp4", "two-a.mp4", "index")
     }
+    assert len([*pages.glob("plotly-*.min.js")]) == 1
     assert said.count("page: ") == 3
+    assert f"all pages: {pages / 'index.html'}" in said
+    assert sorted(re.findall('href="(.*[.]html)"', (pages / "index.html").read_text())) == [
+        *("b.mp4.html", "one-a.mp4.html", "two-a.mp4.html")
+    ]
+    avarnet("predict", run, videos / "b.mp4", "--html", tmp_path / "single", "--single-file")
+    assert sorted(page.name for page in (tmp_path / "single").iterdir()) == ["b.html", "index.html"]
+    assert (tmp_path / "single" / "b.html").stat().st_size > 4e6
     assert "several" in avarnet("predict", run, videos, "--html", tmp_path / "x.html", code=1)
     avarnet("predict", run, videos / "b.mp4", "--html", tmp_path / "x.html")
     assert "../" not in (tmp_path / "x.html").read_text().split("<video")[1].split(">")[0]
