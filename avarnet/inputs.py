@@ -71,6 +71,14 @@ def lines_of(file: Path, what: str) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
+def ids_in(file: Path) -> set[str]:
+    """Return the clip ids of a file that has one a line."""
+    ids = set(lines_of(file, "of clip ids"))
+    if not ids:
+        raise typer.BadParameter(f"{file} has no clip ids; write one a line")
+    return ids
+
+
 def moved_models(
     recipe: Recipe, video_model: str | None, video_weights: Path | None, audio_model: str | None
 ) -> Recipe:

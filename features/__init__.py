@@ -10,6 +10,7 @@ from features.interop.import_npy import ImportSummary, import_npy
 from features.joined_store import Joined, join
 from features.overview import Entry, Overview, entries, overview
 from features.recipe import FeatureError, Recipe, VersionError, WriteError
+from features.resample import resampled
 from features.similarity import Hit, Searcher, search
 from features.store import RECIPE_FILE, Store, create, read_recipe
 from features.store_ops import Difference, compact, diff, drop, merge
@@ -60,6 +61,7 @@ __all__ = [
     "recover",
     "redacted",
     "repair",
+    "resampled",
     "search",
     "try_folder",
     "verify",

@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.clip_features import Features
+from features.recipe import FeatureError
 
 SLACK = 1e-6  # of a snippet: lengths such as 16/24 s are no exact numbers
+MOST_TIMES = 1000  # one grid's snippets as long as the other's; a mistake would take all memory
 RESAMPLED = "resampled_from"  # in a stream's settings: the seconds of its own snippets
 
 
@@ -27,8 +29,16 @@ def resampled(clip: Features, snippet_seconds: float) -> Features:
     Args:
         clip: on its own grid.
         snippet_seconds: of the new one.
+
+    Raises:
+        FeatureError: the two are too unlike.
     """
     ratio = snippet_seconds / clip.snippet_seconds  # a new snippet, in old ones
+    if not 1 / MOST_TIMES <= ratio <= MOST_TIMES:
+        raise FeatureError(
+            f"snippets of {clip.snippet_seconds:g} s and of {snippet_seconds:g} s: at most "
+            f"{MOST_TIMES} times as long or short can be resampled"
+        )
     length = math.ceil(len(clip) * ratio**-1 - SLACK)
     ends = np.minimum(np.arange(length + 1) * ratio, len(clip))  # the last may reach beyond
     streams, valid = {}, {}
@@ -51,6 +61,8 @@ def _integral(rows: NDArray[np.floating], at: NDArray[np.float64]) -> NDArray[np
     """
     sums = np.zeros((len(rows) + 1, rows.shape[1]))
     np.cumsum(rows, axis=0, out=sums[1:])
-    whole = np.minimum(np.floor(at).astype(int), max(0, len(rows) - 1))
-    part: NDArray[np.float64] = sums[whole] + (at - whole)[:, None] * rows[whole]
+    whole = np.floor(at).astype(int)
+    nothing = np.zeros((1, rows.shape[1]))  # behind the end
+    part: NDArray[np.float64] = sums[whole]
+    part += (at - whole)[:, None] * np.concatenate([rows, nothing])[whole]
     return part

@@ -400,7 +400,7 @@ def test_what_a_stranger_reads(
 COMMANDS = [
     *(["manifest", verb] for verb in ("folders", "csv", "xd-violence", "ucf-crime")),
     *(["manifest", verb] for verb in ("add", "split", "check")),
-    *(["features", verb] for verb in ("info", "list", "verify", "push", "pull", "merge")),
+    *(["features", verb] for verb in ("info", "list", "verify", "push", "pull", "merge", "join")),
     *(["features", verb] for verb in ("compact", "diff", "drop", "card", "export", "import")),
     *([verb] for verb in ("extract", "train", "evaluate", "report", "predict", "search", "watch")),
     *([verb] for verb in ("demo", "doctor")),
