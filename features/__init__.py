@@ -16,6 +16,7 @@ from features.store import RECIPE_FILE, Store, create, read_recipe
 from features.store_ops import Difference, compact, diff, drop, merge
 from features.transfer.push_pull import Transfer, pull, push
 from features.transfer.remote import Remote
+from features.transfer.withdraw import withdraw
 from features.writer import Writer, pack, recover
 
 __all__ = [
@@ -66,5 +67,6 @@ __all__ = [
     "try_folder",
     "verify",
     "visible",
+    "withdraw",
     "write_card",
 ]

@@ -227,10 +227,17 @@ def features_diff(
 def features_card(
     store: StorePath,
     manifest: Annotated[Path | None, typer.Option(help="For the number of clips by class.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Of the features, such as CC-BY-4.0.")] = None,
+    contact: Annotated[str | None, typer.Option(help="Whom to ask.")] = None,
+    note: Annotated[str | None, typer.Option(help="A line more; earlier ones stay.")] = None,
 ) -> None:
-    """Write CARD.md: what the store holds, how it was made, how to load it."""
+    """Write CARD.md: what the store holds, how it was made, how to load it.
+
+    Licence, contact and notes are kept whenever it is written again.
+    """
     clips = manifests.read(manifest) if manifest else []
-    card = features.write_card(store, {clip.id: clip.label for clip in clips})
+    labels = {clip.id: clip.label for clip in clips}
+    card = features.write_card(store, labels, licence=licence, contact=contact, note=note)
     out.print(f"{plain(str(card))}", soft_wrap=True)
 
 

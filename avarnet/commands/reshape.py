@@ -12,6 +12,8 @@ import features
 from avarnet.console import DONE, SOME_FAILED, counted, out, plain
 from avarnet.inputs import ids_in
 from avarnet.options import StorePath
+from features.clip_means import means_folder
+from features.store_files import read_file
 
 app = typer.Typer()
 
@@ -74,8 +76,42 @@ def features_compact(
 def features_drop(
     store: StorePath,
     ids: Annotated[Path, typer.Option(help="A file of clip ids, one a line.")],
+    pushed: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--from", metavar="URL", help="Also out of this copy that was pushed; again for more."
+        ),
+    ] = None,
 ) -> None:
-    """Take clips out of a store for good."""
+    """Take clips out of a store for good, and out of copies of it that were pushed.
+
+    What else may have them is listed. Cut off? Run the same command again.
+    """
     wanted = ids_in(ids)
     dropped = features.drop(store, wanted)
     out.print(f"{counted(len(dropped), 'clip')} dropped, {len(wanted) - len(dropped)} not there")
+    for url in pushed or ():
+        gone = features.withdraw(store, url, wanted)
+        place = plain(features.redacted(url))
+        out.print(f"{counted(len(gone), 'clip')} taken out of {place}", soft_wrap=True)
+    features.write_card(store)
+    naming = [file for file in sorted(store.iterdir()) if _names(file, wanted)]
+    out.print_sentences(
+        "Not taken out of: stores that were pulled or merged from these, manifests, runs "
+        "(RUN/run.json, predictions.csv, report.html) and what they learned, pages of predictions; "
+        f"the means in {plain(str(means_folder()))}, which may be deleted; old versions that a "
+        "place keeps (S3 with versioning, the hub's history)"
+        + "".join(f"; {plain(str(file))}" for file in naming)
+        + "."
+    )
+
+
+def _names(file: Path, ids: set[str]) -> bool:
+    """Return whether a file of a store has one of some ids in it; its shards have none any more."""
+    if file.suffix in (".h5", ".damaged"):
+        return file.suffix == ".damaged"  # which may have any
+    try:
+        content = read_file(file)
+    except (features.FeatureError, OSError):
+        return False
+    return any(clip_id.encode() in content for clip_id in ids)
