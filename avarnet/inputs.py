@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = 12  # listed of what is left out; --json lists all
 VIDEO_MODEL, AUDIO_MODEL = "mobilevit_s", "facebook/wav2vec2-base"
+BYTES_AN_HOUR = 1408 * 2 * 4 * 3600  # of video, by these networks in float16, 4 snippets a second
 
 
 def install_command(extra: str = "", *options: str) -> str:

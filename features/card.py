@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
+from datetime import date
 from itertools import takewhile
 from pathlib import Path
 
@@ -91,6 +92,7 @@ def write_card(
         f"{words.capitalize()}: {count} of the clips." for words, count in about.flags.items()
     ]
     lines += [
+        f"Written on {date.today().isoformat()}. "
         f"Recipe {recipe.fingerprint}, {markdown(recipe.precision)}; all of it is in "
         f"`recipe.json`. Format: avarnet-features, version {VERSION}.",
         "",

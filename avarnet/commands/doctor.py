@@ -18,7 +18,7 @@ from rich.filesize import decimal
 
 import features
 from avarnet.console import DONE, FAILED, counted, one_line, out, plain, print_json
-from avarnet.inputs import AUDIO_MODEL, VIDEO_MODEL, extract_missing, install_command
+from avarnet.inputs import AUDIO_MODEL, BYTES_AN_HOUR, VIDEO_MODEL, extract_missing, install_command
 from avarnet.options import Json
 from avarnet.pipelines import has_extract
 
@@ -26,7 +26,6 @@ app = typer.Typer()
 
 REINSTALL = "--force-reinstall"
 WEIGHTS_OPTIONS = ("--video-weights FILE", "--audio-model FOLDER")
-BYTES_AN_HOUR = 1408 * 2 * 4 * 3600  # of video, by these networks in float16, 4 snippets a second
 LOW_SPACE = 2**30  # bytes; a few shards
 OPTIONAL = {  # extra -> a module of it, and what needs it
     "flow": ("cv2", "extract --stream flow"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.filesize import decimal
 from rich.table import Table
 
 import features
@@ -27,6 +28,7 @@ from avarnet.console import (
 )
 from avarnet.inputs import (
     AUDIO_MODEL,
+    BYTES_AN_HOUR,
     VIDEO_MODEL,
     need_device,
     need_extract,
@@ -47,7 +49,7 @@ PANELS = {
     "This machine": "device clip_memory",
     "Cluster": "scheduler workers adapt queue walltime cores memory gpus interface cluster_config "
     "tls_ca tls_cert tls_key",
-    "Job": "retry_failed dry_run status root as_json",
+    "Job": "retry_failed dry_run status root",
 }
 app = typer.Typer()
 
@@ -311,6 +313,13 @@ def _print_plan(plan: pipelines.Plan, store: Path) -> None:
             f"video in a task: {clock(min(plan.batches))} to {clock(max(plan.batches))}, "
             f"{plan.clips / len(plan.batches):.1f} clips on average"
         )
+    if (store / features.RECIPE_FILE).exists():
+        recipe = features.read_recipe(store)
+        values = sum(settings["features"] for settings in recipe.streams.values())
+        nbytes, networks = 2 * values * footage / recipe.snippet_seconds, "the store's networks"
+    else:
+        nbytes, networks = footage / 3600 * BYTES_AN_HOUR, "the default networks"
+    out.print(f"disk: about {decimal(round(nbytes))}, with {networks}")
     if plan.seconds:
         out.print(
             f"about {clock(plan.seconds)}, as a process did {plan.speed:.2f} x real time here so "

@@ -42,7 +42,7 @@ ConfigFile = Annotated[
             "Task": "task normal causal",
             "Model": "streams fusion model join",
             "Training": "folds seed seeds epochs config resume tensorboard",
-            "This machine": "device processes as_json",
+            "This machine": "device processes",
         }
     ),
     epilog="Example: `avarnet train videos.jsonl store run --folds 5`",

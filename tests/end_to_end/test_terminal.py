@@ -129,7 +129,7 @@ def test_lines_where_there_is_no_terminal(
 def test_options_are_in_panels_by_theme(command: str) -> None:
     shown = in_a_pipe(command, "--help")
     options = shown.split("─ Options ")[1].split("╰")[0]
-    assert re.findall(r"│ (--[a-z-]+)", options) == ["--help"]
+    assert re.findall(r"│ (--[a-z-]+)", options) == ["--json", "--help"]
     panels = re.findall(r"╭─ ([A-Z][a-z ]+) ─", shown)
     assert (
         panels[2:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ def test_licence_contact_and_notes_are_kept(store: Path) -> None:
         'note: "Camera 3 is out of focus."',
         'note: "So is camera 4: a little."',
     ]
+    assert f"Written on {date.today().isoformat()}." in body
     assert body.count("\nLicence: CC-BY-4.0\n") == 1
     assert "Note: So is camera 4: a little.\n" in body
     assert "| Crash | 1 |" in body
@@ -47,6 +49,15 @@ def test_what_was_written_by_hand_is_kept_too(store: Path) -> None:
     assert "\nLicence: our own\n" in write_card(store).read_text()
     card.write_text("# no head\n---\nlicence: none of ours\n---\n")
     assert "none of ours" not in write_card(store).read_text()
+
+
+def test_a_store_that_lost_its_last_clip_has_a_card(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_text("one\n")
+    said = avarnet("features", "drop", store, "--ids", tmp_path / "ids.txt")
+    assert "1 clip dropped, 0 not there" in said
+    text = (store / "CARD.md").read_text()
+    assert "Features of 0 clips" in text
+    assert "one" not in text.split()
 
 
 def test_a_note_of_a_stranger_is_only_text(store: Path) -> None:
