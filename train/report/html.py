@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,16 @@ def write_page(file: Path, template: str, plotly: str | None = None, **values: A
 
 def share_plotly(folder: Path) -> str:
     """Put Plotly's program into a folder of pages, and return the file's name."""
-    file = folder / f"plotly-{get_plotlyjs_version()}.min.js"
-    program = get_plotlyjs().encode()
+    file, program = folder / f"plotly-{get_plotlyjs_version()}.min.js", _plotly()
     if not file.is_file() or file.stat().st_size != len(program):
         file.write_bytes(program)
     return file.name
+
+
+@cache
+def _plotly() -> bytes:
+    program: str = get_plotlyjs()
+    return program.encode()
 
 
 def plot(traces: list[Any], height: int = 380, **layout: Any) -> str:
