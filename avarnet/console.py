@@ -8,18 +8,21 @@ import re
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from textwrap import wrap
 from typing import Any, NoReturn
 
 from rich.console import Console, ConsoleDimensions
 from rich.errors import MarkupError
+from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -31,6 +34,7 @@ from features import escaped, json_text, visible
 
 DONE, FAILED, SOME_FAILED, ANOMALY = 0, 1, 3, 4  # exit codes; Typer takes 2 for wrong usage
 PIPE_WIDTH = 100_000  # characters; a pipe or a file has no width at which lines are cut
+SENTENCE_WIDTH = 80  # characters; names longer than that stay whole
 # a bracket, and whether Rich would take it for the beginning of a tag
 BRACKET = re.compile(r"(\\*)\[(?=([a-z#/@][^\[\]]*\])?)")
 
@@ -40,6 +44,8 @@ class _Console(Console):
 
     COLUMNS is ignored for pipes: readline sets it for all that an interactive Python starts.
     """
+
+    through: Console | None = None  # another one, which draws a bar at the same terminal
 
     @property
     def size(self) -> ConsoleDimensions:
@@ -65,12 +71,25 @@ class _Console(Console):
             if isinstance(table, Table):
                 for column in table.columns:
                     column.overflow = "fold"
-        super().print(*objects, **settings)
+        if self.through is not None:
+            self.through.print(*objects, **settings)
+        else:
+            super().print(*objects, **settings)
+
+    def print_sentences(self, text: str) -> None:
+        """Print what people read: in lines of whole words, in a pipe of `SENTENCE_WIDTH`."""
+        if self.is_terminal:
+            self.print(text)
+            return
+        words = self.render_str(text).plain
+        for line in wrap(words, SENTENCE_WIDTH, break_long_words=False, break_on_hyphens=False):
+            self.print(Text(line), soft_wrap=True)
 
 
 # no emoji: it would replace a part of names such as 1:car:2.mp4
 out = _Console(emoji=False)
 err = _Console(stderr=True, emoji=False)
+IPYKERNEL = {"TERM": "xterm-color", "GIT_PAGER": "cat"}  # which it sets for what "!" starts
 LINE_SECONDS = 60.0  # from one line to the next, where there is no bar
 
 
@@ -85,23 +104,73 @@ def one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": .")
 
 
+def draws_bars() -> bool:
+    """Return whether standard error is a terminal that draws progress bars.
+
+    What a notebook starts by "!" has a terminal too, but the page keeps all that was drawn there.
+    """
+    in_notebook = "JPY_PARENT_PID" in os.environ or IPYKERNEL.items() <= os.environ.items()
+    return err.file.isatty() and not err.is_dumb_terminal and not in_notebook
+
+
+@contextmanager
+def progress_bar(
+    *columns: ProgressColumn,
+    line: Callable[[Progress], str],
+    quiet: bool = False,
+    transient: bool = False,
+) -> Iterator[Progress]:
+    """Yield a bar at the terminal; all that is printed meanwhile goes above it.
+
+    Where there is no terminal to draw it, a line a minute is printed instead, whether or not
+    anything has happened.
+
+    Args:
+        columns: of the bar; Rich's own by default.
+        line: returns the line; an empty one is not printed.
+        quiet: neither draw nor print.
+        transient: erase the bar in the end.
+    """
+    drawn = not quiet and draws_bars()
+    with (
+        Progress(*columns, console=err, transient=transient, disable=not drawn) as bar,
+        nullcontext() if quiet or drawn else _a_line_a_minute(lambda: line(bar)),
+    ):
+        out.through = err if drawn and out.file.isatty() else None
+        try:
+            yield bar
+        finally:
+            out.through = None
+
+
+@contextmanager
+def _a_line_a_minute(line: Callable[[], str]) -> Iterator[None]:
+    ended = threading.Event()
+
+    def print_lines() -> None:
+        while not ended.wait(LINE_SECONDS):
+            if text := line():
+                err.print(plain(text), highlight=False, soft_wrap=True)
+
+    thread = threading.Thread(target=print_lines, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(LINE_SECONDS)
+
+
 @contextmanager
 def footage_bar(
     what: str, failed: Callable[[], int] = lambda: 0
 ) -> Iterator[Callable[[float, float], None]]:
     """Yield a callback that draws footage done, speed as a multiple of real time, time left.
 
-    In a file or a pipe, the same is printed as a line a minute, whether or not anything has
-    happened.
-
     Args:
         what: the step, such as "extracting".
         failed: returns how many clips have failed so far.
     """
-    if not err.is_terminal:
-        with _footage_lines(what, failed) as show:
-            yield show
-        return
     columns = (
         TextColumn(what),
         BarColumn(),
@@ -109,7 +178,18 @@ def footage_bar(
         TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, disable=not err.is_terminal) as bar:
+
+    def line(bar: Progress) -> str:
+        done, total = bar.tasks[0].completed, bar.tasks[0].total
+        rate = done / max(1e-3, bar.tasks[0].elapsed or 0.0)
+        of_all = f" of {clock(total)}" if total else ""
+        left = f", about {clock((total - done) / rate)} left" if total and rate else ""
+        return (
+            f"{what}: {clock(done)}{of_all} of video, {rate:.1f} x real time{left}, "
+            f"{failed()} failed"
+        )
+
+    with progress_bar(*columns, line=line) as bar:
         task = bar.add_task("", total=None, done="0:00:00", all="0:00:00", speed="")
 
         def show(done: float, total: float) -> None:
@@ -125,36 +205,6 @@ def footage_bar(
             )
 
         yield show
-
-
-@contextmanager
-def _footage_lines(
-    what: str, failed: Callable[[], int]
-) -> Iterator[Callable[[float, float], None]]:
-    state, ended, start = [0.0, 0.0], threading.Event(), time.monotonic()
-
-    def print_lines() -> None:
-        while not ended.wait(LINE_SECONDS):
-            done, total = state
-            rate = done / max(1e-3, time.monotonic() - start)
-            line = f"{what}: {clock(done)}"
-            if total:
-                line += f" of {clock(total)}"
-            line += f" of video, {rate:.1f} x real time"
-            if total and rate:
-                line += f", about {clock((total - done) / rate)} left"
-            err.print(f"{line}, {failed()} failed", highlight=False, soft_wrap=True)
-
-    def show(done: float, total: float) -> None:
-        state[:] = done, total
-
-    thread = threading.Thread(target=print_lines, daemon=True)
-    thread.start()
-    try:
-        yield show
-    finally:
-        ended.set()
-        thread.join(LINE_SECONDS)
 
 
 @contextmanager
@@ -194,7 +244,7 @@ def bytes_bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, disable=quiet or not err.is_terminal) as bar:
+    with progress_bar(*columns, line=partial(_done_of_all, what, decimal), quiet=quiet) as bar:
         task = bar.add_task("", total=None)
         try:
             yield lambda done, total: bar.update(task, completed=done, total=total)
@@ -211,9 +261,14 @@ def clips_bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
         quiet: draw nothing.
     """
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, disable=quiet or not err.is_terminal) as bar:
+    with progress_bar(*columns, line=partial(_done_of_all, what, str), quiet=quiet) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _done_of_all(what: str, unit: Callable[[int], str], bar: Progress) -> str:
+    done, total = bar.tasks[0].completed, bar.tasks[0].total
+    return f"{what}: {unit(round(done))}" + (f" of {unit(round(total))}" if total else "")
 
 
 def counted(number: int, noun: str, several: str = "") -> str:

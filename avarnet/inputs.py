@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import typer
 from rich.console import Console
@@ -21,7 +27,35 @@ if TYPE_CHECKING:
 
 SUFFIXES = 12  # listed of what is left out; --json lists all
 VIDEO_MODEL, AUDIO_MODEL = "mobilevit_s", "facebook/wav2vec2-base"
-EXTRACT_EXTRA = "this needs stage 1, which is not installed: pip install 'avarnet[extract]'"
+BYTES_AN_HOUR = 1408 * 2 * 4 * 3600  # of video, by these networks in float16, 4 snippets a second
+
+
+def install_command(extra: str = "", *options: str) -> str:
+    """Return the command that installs avarnet from where it was installed before.
+
+    Args:
+        extra: to be installed with it.
+        options: of pip's.
+    """
+    name = f"[{extra}]" if extra else ""
+    pip = shlex.join([sys.executable, "-m", "pip", "install", *options])
+    origin = json.loads(distribution("avarnet").read_text("direct_url.json") or "{}")
+    url = origin.get("url", "")
+    path = Path(url2pathname(urlsplit(url).path))
+    if "vcs_info" in origin:
+        vcs = origin["vcs_info"]
+        return f"{pip} 'avarnet{name} @ {vcs['vcs']}+{url}@{vcs['commit_id']}'"
+    if not url or (url.startswith("file:") and not path.exists()):
+        return f"{pip} '.{name}' in a clone of avarnet"
+    if "dir_info" not in origin:  # a wheel
+        return f"{pip} 'avarnet{name} @ {url}'"
+    editable = "-e " if origin["dir_info"].get("editable") else ""
+    return f"{pip} {editable}{shlex.quote(f'{path}{name}')}"
+
+
+def extract_missing() -> str:
+    """Return what to say where the packages of stage 1 are needed and absent."""
+    return f"this needs stage 1, which is not installed: {install_command('extract')}"
 
 
 def lines_of(file: Path, what: str) -> list[str]:
@@ -36,6 +70,14 @@ def lines_of(file: Path, what: str) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         fail(f"{file}: {manifests.reason(error)}; give a text file {what}, one a line")
     return [line.strip() for line in lines if line.strip()]
+
+
+def ids_in(file: Path) -> set[str]:
+    """Return the clip ids of a file that has one a line."""
+    ids = set(lines_of(file, "of clip ids"))
+    if not ids:
+        raise typer.BadParameter(f"{file} has no clip ids; write one a line")
+    return ids
 
 
 def moved_models(
@@ -124,20 +166,19 @@ def need_device(name: str) -> None:
 
 def need_extract() -> None:
     if not has_extract():
-        fail(EXTRACT_EXTRA)
+        fail(extract_missing())
 
 
 def warn_of_doubts(doubts: Sequence[str]) -> None:
     for doubt in doubts:
-        err.print(f"[yellow]{plain(doubt)}[/]", soft_wrap=True)
+        err.print_sentences(f"[yellow]{plain(doubt)}[/]")
 
 
 def warn_of_random_weights(recipe: Recipe) -> None:
     if recipe.random_streams:
-        err.print(
+        err.print_sentences(
             f"[yellow bold]RANDOM WEIGHTS[/] ({plain(', '.join(recipe.random_streams))}): these "
-            "networks have learned nothing; the figures test the pipeline, not the method.",
-            soft_wrap=True,
+            "networks have learned nothing; the figures test the pipeline, not the method."
         )
 
 
@@ -145,7 +186,7 @@ def warn_of_assumptions(recipe: Recipe) -> None:
     for name, source in recipe.source.items():
         if "assumed" in source:
             text = plain(f"({name}): {source['assumed']}")
-            err.print(f"[yellow bold]ASSUMED[/] {text}", soft_wrap=True)
+            err.print_sentences(f"[yellow bold]ASSUMED[/] {text}")
 
 
 def warn_of_other_reading(recipe: Recipe, run: Path) -> None:
@@ -160,9 +201,8 @@ def warn_of_other_reading(recipe: Recipe, run: Path) -> None:
     import extract as stage1
 
     if why := stage1.read_otherwise(recipe):
-        err.print(
+        err.print_sentences(
             f"[yellow bold]READ DIFFERENTLY[/]: of the features that {plain(str(run))} was trained "
             f"on, {plain(why)}. For files that this concerns the scores may be worse. The way "
-            "out: extract into a new store, and train on that.",
-            soft_wrap=True,
+            "out: extract into a new store, and train on that."
         )

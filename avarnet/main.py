@@ -24,6 +24,7 @@ from avarnet.commands import (
     extract,
     manifest,
     predict,
+    reshape,
     search,
     train,
     watch,
@@ -63,6 +64,7 @@ app = typer.Typer(
 )
 app.add_typer(manifest.app, name="manifest")
 app.add_typer(extract.app)
+feature_commands.app.add_typer(reshape.app)
 app.add_typer(feature_commands.app, name="features")
 for part in (train, evaluate, predict, search, watch, demo, doctor):
     app.add_typer(part.app)

@@ -4,9 +4,28 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+
+
+def in_panels(panels: dict[str, str]) -> type[TyperCommand]:
+    """Return the class of a command whose help shows its options in panels.
+
+    Args:
+        panels: title -> names of its options' parameters, with spaces between them.
+    """
+    title_of = {name: title for title, names in panels.items() for name in names.split()}
+
+    class InPanels(TyperCommand):
+        def __init__(self, *args: Any, params: list[Any], **settings: Any) -> None:
+            for param in params:
+                if param.name in title_of:
+                    param.rich_help_panel = title_of[param.name]
+            super().__init__(*args, params=params, **settings)
+
+    return InPanels
 
 
 def _known_device(name: str) -> str:

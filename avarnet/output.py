@@ -11,7 +11,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from avarnet import pipelines
-from avarnet.console import clock, counted, err, fail, footage_bar, out, plain, shown
+from avarnet.console import clock, counted, err, fail, footage_bar, out, plain, progress_bar, shown
 from avarnet.inputs import warn_of_doubts, warn_of_random_weights
 
 if TYPE_CHECKING:
@@ -96,13 +96,18 @@ def print_summary(summary: Summary, store: Path) -> None:
 def training_progress(
     epochs: int, quiet: bool = False
 ) -> Iterator[Callable[[int, int, Epoch, bool], None]]:
-    """Yield the callback of `pipelines.train`: a row an epoch of one model, a bar of several.
+    """Yield the callback of `pipelines.train`: a bar, and of one model a row an epoch.
 
     Args:
         epochs: of a model, at most.
         quiet: print nothing.
     """
-    with Progress(console=err, transient=True, disable=quiet or not err.is_terminal) as bar:
+
+    def line(bar: Progress) -> str:  # one model has its rows
+        done, total = bar.tasks[0].completed, bar.tasks[0].total or 0
+        return f"training: {done:.0f} of {total:.0f} epochs at most" if total > epochs else ""
+
+    with progress_bar(line=line, quiet=quiet, transient=True) as bar:
         task = bar.add_task("training", total=None)
 
         def show(number: int, count: int, epoch: Epoch, best: bool) -> None:

@@ -7,7 +7,7 @@ functions, with options before and tables behind.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -34,24 +34,28 @@ def has_extract() -> bool:
     return all(importlib.util.find_spec(name) for name in STAGE_1)
 
 
-def open_stores(stores: Sequence[Path]) -> features.Store | features.Joined:
+def open_stores(stores: Sequence[str | Path]) -> features.Store | features.Joined:
     """Open a store, or several as one whose clips have the streams of all."""
     opened = [features.Store(path) for path in stores]
     return opened[0] if len(opened) == 1 else features.join(*opened)
 
 
-def root_of(manifest: Path, root: Path | None) -> Path:
+def root_of(manifest: str | Path, root: str | Path | None) -> Path:
     """Return what the paths of a manifest are relative to.
 
     Args:
         manifest: the file.
         root: what a user gives for it; None takes the manifest's folder.
     """
-    return root if root is not None else manifests.default_root(manifest)
+    return manifests.default_root(manifest) if root is None else Path(root)
 
 
 def extract(
-    clips: Sequence[manifests.Clip], root: Path, store: Path, recipe: features.Recipe, **job: Any
+    clips: Sequence[manifests.Clip],
+    root: str | Path,
+    store: str | Path,
+    recipe: features.Recipe,
+    **job: Any,
 ) -> Summary:
     """Extract the features of a manifest's clips into a store, and write the store's card.
 
@@ -69,7 +73,7 @@ def extract(
     return summary
 
 
-def _tasks(clips: Sequence[manifests.Clip], root: Path) -> list[Task]:
+def _tasks(clips: Sequence[manifests.Clip], root: str | Path) -> list[Task]:
     from extract import Task
 
     return [Task(c.id, c.resolve(root), c.resolve_audio(root), c.duration) for c in clips]
@@ -103,7 +107,7 @@ class Plan:
 
 
 def plan_extraction(
-    clips: Sequence[manifests.Clip], root: Path, store: Path, cluster: Cluster
+    clips: Sequence[manifests.Clip], root: str | Path, store: str | Path, cluster: Cluster
 ) -> Plan:
     """Return what `extract` would do, and do nothing.
 
@@ -113,6 +117,7 @@ def plan_extraction(
         store: folder of the store.
         cluster: where to work.
     """
+    store = Path(store)
     from extract import footage
     from extract.job.batching import batches
     from extract.job.timings import mean_speed
@@ -136,10 +141,10 @@ def plan_extraction(
 def train(
     clips: Sequence[manifests.Clip],
     store: features.Store | features.Joined,
-    run: Path,
+    run: str | Path,
     config: Config,
     *,
-    manifest: Path | None = None,
+    manifest: str | Path | None = None,
     device: str = "cpu",
     processes: int | None = None,
     resume: bool = False,
@@ -198,23 +203,23 @@ def train(
     return trained
 
 
-def _tensorboard(run: Path) -> Any:
+def _tensorboard(run: str | Path) -> Any:
     from train import TrainError
 
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise TrainError("--tensorboard needs another package: pip install tensorboard") from error
-    return SummaryWriter(str(run / "tensorboard"))
+    return SummaryWriter(str(Path(run) / "tensorboard"))
 
 
 def evaluate(
     run: Run,
-    stores: Sequence[Path] = (),
+    stores: Sequence[str | Path] = (),
     *,
-    manifest: Path | None = None,
-    root: Path | None = None,
-    page: Path | None = None,
+    manifest: str | Path | None = None,
+    root: str | Path | None = None,
+    page: str | Path | None = None,
     recall: float | None = None,
 ) -> Metrics:
     """Evaluate a run on its held-out clips, and write its report.
@@ -231,6 +236,7 @@ def evaluate(
     Returns:
         The metrics; see `train.judge_run`.
     """
+    manifest = None if manifest is None else Path(manifest)
     from extract.job.failures import read_failures
     from train import judge_run
     from train.report.run import write_report
@@ -242,7 +248,7 @@ def evaluate(
     store = open_stores(stores or run.stores)
     evaluation = judge_run(run, store, _last_recall(run) if recall is None else recall)
     failures = {i: f.reason for path in store.paths for i, f in read_failures(path).items()}
-    page = page or run.path / "report.html"
+    page = Path(page or run.path / "report.html")
     with _pictures(run, store, manifest or run.manifest, root) as (preview, no_pictures):
         write_report(run, evaluation, page, preview, no_pictures, failures)
     return evaluation.metrics
@@ -262,7 +268,10 @@ def _last_recall(run: Run) -> float:
 
 @contextmanager
 def _pictures(
-    run: Run, store: features.Store | features.Joined, manifest: Path | None, root: Path | None
+    run: Run,
+    store: features.Store | features.Joined,
+    manifest: Path | None,
+    root: str | Path | None,
 ) -> Iterator[tuple[Callable[[str], Preview | None], str]]:
     """Yield what shows a clip in the report; or one that shows nothing, and why."""
     why = ""
@@ -320,11 +329,12 @@ class Unreadable:
 
 def predict(
     run: Run,
-    videos: Sequence[Path],
+    videos: Sequence[str | Path],
     *,
     recipe: features.Recipe | None = None,
     device: str = "auto",
-    pages: dict[Path, Path] | None = None,
+    pages: Mapping[str, str | Path] | Mapping[Path, str | Path] | None = None,
+    single_file: bool = True,
     progress: Callable[[float], None] = lambda seconds: None,
 ) -> Iterator[Scored | Unreadable]:
     """Predict what videos show, one after the other, as they are read.
@@ -335,6 +345,7 @@ def predict(
         recipe: the run's, with networks that have moved; None takes the run's own.
         device: of the networks; see `extract.Extractor`.
         pages: video -> the HTML file to write of it.
+        single_file: put all that a page needs into it; else pages of a folder share a file of 5 MB.
         progress: called with the seconds of video done.
 
     Raises:
@@ -345,7 +356,9 @@ def predict(
     from train import Predictor
 
     extractor = Extractor(recipe or run.recipe, device, other_reading=True)
-    return _predict(extractor, Predictor(run), videos, pages or {}, progress)
+    own_pages = {Path(video): Path(page) for video, page in (pages or {}).items()}
+    predictor = Predictor(run)
+    return _predict(extractor, predictor, [*map(Path, videos)], own_pages, single_file, progress)
 
 
 def _predict(
@@ -353,6 +366,7 @@ def _predict(
     predictor: Predictor,
     videos: Sequence[Path],
     pages: dict[Path, Path],
+    single_file: bool,
     progress: Callable[[float], None],
 ) -> Iterator[Scored | Unreadable]:
     from extract import ClipError, Files
@@ -364,15 +378,17 @@ def _predict(
             continue
         found = Scored(video, clip, predictor(clip), pages.get(video))
         if found.page:
-            _write_page(predictor, found, found.page)
+            _write_page(predictor, found, found.page, single_file)
         yield found
 
 
-def _write_page(predictor: Predictor, scored: Scored, page: Path) -> None:
+def _write_page(predictor: Predictor, scored: Scored, page: Path, single_file: bool) -> None:
     from train.report.prediction import write_prediction_page
 
     run, clip = predictor.run, scored.clip
     streams = [name for name in run.config.streams if clip.valid[name].any()]
     without = {name: predictor(clip, [name]) for name in streams if len(streams) > 1}
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_prediction_page(page, scored.video, clip, run, scored.prediction, without)
+    write_prediction_page(
+        page, scored.video, clip, run, scored.prediction, without, single_file=single_file
+    )

@@ -27,7 +27,9 @@ class Glimpse(NamedTuple):
     loudness: NDArray[np.float32]
 
 
-def glimpse(reader: Reader, video: Path, audio: Path | None, duration: float) -> Glimpse:
+def glimpse(
+    reader: Reader, video: str | Path, audio: str | Path | None, duration: float
+) -> Glimpse:
     """Read a clip once more, for people.
 
     Args:
@@ -42,8 +44,9 @@ def glimpse(reader: Reader, video: Path, audio: Path | None, duration: float) ->
     prepare: dict[str, Prepare] = {"": Preparation(HEIGHT, (HEIGHT, WIDTH), resample)}
     strip = np.zeros((HEIGHT, FRAMES, WIDTH, 3), np.uint8)
     sound: list[NDArray[np.float32]] = []
+    files = Files(Path(video), Path(audio) if audio else None)
     # the middles of its quarters
-    for _, message in reader.read([Files(video, audio)], duration / FRAMES, prepare):
+    for _, message in reader.read([files], duration / FRAMES, prepare):
         if isinstance(message, Frame) and message.snippet < FRAMES:
             strip[:, message.snippet] = message.pixels
         elif isinstance(message, Sound):

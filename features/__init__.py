@@ -2,7 +2,7 @@
 
 from features.card import write_card
 from features.clip_features import Features, Flag
-from features.foreign_text import escaped, json_text, redacted, visible
+from features.foreign_text import escaped, html_table, json_text, redacted, visible
 from features.format.shard import Shard
 from features.integrity import Damage, repair, try_folder, verify
 from features.interop.export import export_npy, export_safetensors, export_webdataset
@@ -10,11 +10,13 @@ from features.interop.import_npy import ImportSummary, import_npy
 from features.joined_store import Joined, join
 from features.overview import Entry, Overview, entries, overview
 from features.recipe import FeatureError, Recipe, VersionError, WriteError
+from features.resample import resampled
 from features.similarity import Hit, Searcher, search
 from features.store import RECIPE_FILE, Store, create, read_recipe
 from features.store_ops import Difference, compact, diff, drop, merge
 from features.transfer.push_pull import Transfer, pull, push
 from features.transfer.remote import Remote
+from features.transfer.withdraw import withdraw
 from features.writer import Writer, pack, recover
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "export_npy",
     "export_safetensors",
     "export_webdataset",
+    "html_table",
     "import_npy",
     "join",
     "json_text",
@@ -59,9 +62,11 @@ __all__ = [
     "recover",
     "redacted",
     "repair",
+    "resampled",
     "search",
     "try_folder",
     "verify",
     "visible",
+    "withdraw",
     "write_card",
 ]

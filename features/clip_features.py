@@ -9,6 +9,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from features.foreign_text import html_table, in_one_line
 from features.recipe import FeatureError
 
 
@@ -86,6 +87,22 @@ class Features:
     def __len__(self) -> int:
         """Return T, the number of snippets."""
         return len(next(iter(self.streams.values())))
+
+    def _shown(self) -> dict[str, str]:
+        shown = {
+            "duration": f"{self.duration:g} s, {len(self)} snippets of {self.snippet_seconds:g} s"
+        }
+        for name, rows in self.streams.items():
+            shown[name] = f"{rows.shape[1]} values, {self.valid[name].sum()} of {len(self)} valid"
+        if self.flags:
+            shown["flags"] = ", ".join(str(flag.name) for flag in self.flags)
+        return shown
+
+    def __repr__(self) -> str:
+        return f"<Features: {in_one_line(self._shown())}>"
+
+    def _repr_html_(self) -> str:
+        return html_table("Features", self._shown())
 
     @property
     def video(self) -> NDArray[np.float16]:

@@ -67,11 +67,16 @@ def make_means(shard: Shard) -> ShardMeans:
     return ShardMeans(means, damaged)
 
 
+def means_folder() -> Path:
+    """Return the folder where means are kept."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(cache) / "avarnet" / "means"
+
+
 def _cache_file(shard: Shard, stream: str) -> Path:
     """Return where a shard's means are kept: the digests are of all that they are made of."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     digest = xxhash.xxh3_128(np.ascontiguousarray(shard.table.digests[stream]).data)
-    return Path(cache) / "avarnet" / "means" / digest.hexdigest()
+    return means_folder() / digest.hexdigest()
 
 
 def load_means(shard: Shard) -> dict[str, NDArray[np.float32]] | None:

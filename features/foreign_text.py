@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
+from html import escape
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -65,6 +67,26 @@ def json_text(document: Any, **settings: Any) -> str:
     text = json.dumps(document, ensure_ascii=False, **settings)
     # outside of texts JSON has none of them but newlines, which are not among them
     return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def html_table(title: str, rows: Mapping[str, str]) -> str:
+    """Return a table for a notebook, in which text of others is only text.
+
+    Args:
+        title: above it.
+        rows: name -> what is beside it.
+    """
+    body = "".join(
+        f'<tr><th style="text-align: left">{escape(visible(name))}</th>'
+        f'<td style="text-align: left">{escape(visible(text))}</td></tr>'
+        for name, text in rows.items()
+    )
+    return f"<table><caption>{escape(visible(title))}</caption>{body}</table>"
+
+
+def in_one_line(rows: Mapping[str, str]) -> str:
+    """Return the same rows for a repr."""
+    return visible("; ".join(f"{name} {text}" for name, text in rows.items()))
 
 
 def _escape(found: re.Match[str]) -> str:

@@ -44,13 +44,16 @@ class Verification(NamedTuple):
     damages: list[Damage]
 
 
-def verify(path: Path, progress: Callable[[int, int], None] = lambda *_: None) -> Verification:
+def verify(
+    path: str | Path, progress: Callable[[int, int], None] = lambda *_: None
+) -> Verification:
     """Read every byte of a store; return the number of intact clips and the damaged shards.
 
     Args:
         path: the store's folder.
         progress: called with (bytes read, bytes in all).
     """
+    path = Path(path)
     store = Store(path)
     sound = {shard.path: shard for shard in store.shards}
     files = sorted([*sound, *store.unreadable])
@@ -90,7 +93,7 @@ def _damage(file: Path, shard: Shard | None, reason: str) -> Damage | None:
         return Damage(file, reason, [], readable=False)
 
 
-def repair(path: Path, damages: list[Damage]) -> None:
+def repair(path: str | Path, damages: list[Damage]) -> None:
     """Take damaged shards out of a store, keeping their clips that are intact.
 
     The intact clips are sealed in a new shard; the damaged file gets ``.damaged`` at the end of its
@@ -105,6 +108,7 @@ def repair(path: Path, damages: list[Damage]) -> None:
         VersionError: a shard is of another version of the format.
         WriteError: the store cannot be written.
     """
+    path = Path(path)
     recipe = Store(path).recipe
     repairable = []
     for damage in damages:
@@ -147,7 +151,7 @@ def _salvage(file: Path) -> Iterator[Shard]:
         yield Shard(copy, damaged=True)
 
 
-def try_folder(folder: Path) -> None:
+def try_folder(folder: str | Path) -> None:
     """Write a tiny store in a folder, seal it, read it back and delete it.
 
     This finds network file systems that refuse locks, renames or mapped memory.
@@ -156,6 +160,7 @@ def try_folder(folder: Path) -> None:
         FeatureError: some part of this does not work in the folder.
         OSError: likewise.
     """
+    folder = Path(folder)
     clip = Features({"trial": TRIAL}, {"trial": np.ones(len(TRIAL), bool)}, 1.0, float(len(TRIAL)))
     with tempfile.TemporaryDirectory(prefix=".avarnet-", dir=folder) as inside:
         store = Path(inside) / "store"

@@ -9,16 +9,26 @@ from typing import Any
 import numpy as np
 
 from features.clip_features import Features
+from features.foreign_text import html_table
 from features.recipe import FeatureError, Recipe
+from features.resample import RESAMPLED, resampled
 from features.store import Store
 
 
 class Joined(Mapping[str, Features]):
-    """Several stores, joined by clip id; see `join`."""
+    """Several stores, joined by clip id; see `join`.
 
-    def __init__(self, stores: tuple[Store, ...]) -> None:
+    Args:
+        stores: at least one.
+        resample: bring those on other time grids to that of the first.
+    """
+
+    def __init__(self, stores: tuple[Store, ...], resample: bool = False) -> None:
         self.stores = stores
-        self.recipe = _join_recipes([store.recipe for store in stores])
+        recipes = [store.recipe for store in stores]
+        if resample:
+            recipes = [resampled_recipe(recipe, recipes[0].snippet_seconds) for recipe in recipes]
+        self.recipe = _join_recipes(recipes)
         first, *others = stores
         self._ids = [clip_id for clip_id in first if all(clip_id in other for other in others)]
         self._id_set = frozenset(self._ids)
@@ -36,7 +46,10 @@ class Joined(Mapping[str, Features]):
     def __getitem__(self, clip_id: str) -> Features:
         if clip_id not in self._id_set:
             raise KeyError(clip_id)
-        return merge_streams(clip_id, [store[clip_id] for store in self.stores])
+        parts = [store[clip_id] for store in self.stores]
+        step = self.snippet_seconds
+        parts = [p if p.snippet_seconds == step else resampled(p, step) for p in parts]
+        return merge_streams(clip_id, parts)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._ids)
@@ -44,11 +57,18 @@ class Joined(Mapping[str, Features]):
     def __len__(self) -> int:
         return len(self._ids)
 
+    def __repr__(self) -> str:
+        return f"<Joined: {len(self)} clips of {', '.join(map(repr, self.stores))}>"
+
+    def _repr_html_(self) -> str:
+        shown = {str(store.path): repr(store) for store in self.stores}
+        return html_table(f"{len(self)} clips of stores that are joined", shown)
+
     def __contains__(self, clip_id: object) -> bool:
         return clip_id in self._id_set
 
 
-def join(*stores: Store) -> Joined:
+def join(*stores: Store, resample: bool = False) -> Joined:
     """Read several stores as one whose clips have the streams of all.
 
     A clip must be in every store. Where the stores differ by some snippets at the end of a clip
@@ -59,12 +79,17 @@ def join(*stores: Store) -> Joined:
     >>> both["fight/fi001"].streams["vggish"].shape                  # doctest: +SKIP
     (9, 128)
 
+    Args:
+        stores: to join.
+        resample: average the rows of stores on other time grids over the snippets of the first.
+
     Raises:
-        FeatureError: the time grids differ, or two stores have different streams of one name.
+        FeatureError: the time grids differ and are to stay, or two stores have different streams of
+            one name.
     """
     if not stores:
         raise FeatureError("nothing to join; give at least one store")
-    return Joined(stores)
+    return Joined(stores, resample)
 
 
 def merge_streams(clip_id: str, parts: list[Features]) -> Features:
@@ -104,6 +129,22 @@ def merge_streams(clip_id: str, parts: list[Features]) -> Features:
     return Features(streams, valid, parts[0].snippet_seconds, duration, flags, source)
 
 
+def resampled_recipe(recipe: Recipe, snippet_seconds: float) -> Recipe:
+    """Return the recipe of the same streams on another time grid.
+
+    Args:
+        recipe: of a store.
+        snippet_seconds: of the new grid.
+    """
+    if recipe.snippet_seconds == snippet_seconds:
+        return recipe
+    streams = {
+        name: {RESAMPLED: recipe.snippet_seconds, **settings}
+        for name, settings in recipe.streams.items()
+    }
+    return Recipe(snippet_seconds, recipe.precision, streams, recipe.source)
+
+
 def _join_recipes(recipes: list[Recipe]) -> Recipe:
     """Return the recipe of all streams; precisions that differ are stated stream by stream."""
     grids = sorted({recipe.snippet_seconds for recipe in recipes})
@@ -111,7 +152,8 @@ def _join_recipes(recipes: list[Recipe]) -> Recipe:
         raise FeatureError(
             f"stores of different time grids cannot be joined: snippets of "
             f"{' and '.join(f'{seconds:g} s' for seconds in grids)}; extract one of them again "
-            "with the other's --snippet-seconds"
+            "with the other's --snippet-seconds, or let 'avarnet features join --resample' average "
+            "its rows over those of the first"
         )
     precisions = {recipe.precision for recipe in recipes}
     streams: dict[str, dict[str, Any]] = {}

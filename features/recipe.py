@@ -187,8 +187,9 @@ class Recipe:
                     "expected a name of letters, digits, - and _ (64 at most) and whole numbers"
                 )
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the recipe to a file."""
+        path = Path(path)
         path.write_text(self.to_json() + "\n", encoding="utf-8")
 
     def _decisive(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.clip_features import Features
+from features.foreign_text import html_table, in_one_line
 from features.format.shard import Shard
 from features.recipe import MOST_BYTES, FeatureError, Recipe
 from features.store_files import read_file
@@ -119,16 +120,38 @@ class Store(Mapping[str, Features]):
     def __len__(self) -> int:
         return len(self._index)
 
+    def __repr__(self) -> str:
+        return f"<Store {str(self.path)!r}: {in_one_line(_shown(self))}>"
+
+    def _repr_html_(self) -> str:
+        return html_table(f"Store {self.path}", _shown(self))
+
     def __contains__(self, clip_id: object) -> bool:
         return isinstance(clip_id, str) and _key(clip_id) in self._index
+
+
+def _shown(store: Store) -> dict[str, str]:
+    """Return what a notebook shows of a store."""
+    streams = store.recipe.streams.items()
+    rows = int(store.column("rows").sum())
+    shards = str(len(store.shards))
+    if store.unreadable:
+        shards += f", and {len(store.unreadable)} that cannot be read"
+    return {
+        "clips": f"{len(store)}, {rows * store.snippet_seconds / 3600:.2f} hours",
+        "streams": ", ".join(f"{name} ({known.get('features')})" for name, known in streams),
+        "snippets": f"of {store.snippet_seconds:g} s",
+        "shards": shards,
+    }
 
 
 def _key(clip_id: str) -> bytes:
     return clip_id.encode("utf-8", "surrogatepass")
 
 
-def read_recipe(path: Path) -> Recipe:
+def read_recipe(path: str | Path) -> Recipe:
     """Return the recipe of the store in the folder `path`."""
+    path = Path(path)
     try:
         content = read_file(path / RECIPE_FILE, MOST_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
@@ -142,7 +165,7 @@ def read_recipe(path: Path) -> Recipe:
         raise FeatureError(f"{path / RECIPE_FILE}: {error}") from error
 
 
-def create(path: Path, recipe: Recipe) -> None:
+def create(path: str | Path, recipe: Recipe) -> None:
     """Make the folder `path` a store of `recipe`; an existing store must have the same recipe.
 
     Args:
@@ -152,6 +175,7 @@ def create(path: Path, recipe: Recipe) -> None:
     Raises:
         FeatureError: the existing store has another recipe; the message lists the differing fields.
     """
+    path = Path(path)
     if (path / RECIPE_FILE).exists():
         existing = read_recipe(path)
         differing, read = recipe.differences(existing), recipe.read_otherwise(existing)

@@ -21,7 +21,7 @@ from features.store import Store, create
 from features.writer import SHARD_BYTES, pack, recover
 
 
-def merge(sources: Collection[Path], target: Path) -> int:
+def merge(sources: Collection[str | Path], target: str | Path) -> int:
     """Copy the shards of several stores into the store in the folder `target`.
 
     Args:
@@ -36,6 +36,7 @@ def merge(sources: Collection[Path], target: Path) -> int:
             others are copied all the same.
         WriteError: the store cannot be written.
     """
+    sources, target = [Path(path) for path in sources], Path(target)
     stores = [Store(source) for source in sources]
     first, *others = stores
     for store in others:
@@ -78,7 +79,7 @@ class Compaction(NamedTuple):
     after: int
 
 
-def compact(path: Path, shard_bytes: int = SHARD_BYTES) -> Compaction:
+def compact(path: str | Path, shard_bytes: int = SHARD_BYTES) -> Compaction:
     """Seal the clips of small shards together in a few large ones, and drop duplicates.
 
     Readers that have the store open keep the shards that they have read from; where another is
@@ -92,6 +93,7 @@ def compact(path: Path, shard_bytes: int = SHARD_BYTES) -> Compaction:
         FeatureError: a clip is damaged; nothing is lost.
         WriteError: the store cannot be written.
     """
+    path = Path(path)
     recover(path)
     store = Store(path)
     live = [_live(store, shard) for shard in store.shards]
@@ -111,7 +113,7 @@ def compact(path: Path, shard_bytes: int = SHARD_BYTES) -> Compaction:
     return Compaction(len(store.shards), len(Store(path).shards))
 
 
-def drop(path: Path, ids: Collection[str]) -> list[str]:
+def drop(path: str | Path, ids: Collection[str]) -> list[str]:
     """Take clips out of a store; return those that it had.
 
     Args:
@@ -122,6 +124,7 @@ def drop(path: Path, ids: Collection[str]) -> list[str]:
         FeatureError: a clip that stays is damaged; nothing is lost.
         WriteError: the store cannot be written.
     """
+    path = Path(path)
     recover(path)
     store, unwanted = Store(path), set(ids)
     affected = [shard for shard in store.shards if not unwanted.isdisjoint(shard.ids)]
@@ -151,7 +154,7 @@ class Difference(NamedTuple):
     content: list[str]
 
 
-def diff(a: Path, b: Path, fast: bool = False) -> Difference:
+def diff(a: str | Path, b: str | Path, fast: bool = False) -> Difference:
     """Compare two stores, every byte of their clips.
 
     Args:
@@ -159,6 +162,7 @@ def diff(a: Path, b: Path, fast: bool = False) -> Difference:
         b: the folder of the other.
         fast: compare the checksums that are recorded, and read no rows: damage is not found.
     """
+    a, b = Path(a), Path(b)
     one, other = Store(a), Store(b)
     recipe = one.recipe.differences(other.recipe)
     both = [] if recipe else [i for i in one if i in other]

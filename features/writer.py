@@ -35,7 +35,8 @@ class Writer:
         WriteError: the store cannot be written.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, shard_bytes: int = SHARD_BYTES) -> None:
+    def __init__(self, path: str | Path, recipe: Recipe, shard_bytes: int = SHARD_BYTES) -> None:
+        path = Path(path)
         create(path, recipe)
         self.path = path
         self.recipe = recipe
@@ -107,7 +108,7 @@ class Writer:
 
 
 def pack(
-    path: Path,
+    path: str | Path,
     clips: Iterable[tuple[str, Features]],
     recipe: Recipe,
     shard_bytes: int = SHARD_BYTES,
@@ -123,6 +124,7 @@ def pack(
     Raises:
         WriteError: the store cannot be written; the shards sealed so far stay.
     """
+    path = Path(path)
     create(path, recipe)
     sealed: list[Path] = []
     waiting: dict[str, Features] = {}
@@ -139,7 +141,7 @@ def pack(
     return sealed
 
 
-def recover(path: Path) -> list[str]:
+def recover(path: str | Path) -> list[str]:
     """Seal the finished clips that killed writers left in their spools, and return their ids.
 
     The spools of writers that still run are left alone.
@@ -147,6 +149,7 @@ def recover(path: Path) -> list[str]:
     Raises:
         WriteError: the store cannot be written.
     """
+    path = Path(path)
     for stray in path.glob(f"{UNFINISHED}*"):
         if stray.is_symlink() or not stray.is_dir():
             stray.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """What is to be processed: clips, labels, intervals and splits. No torch, no h5py."""
 
 from manifests.clip import AvarnetError, Clip, Interval, ManifestError
+from manifests.growth import Grown, add_clips, refuse_to_lose_splits
 from manifests.jsonl import default_root, parse, read, reason, relative_path, write
 from manifests.sources.csv import from_csv
 from manifests.sources.folders import from_folders
@@ -19,10 +20,12 @@ __all__ = [
     "Finding",
     "Found",
     "Grouped",
+    "Grown",
     "Interval",
     "Listing",
     "ManifestError",
     "Probed",
+    "add_clips",
     "assign_folds",
     "assign_split",
     "check",
@@ -34,6 +37,7 @@ __all__ = [
     "parse",
     "read",
     "reason",
+    "refuse_to_lose_splits",
     "relative_path",
     "split_table",
     "videos_below",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, fields
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,13 +124,13 @@ class Clip:
         """The main class."""
         return self.labels[0]
 
-    def resolve(self, root: Path) -> Path:
+    def resolve(self, root: str | Path) -> Path:
         """Return where the video is, given the manifest's root."""
-        return root / self.path
+        return Path(root) / self.path
 
-    def resolve_audio(self, root: Path) -> Path | None:
+    def resolve_audio(self, root: str | Path) -> Path | None:
         """Return where the sound file is, if the manifest names one."""
-        return root / self.audio if self.audio else None
+        return Path(root) / self.audio if self.audio else None
 
     def frame_labels(self, num_frames: int, fps: float | None = None) -> NDArray[np.uint8]:
         """Return the truth of every native frame: (num_frames,), 1 where it is anomalous.
@@ -161,6 +162,18 @@ class Clip:
             first, last = (math.ceil(second * rate - FRAME_SLACK) for second in (start, end))
             truth[first:last] = 1
         return truth
+
+    def __repr__(self) -> str:
+        known = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return f"Clip({', '.join(f'{name}={v!r}' for name, v in known if v is not None)})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f'<tr><th style="text-align: left">{name}</th>'
+            f'<td style="text-align: left">{escape(repr(value))}</td></tr>'
+            for name, value in self.to_json().items()
+        )
+        return f"<table>{rows}</table>"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data, without the fields that are None."""

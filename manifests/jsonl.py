@@ -21,7 +21,7 @@ class Line(NamedTuple):
     clip: Clip | ManifestError  # or what is wrong with the line
 
 
-def parse(path: Path) -> Iterator[Line]:
+def parse(path: str | Path) -> Iterator[Line]:
     """Yield the lines of a manifest; blank ones are skipped.
 
     Raises:
@@ -117,12 +117,12 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def default_root(manifest: Path) -> Path:
+def default_root(manifest: str | Path) -> Path:
     """Return what a manifest's paths are relative to by default: its own folder."""
-    return manifest.resolve().parent
+    return Path(manifest).resolve().parent
 
 
-def relative_path(file: Path, root: Path) -> str:
+def relative_path(file: str | Path, root: str | Path) -> str:
     """Return `file` as a manifest writes it: relative to `root`, with forward slashes.
 
     Symbolic links keep their own name: data sets are often links to blobs named by their hash.
@@ -134,7 +134,7 @@ def relative_path(file: Path, root: Path) -> str:
     >>> relative_path(Path("/data/videos/a.mp4"), Path("/data"))
     'videos/a.mp4'
     """
-    file, root = file.absolute(), root.absolute()
+    file, root = Path(file).absolute(), Path(root).absolute()
     if file.is_relative_to(root) and ".." not in file.parts:
         return file.relative_to(root).as_posix()
     # '..' goes up from where a linked folder really is, so both folders must be the real ones

@@ -55,7 +55,7 @@ class Probed(NamedTuple):
 Probe = Callable[[Path, Path | None], Probed]
 
 
-def check(manifest: Path, root: Path, probe: Probe | None = None) -> list[Finding]:
+def check(manifest: str | Path, root: str | Path, probe: Probe | None = None) -> list[Finding]:
     """Return all findings: errors first, both in the order of the lines.
 
     Args:
@@ -71,6 +71,7 @@ def check(manifest: Path, root: Path, probe: Probe | None = None) -> list[Findin
 
         errors = [f for f in check(Path("m.jsonl"), Path(".")) if f.severity == "error"]
     """
+    manifest, root = Path(manifest), Path(root)
     findings: list[Finding] = []
     clips: list[_Numbered] = []
     for line, clip in parse(manifest):

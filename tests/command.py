@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from contextlib import chdir, redirect_stderr, redirect_stdout
@@ -15,6 +16,7 @@ from unittest.mock import patch
 
 from avarnet import main
 
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 PLAIN = {
     key: value
     for key, value in os.environ.items()
@@ -66,6 +68,11 @@ def at_a_terminal(*words: object, **environment: str) -> str:
             pass
     os.close(ours)
     return said.decode()
+
+
+def drawn(said: str) -> list[str]:
+    """Return what was written at a terminal from one beginning of a line to the next."""
+    return re.split(r"[\r\n]+", CONTROL.sub("", said))
 
 
 def as_json(*words: object, code: int = 0) -> Any:

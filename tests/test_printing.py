@@ -14,7 +14,16 @@ FILES = [file for part in PARTS for file in sorted((ROOT / part).rglob("*.py"))]
 # what makes text from elsewhere fit to be printed, or returns a number or a text of ours
 SAFE = {"plain", "shown", "first_few", "counted", "clock", "decimal", "figure", "version", "len"}
 SAFE |= {"_epoch_row", "Table"}
-PRINTERS = {"out.print", "err.print", "console.print", "table.add_row", "happened.add_row", "Table"}
+PRINTERS = {
+    "out.print",
+    "err.print",
+    "console.print",
+    "out.print_sentences",
+    "err.print_sentences",
+    "table.add_row",
+    "happened.add_row",
+    "Table",
+}
 # looked at: numbers, and words of our own
 OURS = {
     "demo: result",
@@ -50,10 +59,6 @@ OURS = {
     "ablate: row.parameters",
     "ablate: rows[0].metric",  # the head of a column, one of two
     "sweep: str(trial.number)",
-    "_footage_lines: failed()",
-    "_footage_lines: what",
-    "print_lines: failed()",
-    "print_lines: what",
     "print_left_out: colour",
     "print_best_epochs: EPOCH_HEADER",
     "show: EPOCH_HEADER",

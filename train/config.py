@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -39,6 +40,51 @@ TASK_VALUES: dict[str, dict[str, str | float]] = {
     },
 }
 ATTENTION_HEADS = 4
+Limit = tuple[Callable[[Any], bool], str]  # whether a value is allowed, and which are
+
+
+def _one_of(names: Sequence[str]) -> Limit:
+    return lambda value: value in names, ", ".join(names)
+
+
+def _at_least(least: int) -> Limit:
+    return lambda value: value >= least, f"{least} or more"
+
+
+SHARE: Limit = (lambda value: 0 <= value < 1, "from 0 to below 1")
+LIMITS: dict[str, Limit] = {
+    "task": _one_of(TASKS),
+    "streams": (lambda value: len(set(value)) == len(value), "each once"),
+    "fusion": _one_of(FUSIONS),
+    "model": _one_of(MODELS),
+    "loss": _one_of(LOSSES),
+    "pooling": _one_of(POOLINGS),
+    "scene_dropout": SHARE,
+    "offset_noise": _at_least(0),
+    "starts": _at_least(1),
+    "sampling": _one_of(SAMPLINGS),
+    "time_crop": (lambda value: 0 < value <= 1, "above 0, to 1"),
+    "time_mask": SHARE,
+    "snippet_dropout": SHARE,
+    "mixup": _at_least(0),
+    "stages": _at_least(1),
+    "layers": (lambda value: 0 <= value <= 20, "from 0, which chooses, to 20"),
+    "channels": _at_least(1),
+    "dropout": SHARE,
+    "context_dropout": SHARE,
+    "input_dropout": SHARE,
+    "stream_dropout": SHARE,
+    "label_smoothing": SHARE,
+    "epochs": _at_least(1),
+    "patience": _at_least(1),
+    "batch_size": (lambda value: value >= 0, "1 or more, or 0, which chooses"),
+    "learning_rate": (lambda value: value > 0, "above 0"),
+    "weight_decay": _at_least(0),
+    "validation": (lambda value: 0 < value < 1, "between 0 and 1"),
+    "folds": (lambda value: value == 0 or value >= 2, "2 or more, or 0 for none"),
+    "seeds": _at_least(1),
+    "seed": _at_least(0),
+}
 
 
 class TrainError(AvarnetError):
@@ -149,44 +195,13 @@ class Config:
         for name, value in TASK_VALUES.get(self.task, {}).items():
             if getattr(self, name) in ("", AUTOMATIC):
                 object.__setattr__(self, name, value)
-        checks = {
-            "task": self.task in TASKS,
-            "streams": len(set(self.streams)) == len(self.streams),
-            "fusion": self.fusion in FUSIONS,
-            "model": self.model in MODELS,
-            "loss": self.loss in LOSSES,
-            "pooling": self.pooling in POOLINGS,
-            "scene_dropout": 0 <= self.scene_dropout < 1,
-            "offset_noise": self.offset_noise >= 0,
-            "starts": self.starts >= 1,
-            "sampling": self.sampling in SAMPLINGS,
-            "time_crop": 0 < self.time_crop <= 1,
-            "time_mask": 0 <= self.time_mask < 1,
-            "snippet_dropout": 0 <= self.snippet_dropout < 1,
-            "mixup": self.mixup >= 0,
-            "stages": self.stages >= 1,
-            "layers": 0 <= self.layers <= 20,
-            "channels": self.channels >= 1,
-            "dropout": 0 <= self.dropout < 1,
-            "context_dropout": 0 <= self.context_dropout < 1,
-            "input_dropout": 0 <= self.input_dropout < 1,
-            "stream_dropout": 0 <= self.stream_dropout < 1,
-            "label_smoothing": 0 <= self.label_smoothing < 1,
-            "epochs": self.epochs >= 1,
-            "patience": self.patience >= 1,
-            "batch_size": self.batch_size >= 0,
-            "learning_rate": self.learning_rate > 0,
-            "weight_decay": self.weight_decay >= 0,
-            "validation": 0 < self.validation < 1,
-            "folds": self.folds == 0 or self.folds >= 2,
-            "seeds": self.seeds >= 1,
-            "seed": self.seed >= 0,
-        }
-        wrong = [f"{name} = {getattr(self, name)!r}" for name, good in checks.items() if not good]
+        wrong = [
+            f"{name} = {value!r} (expected: {allowed})"
+            for name, (good, allowed) in LIMITS.items()
+            if not good(value := getattr(self, name))
+        ]
         if wrong:
-            raise TrainError(
-                f"settings out of range: {', '.join(wrong)}; train/config.py says what they mean"
-            )
+            raise TrainError(f"settings out of range: {', '.join(wrong)}")
         attends = self.model == "transformer" or self.fusion in ("bottleneck", "cross")
         if attends and self.channels % ATTENTION_HEADS:
             raise TrainError(
@@ -202,12 +217,13 @@ class Config:
             raise TrainError("pooling by the top snippets is for detection: it ranks two classes")
 
     @classmethod
-    def load(cls, file: Path | None, **overrides: Any) -> Config:
+    def load(cls, file: str | Path | None, **overrides: Any) -> Config:
         """Read a TOML file of settings; `overrides` that are not None win, the rest are defaults.
 
         Raises:
             TrainError: the file cannot be read, or has a setting that does not exist or fit.
         """
+        file = None if file is None else Path(file)
         settings: dict[str, Any] = {}
         if file is not None:
             try:

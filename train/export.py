@@ -54,7 +54,7 @@ class Exported(nn.Module):
         return torch.stack(clips).mean(0), torch.stack(snippets).mean(0)
 
 
-def export_run(run: Run, file: Path) -> float:
+def export_run(run: Run, file: str | Path) -> float:
     """Write a run as one file whose inputs may have any number of snippets from 3 on.
 
     The inputs are named after the streams (``video``: 1 x time x D, float32; ``video_valid``:
@@ -72,6 +72,7 @@ def export_run(run: Run, file: Path) -> float:
         TrainError: another ending, a package lacks, the models cannot be exported, or what was
             exported computes something else (the file is then deleted).
     """
+    file = Path(file)
     writers = {".onnx": _to_onnx, ".pt2": _to_program}
     if file.suffix not in writers:
         raise TrainError(f"{file}: the ending says what to write, .onnx or .pt2")

@@ -18,12 +18,12 @@ import math
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 from safetensors import SafetensorError
 
-from features import FeatureError, Joined, Recipe, Store
+from features import FeatureError, Joined, Recipe, Store, html_table, visible
 from manifests import Clip
 from train.config import Config, TrainError
 from train.evaluation.figures import Metrics
@@ -33,6 +33,9 @@ from train.fitting.restarts import NEAR_CHANCE
 from train.labels import CLASSES, NORMAL_LABELS
 from train.models.network import AVARNet
 from train.splits import Split
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 VERSION = 4
 # what the settings that a run of version 3 does not know were then
@@ -46,6 +49,7 @@ VERSION_3: dict[str, Any] = {
 RUN_FILE = "run.json"
 UNFINISHED = "unfinished.json"
 EPOCHS_FILE = "metrics.jsonl"
+PREDICTIONS_FILE = "predictions.csv"
 FEW_A_CLASS = 3  # validation clips of each class, below which its report says so
 EVALUATION_FILE = "evaluation.json"
 EVALUATION_FORMAT = 2  # of that file; one more whenever its figures change
@@ -128,12 +132,13 @@ class Run:
         half.replace(self.path / name)
 
     @classmethod
-    def load(cls, path: Path) -> Run:
+    def load(cls, path: str | Path) -> Run:
         """Read a run's folder.
 
         Raises:
             TrainError: it is not a run, not a whole one, or of another version.
         """
+        path = Path(path)
         try:
             whole = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
             if whole["version"] not in (3, VERSION):
@@ -186,15 +191,70 @@ class Run:
         """Return all `models`, in their order."""
         return [self.model(number) for number in range(len(self.models))]
 
-    def history(self) -> list[dict[str, Any]]:
-        """Return the rows of ``metrics.jsonl``."""
+    def epochs(self) -> list[dict[str, Any]]:
+        """Return the rows of ``metrics.jsonl``, one for each epoch of each model."""
         lines = (self.path / EPOCHS_FILE).read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
+
+    def history(self) -> DataFrame:
+        """Return `epochs` as a data frame; this needs pandas.
+
+        Raises:
+            TrainError: pandas lacks.
+        """
+        return _pandas().DataFrame(self.epochs())
+
+    def predictions(self) -> DataFrame:
+        """Return what `evaluate_run` has written of the held-out clips; this needs pandas.
+
+        In recognition a row is a clip: its label, the prediction of the run and of the logistic
+        baseline, and the probability of each class. In detection it is a snippet: from when to
+        when, and the scores of both.
+
+        Raises:
+            TrainError: pandas lacks, or the run was not evaluated.
+        """
+        texts = ["clip", "label"]
+        if self.config.task == "recognition":
+            texts += ["predicted", "linear"]
+        try:
+            return _pandas().read_csv(
+                self.path / PREDICTIONS_FILE,
+                dtype=dict.fromkeys(texts, str),
+                keep_default_na=False,  # a class may be called None
+            )
+        except OSError as error:
+            raise TrainError(
+                f"{self.path} has no {PREDICTIONS_FILE}; judge it first: avarnet evaluate "
+                f"{self.path}"
+            ) from error
+
+    def _shown(self) -> dict[str, str]:
+        about = {
+            "task": self.config.task,
+            "classes": ", ".join(self.classes),
+            "streams": " + ".join(self.config.streams),
+            "model": f"{self.config.model}, {self.config.fusion} fusion",
+            "models": f"{len(self.models)} (folds: {len(self.splits)}, seeds: {self.config.seeds})",
+            "clips": str(len(self.labels)),
+            "features": " + ".join(map(str, self.stores)),
+        }
+        return {name: visible(text) for name, text in about.items()}
+
+    def __repr__(self) -> str:
+        shown = self._shown()
+        return (
+            f"<Run {str(self.path)!r}: {shown['task']} of {len(self.classes)} classes; "
+            f"{shown['model']} of {shown['streams']}; models {shown['models']}>"
+        )
+
+    def _repr_html_(self) -> str:
+        return html_table(f"Run {self.path}", self._shown())
 
     def kept_epochs(self) -> list[dict[str, Any]]:
         """Return the row of the epoch whose weights it has, of each model in turn."""
         models: dict[tuple[int, int], list[dict[str, Any]]] = {}
-        for row in self.history():
+        for row in self.epochs():
             models.setdefault((row["seed"], row["fold"]), []).append(row)
         found = []
         for rows in models.values():
@@ -215,7 +275,7 @@ class Run:
                 "whether a model has learned at all."
             )
         rows = self.kept_epochs()
-        again = {(r["seed"], r["fold"]) for r in self.history() if r.get("start", 0)}
+        again = {(r["seed"], r["fold"]) for r in self.epochs() if r.get("start", 0)}
         if again:
             chance = math.log(classes) * NEAR_CHANCE
             still = sum(row["val_loss"] > chance for row in rows)
@@ -242,6 +302,16 @@ class Run:
                 f"avarnet evaluate {self.path}"
             ) from error
         return metrics
+
+
+def _pandas() -> Any:
+    try:
+        import pandas
+    except ImportError as error:
+        raise TrainError(
+            "data frames need another package: pip install pandas; Run.epochs() is a list"
+        ) from error
+    return pandas
 
 
 def store_names(store: Store | Joined) -> str:

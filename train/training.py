@@ -29,13 +29,13 @@ from train.splits import Split, make_splits
 def train_run(
     clips: Sequence[Clip],
     store: Store | Joined,
-    path: Path,
+    path: str | Path,
     config: Config,
     *,
     device: torch.device | None = None,
     processes: int = 1,
     resume: bool = False,
-    manifest: Path | None = None,
+    manifest: str | Path | None = None,
     on_epoch: Callable[[int, int, Epoch, bool], None] = lambda *_: None,
 ) -> Run:
     """Train a model for each split of the clips and each seed, and write the run's folder.
@@ -56,6 +56,8 @@ def train_run(
     Raises:
         TrainError: most mistakes, before the first epoch.
     """
+    path = Path(path)
+    manifest = None if manifest is None else Path(manifest)
     _check_folder(path, resume)
     run = _new_run(clips, store, path, config, manifest)
     data = Clips(store, list(run.labels), run.config.streams, store.recipe.crops)
@@ -78,7 +80,7 @@ def train_run(
             note,
         )
     order = "seed", "fold", "start", "epoch"
-    rows = sorted(run.history(), key=lambda row: [row[key] for key in order])
+    rows = sorted(run.epochs(), key=lambda row: [row[key] for key in order])
     (path / EPOCHS_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
     (path / "config.toml").write_text(run.config.to_toml(), encoding="utf-8")
     for file in path.glob(f"{CHECKPOINT}*"):

@@ -73,7 +73,7 @@ def demo(
             clips, features.Store(store), run, config, manifest=manifest, on_epoch=on_epoch
         )
     print_best_epochs(trained.kept_epochs())
-    note("train", f"{len(trained.history())} epochs")
+    note("train", f"{len(trained.epochs())} epochs")
     out.print("4. Evaluating it on the clips held out")
     metrics = pipelines.evaluate(trained)
     assert metrics["task"] == "recognition"

@@ -18,14 +18,14 @@ from rich.filesize import decimal
 
 import features
 from avarnet.console import DONE, FAILED, counted, one_line, out, plain, print_json
-from avarnet.inputs import AUDIO_MODEL, EXTRACT_EXTRA, VIDEO_MODEL
+from avarnet.inputs import AUDIO_MODEL, BYTES_AN_HOUR, VIDEO_MODEL, extract_missing, install_command
 from avarnet.options import Json
 from avarnet.pipelines import has_extract
 
 app = typer.Typer()
 
+REINSTALL = "--force-reinstall"
 WEIGHTS_OPTIONS = ("--video-weights FILE", "--audio-model FOLDER")
-BYTES_AN_HOUR = 1408 * 2 * 4 * 3600  # of video, by these networks in float16, 4 snippets a second
 LOW_SPACE = 2**30  # bytes; a few shards
 OPTIONAL = {  # extra -> a module of it, and what needs it
     "flow": ("cv2", "extract --stream flow"),
@@ -70,9 +70,9 @@ def _checks(folder: Path) -> Iterator[Check]:
     yield Check("python", "ok", f"{platform.python_version()} on {platform.platform()}")
     attempts: dict[str, tuple[Callable[[], Iterator[Check]], str]] = {
         "torch": (_check_torch, "install the torch for this machine: pytorch.org"),
-        "train": (_check_train, "pip install --force-reinstall avarnet"),
+        "train": (_check_train, install_command("", REINSTALL)),
         "store": (partial(_check_folder, folder), "give another folder"),
-        "extract": (_check_extract, "pip install --force-reinstall 'avarnet[extract]'"),
+        "extract": (_check_extract, install_command("extract", REINSTALL)),
     }
     for name, (attempt, way_out) in attempts.items():
         try:
@@ -83,7 +83,7 @@ def _checks(folder: Path) -> Iterator[Check]:
         if importlib.util.find_spec(module):
             yield Check(extra, "ok", f"for {what}")
         else:
-            yield Check(extra, "note", f"{what} needs it: pip install 'avarnet[{extra}]'")
+            yield Check(extra, "note", f"{what} needs it: {install_command(extra)}")
 
 
 def _check_torch() -> Iterator[Check]:
@@ -128,7 +128,7 @@ def _check_folder(folder: Path) -> Iterator[Check]:
 
 def _check_extract() -> Iterator[Check]:
     if not has_extract():
-        yield Check("extract", "note", EXTRACT_EXTRA)
+        yield Check("extract", "note", extract_missing())
         return
     from huggingface_hub.constants import HF_HUB_CACHE
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.filesize import decimal
 from rich.table import Table
 
 import features
@@ -27,13 +28,14 @@ from avarnet.console import (
 )
 from avarnet.inputs import (
     AUDIO_MODEL,
+    BYTES_AN_HOUR,
     VIDEO_MODEL,
     need_device,
     need_extract,
     warn_of_assumptions,
     warn_of_random_weights,
 )
-from avarnet.options import Device, Json, Manifest, Root, StorePath
+from avarnet.options import Device, Json, Manifest, Root, StorePath, in_panels
 from avarnet.output import extraction_progress, print_summary
 
 if TYPE_CHECKING:
@@ -41,12 +43,21 @@ if TYPE_CHECKING:
     from features import Recipe
 
 NOT_STARTED = "interrupted before anything was started"
+PANELS = {
+    "Networks": "video_model audio_model layers weights video_weights precision",
+    "Streams": "stream only live snippet_seconds",
+    "This machine": "device clip_memory",
+    "Cluster": "scheduler workers adapt queue walltime cores memory gpus interface cluster_config "
+    "tls_ca tls_cert tls_key",
+    "Job": "retry_failed dry_run status root",
+}
 app = typer.Typer()
 
 
 @app.command(
+    cls=in_panels(PANELS),
     epilog="Example: `avarnet extract videos.jsonl store --weights random "
-    "--video-model mobilevit_xxs`"
+    "--video-model mobilevit_xxs`",
 )
 def extract(
     manifest: Manifest,
@@ -302,6 +313,13 @@ def _print_plan(plan: pipelines.Plan, store: Path) -> None:
             f"video in a task: {clock(min(plan.batches))} to {clock(max(plan.batches))}, "
             f"{plan.clips / len(plan.batches):.1f} clips on average"
         )
+    if (store / features.RECIPE_FILE).exists():
+        recipe = features.read_recipe(store)
+        values = sum(settings["features"] for settings in recipe.streams.values())
+        nbytes, networks = 2 * values * footage / recipe.snippet_seconds, "the store's networks"
+    else:
+        nbytes, networks = footage / 3600 * BYTES_AN_HOUR, "the default networks"
+    out.print(f"disk: about {decimal(round(nbytes))}, with {networks}")
     if plan.seconds:
         out.print(
             f"about {clock(plan.seconds)}, as a process did {plan.speed:.2f} x real time here so "

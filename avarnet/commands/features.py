@@ -27,7 +27,7 @@ from avarnet.console import (
     plain,
     print_json,
 )
-from avarnet.inputs import lines_of, warn_of_assumptions, warn_of_random_weights
+from avarnet.inputs import ids_in, warn_of_assumptions, warn_of_random_weights
 from avarnet.options import Ids, Json, StorePath, Url
 
 app = typer.Typer(no_args_is_help=True, help="Look into feature stores; share and reshape them.")
@@ -167,7 +167,7 @@ def _chosen_clips(
     """Return the clips that the options choose, or None for all."""
     if (split or labels) and manifest is None:
         raise typer.BadParameter("a store knows no labels or splits: give their --manifest")
-    chosen = _read_ids(ids) if ids else None
+    chosen = ids_in(ids) if ids else None
     if manifest:
         clips = manifests.read(manifest)
         classes = set(labels.split(",")) if labels else {clip.label for clip in clips}
@@ -179,13 +179,6 @@ def _chosen_clips(
             raise typer.BadParameter(f"no clip of {manifest} is in split {split}")
         chosen = listed if chosen is None else chosen & listed
     return chosen
-
-
-def _read_ids(file: Path) -> set[str]:
-    ids = set(lines_of(file, "of clip ids"))
-    if not ids:
-        raise typer.BadParameter(f"{file} has no clip ids; write one a line")
-    return ids
 
 
 def _print_transfer(transfer: features.Transfer, target: str, as_json: bool) -> None:
@@ -204,28 +197,6 @@ def _print_transfer(transfer: features.Transfer, target: str, as_json: bool) -> 
         f"{what} travelled, {transfer.already} there before: {decimal(transfer.nbytes)} in "
         f"{transfer.seconds:.1f} s ({decimal(rate)}/s) -> {plain(target)}"
     )
-
-
-@app.command("merge", epilog="Example: `avarnet features merge ours theirs -o both`")
-def features_merge(
-    stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Of one recipe.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The store to make or add to.")],
-) -> None:
-    """Put the shards of several stores of one recipe into one."""
-    copied = features.merge(stores, output)
-    features.write_card(output)
-    clips = counted(len(features.Store(output)), "clip")
-    out.print(f"{counted(copied, 'shard')} copied: {clips} in {plain(str(output))}")
-
-
-@app.command("compact", epilog="Example: `avarnet features compact store`")
-def features_compact(
-    store: StorePath,
-    shard_size: Annotated[int, typer.Option(min=1, help="Of a shard, in MB (2^20 bytes).")] = 256,
-) -> None:
-    """Make few large shards of many small ones and drop duplicates; nothing is lost by a kill."""
-    before, after = features.compact(store, shard_size * 2**20)
-    out.print(f"{counted(before, 'shard')} before, {after} now")
 
 
 @app.command("diff", epilog="Example: `avarnet features diff ours theirs`")
@@ -252,25 +223,21 @@ def features_diff(
     raise typer.Exit(FAILED if any(found) else DONE)
 
 
-@app.command("drop", epilog="Example: `avarnet features drop store --ids unwanted.txt`")
-def features_drop(
-    store: StorePath,
-    ids: Annotated[Path, typer.Option(help="A file of clip ids, one a line.")],
-) -> None:
-    """Take clips out of a store for good."""
-    wanted = _read_ids(ids)
-    dropped = features.drop(store, wanted)
-    out.print(f"{counted(len(dropped), 'clip')} dropped, {len(wanted) - len(dropped)} not there")
-
-
 @app.command("card", epilog="Example: `avarnet features card store --manifest clips.jsonl`")
 def features_card(
     store: StorePath,
     manifest: Annotated[Path | None, typer.Option(help="For the number of clips by class.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Of the features, such as CC-BY-4.0.")] = None,
+    contact: Annotated[str | None, typer.Option(help="Whom to ask.")] = None,
+    note: Annotated[str | None, typer.Option(help="A line more; earlier ones stay.")] = None,
 ) -> None:
-    """Write CARD.md: what the store holds, how it was made, how to load it."""
+    """Write CARD.md: what the store holds, how it was made, how to load it.
+
+    Licence, contact and notes are kept whenever it is written again.
+    """
     clips = manifests.read(manifest) if manifest else []
-    card = features.write_card(store, {clip.id: clip.label for clip in clips})
+    labels = {clip.id: clip.label for clip in clips}
+    card = features.write_card(store, labels, licence=licence, contact=contact, note=note)
     out.print(f"{plain(str(card))}", soft_wrap=True)
 
 
@@ -303,16 +270,24 @@ def features_import(
     ],
     snippet_seconds: Annotated[str, typer.Option(help="Length of a row: 0.25, or 16/24.")],
     about: Annotated[str, typer.Option(help="One line on what these features are.")],
+    resample: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SECONDS",
+            help="A stream whose rows have another length: they are averaged over the store's.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a store of features that others extracted, from .npy files (rows, values)."""
-    patterns = dict(_pair(text) for text in stream)
-    try:
-        seconds = float(Fraction(snippet_seconds))
-    except (ValueError, ZeroDivisionError) as error:
-        raise typer.BadParameter(f"--snippet-seconds {snippet_seconds}: {error}") from error
+    patterns = dict(_pair("--stream", text, "PATTERN") for text in stream)
+    seconds = _seconds("--snippet-seconds", snippet_seconds)
+    others = {
+        name: _seconds("--resample", text)
+        for name, text in (_pair("--resample", text, "SECONDS") for text in resample or ())
+    }
     with clips_bar("importing", as_json) as progress:
-        summary = features.import_npy(store, patterns, seconds, about, progress)
+        summary = features.import_npy(store, patterns, seconds, about, progress, others)
     features.write_card(store)
     if as_json:
         print_json({"store": str(store), **summary._asdict()})
@@ -326,8 +301,15 @@ def features_import(
     raise typer.Exit(SOME_FAILED if summary.failed else DONE)
 
 
-def _pair(text: str) -> tuple[str, str]:
-    name, found, pattern = text.partition("=")
-    if not (name and found and pattern):
-        raise typer.BadParameter(f"--stream {text}: expected NAME=PATTERN")
-    return name, pattern
+def _pair(option: str, text: str, what: str) -> tuple[str, str]:
+    name, found, value = text.partition("=")
+    if not (name and found and value):
+        raise typer.BadParameter(f"{option} {text}: expected NAME={what}")
+    return name, value
+
+
+def _seconds(option: str, text: str) -> float:
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError) as error:
+        raise typer.BadParameter(f"{option} {text}: {error}") from error

@@ -22,11 +22,21 @@ from avarnet.console import (
     print_json,
     shown,
 )
-from avarnet.inputs import EXTRACT_EXTRA, found_json, print_left_out
+from avarnet.inputs import extract_missing, found_json, print_left_out
 from avarnet.options import Json, Manifest, Output, Root
 from avarnet.pipelines import has_extract, root_of
 
 LISTED = 5  # clips with one and the same problem
+Force = Annotated[
+    bool, typer.Option("--force", help="Write over a manifest whose split would be lost.")
+]
+Groups = Annotated[
+    Path | None,
+    typer.Option(
+        help="CSV with columns clip and source (the recording). Clips that it does not name "
+        "count as a recording of their own; both they and names that are no clip are listed."
+    ),
+]
 
 app = typer.Typer(no_args_is_help=True, help="Make and check lists of the clips to process.")
 
@@ -35,23 +45,47 @@ app = typer.Typer(no_args_is_help=True, help="Make and check lists of the clips 
 def manifest_folders(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="DIR/CLASS/clip.mp4")],
     output: Output,
-    groups: Annotated[
-        Path | None,
-        typer.Option(
-            help="CSV with columns clip and source (the recording). Clips that it does not name "
-            "count as a recording of their own; both they and names that are no clip are listed."
-        ),
-    ] = None,
+    groups: Groups = None,
+    force: Force = False,
     root: Root = None,
     as_json: Json = False,
 ) -> None:
     """One class per sub-folder (VAAR's layout)."""
     listing = manifests.from_folders(directory, root_of(output, root))
-    grouped = manifests.Grouped(listing.clips, [], [])
-    if groups is not None:
-        grouped = manifests.with_groups(listing.clips, groups)
+    grouped = _grouped(listing.clips, groups)
     listing = listing._replace(clips=grouped.clips)
-    _write_manifest(output, listing, as_json, grouped.ungrouped, grouped.unknown)
+    _write_manifest(output, listing, as_json, force, grouped.ungrouped, grouped.unknown)
+
+
+def _grouped(clips: list[manifests.Clip], groups: Path | None) -> manifests.Grouped:
+    if groups is None:
+        return manifests.Grouped(clips, [], [])
+    return manifests.with_groups(clips, groups)
+
+
+@app.command("add", epilog="Example: `avarnet manifest add videos.jsonl videos`")
+def manifest_add(
+    manifest: Manifest,
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="DIR|FILE", help="A folder, DIR/CLASS/clip.mp4, or a .csv table."),
+    ],
+    groups: Groups = None,
+    root: Root = None,
+    as_json: Json = False,
+) -> None:
+    """Add new clips of a folder or a table; the manifest's own keep labels, intervals and split."""
+    old, base = manifests.read(manifest), root_of(manifest, root)
+    if source.suffix == ".csv":
+        listing = manifests.Listing(manifests.from_csv(source, base), [], {}, None)
+    else:
+        listing = manifests.from_folders(source, base)
+    grouped = _grouped(listing.clips, groups)
+    grown = manifests.add_clips(old, grouped.clips, base)
+    new = {clip.id for clip in grown.added}
+    listing = listing._replace(clips=grown.clips, refused=listing.refused | grown.refused)
+    ungrouped = [clip_id for clip_id in grouped.ungrouped if clip_id in new]
+    _write_manifest(manifest, listing, as_json, False, ungrouped, grouped.unknown, grown.added)
 
 
 @app.command("csv", epilog="Example: `avarnet manifest csv clips.csv -o clips.jsonl`")
@@ -65,12 +99,13 @@ def manifest_csv(
         ),
     ],
     output: Output,
+    force: Force = False,
     root: Root = None,
     as_json: Json = False,
 ) -> None:
     """From a table; paths are relative to the table's folder."""
     clips = manifests.from_csv(file, root_of(output, root))
-    _write_manifest(output, manifests.Listing(clips, [], {}, None), as_json)
+    _write_manifest(output, manifests.Listing(clips, [], {}, None), as_json, force)
 
 
 @app.command(
@@ -80,12 +115,13 @@ def manifest_xd_violence(
     lists: Annotated[Path, typer.Option(help="Folder of train.txt, test.txt, annotations.txt.")],
     output: Output,
     videos: Annotated[Path | None, typer.Option(help="Folder of the videos.")] = None,
+    force: Force = False,
     root: Root = None,
     as_json: Json = False,
 ) -> None:
     """XD-Violence: official names, splits, classes and frame annotations."""
     listing = manifests.from_xd_violence(lists, root_of(output, root), videos)
-    _write_manifest(output, listing, as_json)
+    _write_manifest(output, listing, as_json, force)
 
 
 @app.command("ucf-crime", epilog="Example: `avarnet manifest ucf-crime --lists lists -o ucf.jsonl`")
@@ -98,12 +134,13 @@ def manifest_ucf_crime(
     ],
     output: Output,
     videos: Annotated[Path | None, typer.Option(help="Folder of the videos.")] = None,
+    force: Force = False,
     root: Root = None,
     as_json: Json = False,
 ) -> None:
     """UCF-Crime: official names, splits, classes and frame annotations."""
     listing = manifests.from_ucf_crime(lists, root_of(output, root), videos)
-    _write_manifest(output, listing, as_json)
+    _write_manifest(output, listing, as_json, force)
 
 
 @app.command("split", epilog="Example: `avarnet manifest split videos.jsonl --test 0.2 --val 0.1`")
@@ -113,26 +150,37 @@ def manifest_split(
     val: Annotated[float, typer.Option(help="Share of clips that pick the best epoch.")] = 0.1,
     folds: Annotated[int, typer.Option(help="Folds for cross-validation instead.")] = 0,
     seed: int = 0,
+    keep: Annotated[
+        bool,
+        typer.Option(help="Clips that have a side keep it; --no-keep divides all of them anew."),
+    ] = True,
+    force: Force = False,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", show_default="in place", help="Manifest.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Divide the clips, stratified by class, never dividing a group."""
+    """Divide the clips, stratified by class, never dividing a group.
+
+    Only clips that have no side yet, unless --no-keep.
+    """
     clips = manifests.read(manifest)
+    kept = sum(keep and clip.split is not None for clip in clips)
     target = output or manifest
     if target.resolve().parent != manifest.resolve().parent:
         raise manifests.ManifestError(
             f"{target}: paths are relative to the manifest's folder; write it beside {manifest}"
         )
     if folds:
-        clips = manifests.assign_folds(clips, folds, seed)
+        clips = manifests.assign_folds(clips, folds, seed, keep=keep)
     else:
-        clips = manifests.assign_split(clips, test, val, seed)
+        clips = manifests.assign_split(clips, test, val, seed, keep=keep)
+    if not force and target.resolve() != manifest.resolve():
+        manifests.refuse_to_lose_splits(target, clips)
     manifests.write(target, clips)
     counts = manifests.split_table(clips)
     if as_json:
-        print_json({"manifest": str(target), "classes": counts})
+        print_json({"manifest": str(target), "kept": kept, "classes": counts})
         return
     total = dict(Counter(clip.split or "none" for clip in clips))
     sides = sorted(total, key=lambda side: ["train", "val", "test", side].index(side))
@@ -143,6 +191,11 @@ def manifest_split(
             plain(name), *(f"{row.get(s, 0)} ({row.get(s, 0) / whole:.0%})" for s in sides)
         )
     out.print(table)
+    if kept:
+        out.print(
+            f"{counted(kept, 'clip')} had a side and kept it, {counted(len(clips) - kept, 'clip')} "
+            "divided now; --no-keep divides all anew"
+        )
 
 
 @app.command("check", epilog="Example: `avarnet manifest check videos.jsonl`")
@@ -168,7 +221,7 @@ def manifest_check(manifest: Manifest, root: Root = None, as_json: Json = False)
         _print_findings(findings)
         out.print(f"{counted(errors, 'error')}, {counted(len(findings) - errors, 'warning')}")
         if probe is None:
-            out.print(f"The videos were not opened: {plain(EXTRACT_EXTRA)}")
+            out.print(f"The videos were not opened: {plain(extract_missing())}")
     raise typer.Exit(FAILED if errors else DONE)
 
 
@@ -205,16 +258,22 @@ def _write_manifest(
     output: Path,
     listing: manifests.Listing,
     as_json: bool,
+    force: bool,
     ungrouped: Sequence[str] = (),
     unknown: Sequence[str] = (),
+    added: Sequence[manifests.Clip] | None = None,
 ) -> None:
     clips, missing, refused, found = listing
+    if not force:
+        manifests.refuse_to_lose_splits(output, clips)
     manifests.write(output, clips)
     counts = Counter(clip.label for clip in clips)
     failed = bool(refused or (found and found.unreadable))
     if as_json:
         left = {"missing": missing, "ungrouped": ungrouped, "unknown": unknown, "refused": refused}
         there = {} if found is None else found_json(found)
+        if added is not None:
+            there["added"] = [clip.id for clip in added]
         print_json(
             {"manifest": str(output), "clips": len(clips), **left, **there, "classes": counts}
         )
@@ -223,7 +282,14 @@ def _write_manifest(
     for name, count in sorted(counts.items()):
         table.add_row(plain(name), str(count))
     out.print(table)
-    out.print(f"{counted(len(clips), 'clip')} in {plain(str(output))}", soft_wrap=True)
+    new = "" if added is None else f"{counted(len(added), 'new clip')}, "
+    out.print(f"{new}{counted(len(clips), 'clip')} in {plain(str(output))}", soft_wrap=True)
+    if any(clip.split is None for clip in added or ()) and any(clip.split for clip in clips):
+        out.print(
+            "new clips are on no side of the split yet: avarnet manifest split "
+            f"{plain(str(output))}",
+            soft_wrap=True,
+        )
     if missing:
         what = counted(len(missing), "listed video")
         out.print(f"[yellow]not found: {what}[/] ({first_few(missing)})")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from avarnet.console import (
     ANOMALY,
     FAILED,
     SOME_FAILED,
+    draws_bars,
     err,
     fail,
     footage_bar,
@@ -34,6 +35,9 @@ from avarnet.inputs import (
 from avarnet.options import AudioModel, Device, Json, RunPath, VideoModel, VideoWeights
 from avarnet.output import print_prediction
 
+if TYPE_CHECKING:
+    from train.report.index import Row
+
 app = typer.Typer()
 
 
@@ -48,6 +52,10 @@ def predict(
         Path | None,
         typer.Option(metavar="OUT", help="Pages to look at: a folder, or FILE.html of one video."),
     ] = None,
+    single_file: Annotated[
+        bool,
+        typer.Option("--single-file", help="Put all that a page of a folder needs into it: 5 MB."),
+    ] = False,
     fail_on_anomaly: Annotated[
         bool, typer.Option("--fail-on-anomaly", help="Exit with 4 if there is one.")
     ] = False,
@@ -69,6 +77,7 @@ def predict(
         fail(f"{run} knows no normal class; name it in training: avarnet train ... --normal LABEL")
     need_extract()
     import extract as stage1
+    from train.report.index import write_index
 
     recipe = moved_models(loaded.recipe, video_model, video_weights, audio_model)
     files, unreadable = _listed(videos)
@@ -82,7 +91,8 @@ def predict(
     rows: list[dict[str, Any]] = [
         {"video": str(folder), "error": why} for folder, why in unreadable.items()
     ]
-    total = sum(stage1.footage(file) for file in files) if err.is_terminal else 0.0
+    listed: list[Row] = []  # in the list of pages
+    total = sum(stage1.footage(file) for file in files) if draws_bars() else 0.0
     with footage_bar("scoring") as bar:
         for found in pipelines.predict(
             loaded,
@@ -90,6 +100,7 @@ def predict(
             recipe=recipe,
             device=device,
             pages=pages,
+            single_file=single_file or (html is not None and html.suffix == ".html"),
             progress=lambda seconds: bar(seconds, total),
         ):
             if isinstance(found, pipelines.Unreadable):
@@ -98,10 +109,17 @@ def predict(
                 err.print(f"[red]failed:[/] {failure}", soft_wrap=True)
                 continue
             rows.append(_row(found))
+            if found.page:
+                listed.append(_in_index(found, found.page))
             if not quiet:
                 print_prediction(found)
                 if found.page:
                     out.print(f"page: {shown(found.page)}", soft_wrap=True)
+    if listed and html is not None and html.suffix != ".html":
+        reasons = {row["video"]: row["error"] for row in rows if "error" in row}
+        index = write_index(html, listed, reasons)
+        if not quiet:
+            out.print(f"all pages: {shown(index)}", soft_wrap=True)
     if as_json:
         print_json(rows)
     if as_csv:
@@ -147,12 +165,29 @@ def _pages(files: list[Path], html: Path | None) -> dict[Path, Path]:
             fail(f"--html {html}: there are several videos; give a folder for their pages")
         return {files[0]: html}
     names = [file.stem for file in files]
-    if len(set(names)) < len(names):  # where names alone are not enough, all have their path
+    # where names alone are not enough, or one is that of the list, all have their path
+    if len(set(names)) < len(names) or "index" in names:
         above = os.path.commonpath([file.resolve().parent for file in files])
         names = [os.path.relpath(file.resolve(), above).replace(os.sep, "-") for file in files]
     if len(set(names)) < len(names):
         fail(f"--html {html}: two videos would have the same page; give folders of their own")
     return {file: html / f"{name}.html" for file, name in zip(files, names, strict=True)}
+
+
+def _in_index(scored: pipelines.Scored, page: Path) -> Row:
+    from train.report.index import Row
+
+    prediction = scored.prediction
+    return Row(
+        scored.video,
+        page,
+        prediction.label,
+        prediction.confidence,
+        None if prediction.anomaly is None else float(prediction.anomaly.max(initial=0.0)),
+        len(prediction.intervals),
+        sum(found.end - found.start for found in prediction.intervals),
+        scored.clip.duration,
+    )
 
 
 def _row(scored: pipelines.Scored) -> dict[str, Any]:

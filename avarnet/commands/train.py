@@ -12,9 +12,9 @@ from rich.table import Table
 
 import manifests
 from avarnet import pipelines
-from avarnet.console import clips_bar, counted, err, first_few, out, plain, print_json
+from avarnet.console import clips_bar, counted, first_few, out, plain, print_json, progress_bar
 from avarnet.inputs import need_device, warn_of_doubts, warn_of_random_weights
-from avarnet.options import Device, Join, Json, Manifest, Processes, RunPath, StorePath
+from avarnet.options import Device, Join, Json, Manifest, Processes, RunPath, StorePath, in_panels
 from avarnet.output import print_best_epochs, training_progress
 from train.config import Config, Fusion, ModelName, Task
 
@@ -36,7 +36,17 @@ ConfigFile = Annotated[
 ]
 
 
-@app.command(epilog="Example: `avarnet train videos.jsonl store run --folds 5`")
+@app.command(
+    cls=in_panels(
+        {
+            "Task": "task normal causal",
+            "Model": "streams fusion model join",
+            "Training": "folds seed seeds epochs config resume tensorboard",
+            "This machine": "device processes",
+        }
+    ),
+    epilog="Example: `avarnet train videos.jsonl store run --folds 5`",
+)
 def train(
     manifest: Manifest,
     store: StorePath,
@@ -141,11 +151,10 @@ def train(
         )
     heard_ahead = trained.recipe.only(trained.config.streams).streams_with_lookahead
     if trained.config.causal and heard_ahead:
-        out.print(
+        out.print_sentences(
             "[yellow]not for 'avarnet watch'[/]: these features "
             f"({plain(', '.join(heard_ahead))}) heard what comes after a snippet; for live streams "
-            "train on a store of 'avarnet extract --live'",
-            soft_wrap=True,
+            "train on a store of 'avarnet extract --live'"
         )
     out.print(f"run in {plain(str(run))}; next: avarnet evaluate {plain(str(run))}")
 
@@ -174,7 +183,12 @@ def ablate(
     opened = pipelines.open_stores([store, *(join or [])])
     if not as_json:
         warn_of_random_weights(opened.recipe)
-    with Progress(console=err, transient=True, disable=as_json or not err.is_terminal) as bar:
+
+    def line(bar: Progress) -> str:
+        parts = [f"{t.description} {t.completed:.0f} of {t.total:.0f}" for t in bar.tasks]
+        return f"epochs, at most: {parts[-1]}" if parts else ""
+
+    with progress_bar(line=line, quiet=as_json, transient=True) as bar:
         tasks: dict[str, Any] = {}
 
         def show(name: str, number: int, count: int, epoch: Any, best: bool) -> None:

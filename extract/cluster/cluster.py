@@ -108,11 +108,11 @@ class Cluster:
     memory: str | None = None
     gpus: int = 0
     interface: str | None = None
-    config: Path | None = None
+    config: str | Path | None = None
     device: str = "auto"
-    tls_ca: Path | None = None
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
+    tls_ca: str | Path | None = None
+    tls_cert: str | Path | None = None
+    tls_key: str | Path | None = None
 
     def __post_init__(self) -> None:
         if self.scheduler not in ("local", *QUEUES) and "://" not in self.scheduler:
@@ -327,7 +327,7 @@ class Cluster:
         settings: dict[str, Any] = {"cores": 1, "memory": "4GB", "walltime": "04:00:00"}
         if self.config:
             try:
-                settings |= tomllib.loads(self.config.read_text(encoding="utf-8"))
+                settings |= tomllib.loads(Path(self.config).read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
                 raise ClusterError(
                     f"{self.config}: {reason(error)}; give a file of TOML"

@@ -136,8 +136,9 @@ def probe(path: Path) -> Media:
     )
 
 
-def footage(path: Path) -> float:
+def footage(path: str | Path) -> float:
     """Return the length that the container claims, in seconds; 0 if it cannot be read."""
+    path = Path(path)
     try:
         if path.is_file():
             with av.open(ffmpeg_name(path)) as container:

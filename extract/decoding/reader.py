@@ -7,6 +7,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from extract.decoding.isolated_process import MEMORY_BYTES, IsolatedProcess
@@ -102,7 +103,7 @@ class Reader:
             )
             forward.start()
         with contextlib.suppress(OSError):  # it has ended: the next message says so
-            files = Files(clip.video, clip.audio)
+            files = Files(Path(clip.video), Path(clip.audio) if clip.audio else None)
             self.process.send(Request(files, snippet_seconds, prepare))
 
     def _next(self) -> Message | Ended:

@@ -25,7 +25,7 @@ from features import Recipe, Store, WriteError, create, entries, recover, repair
 
 def extract(
     tasks: Sequence[Task],
-    store: Path,
+    store: str | Path,
     recipe: Recipe,
     *,
     cluster: Cluster | None = None,
@@ -65,6 +65,8 @@ def extract(
         ClusterError: the cluster cannot be reached, its workers do not see the store or some of the
             videos, or have another version of this program; what is finished stays.
     """
+    store = Path(store)
+    tasks = [t._replace(video=Path(t.video), audio=t.audio and Path(t.audio)) for t in tasks]
     started = time.monotonic()
     create(store, recipe)
     if why := earlier_refusal(store, recipe.fingerprint):  # its finished clips are in the store

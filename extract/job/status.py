@@ -29,13 +29,14 @@ class Status(NamedTuple):
     left: int
 
 
-def status(clip_ids: Iterable[str], store: Path) -> Status:
+def status(clip_ids: Iterable[str], store: str | Path) -> Status:
     """Return how far the extraction of some clips into a store is, also while it runs.
 
     Args:
         clip_ids: of the manifest.
         store: folder of the store.
     """
+    store = Path(store)
     wanted = set(clip_ids)
     done = wanted & set(Store(store))
     failures = read_failures(store)

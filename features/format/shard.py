@@ -50,7 +50,8 @@ class Shard:
         FeatureError: it is not a shard, or its tables contradict the file.
     """
 
-    def __init__(self, path: Path, damaged: bool = False) -> None:
+    def __init__(self, path: str | Path, damaged: bool = False) -> None:
+        path = Path(path)
         self.path = path
         try:
             status = path.lstat()

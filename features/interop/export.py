@@ -35,7 +35,9 @@ HEADER_BYTES = 128  # at most, of a safetensors header, beside its entries and m
 T = TypeVar("T")
 
 
-def export_npy(store: Store | Joined, folder: Path, ids: Collection[str] | None = None) -> int:
+def export_npy(
+    store: Store | Joined, folder: str | Path, ids: Collection[str] | None = None
+) -> int:
     """Write one file for each clip and stream: ``FOLDER/STREAM/CLIP.npy``, (T, D) float16.
 
     Rows that are invalid are written as NaN, so that nobody takes them for features. A ``/`` in a
@@ -59,6 +61,7 @@ def export_npy(store: Store | Joined, folder: Path, ids: Collection[str] | None 
             would share a file; nothing is exported.
         WriteError: the folder cannot be written; nothing is exported.
     """
+    folder = Path(folder)
     chosen = list(store if ids is None else dict.fromkeys(ids))
     missing = [clip_id for clip_id in chosen if clip_id not in store]
     if missing:
@@ -88,7 +91,9 @@ def _save_npy(path: Path, rows: NDArray[Any], clip_id: str) -> None:
         ) from error
 
 
-def export_webdataset(store: Store | Joined, folder: Path, shard_bytes: int = SHARD_BYTES) -> int:
+def export_webdataset(
+    store: Store | Joined, folder: str | Path, shard_bytes: int = SHARD_BYTES
+) -> int:
     """Write the clips as WebDataset shards: ``FOLDER/000000.tar``, ``FOLDER/000001.tar``, ...
 
     A clip is one sample. Its key is a running number, since WebDataset cuts names at their first
@@ -116,6 +121,7 @@ def export_webdataset(store: Store | Joined, folder: Path, shard_bytes: int = SH
             their letters only; nothing is exported.
         WriteError: the folder cannot be written; nothing is exported.
     """
+    folder = Path(folder)
     names = list(store.recipe.streams)
     if len({name.lower() for name in names}) < len(names):
         raise FeatureError(
@@ -165,7 +171,9 @@ def _about(clip: Features) -> dict[str, Any]:
     return {"duration": clip.duration, "flags": int(clip.flags), "source": clip.source}
 
 
-def export_safetensors(store: Store | Joined, folder: Path, shard_bytes: int = SHARD_BYTES) -> int:
+def export_safetensors(
+    store: Store | Joined, folder: str | Path, shard_bytes: int = SHARD_BYTES
+) -> int:
     """Write the clips as ``FOLDER/000000.safetensors``, ``FOLDER/000001.safetensors``, ...
 
     A clip has two tensors for each stream: ``CLIP/STREAM``, (T, D) float16, and
@@ -190,6 +198,7 @@ def export_safetensors(store: Store | Joined, folder: Path, shard_bytes: int = S
         FeatureError: the folder has files, or a clip is damaged; nothing is exported.
         WriteError: the folder cannot be written; nothing is exported.
     """
+    folder = Path(folder)
     recipe = store.recipe.to_json()
     sized = (
         ((clip_id, clip), _safetensors_bytes(clip_id, clip))

@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from features.clip_features import Features
 from features.format.shard_index import check_id
 from features.joined_store import merge_streams
 from features.recipe import STREAM_NAME, FeatureError, Recipe
+from features.resample import RESAMPLED, resampled
 from features.store import Store, create
 from features.writer import pack, recover
 
@@ -44,11 +45,12 @@ class ImportSummary(NamedTuple):
 
 
 def import_npy(
-    store: Path,
+    store: str | Path,
     streams: Mapping[str, str],
     snippet_seconds: float,
     about: str,
     progress: Callable[[int, int], None] = lambda *_: None,
+    resample: Mapping[str, float] | None = None,
 ) -> ImportSummary:
     """Bring features from folders of .npy files into a store.
 
@@ -74,22 +76,30 @@ def import_npy(
     Args:
         store: folder of the store, made if absent.
         streams: stream name -> the pattern of its files, a relative or absolute path.
-        snippet_seconds: how many seconds one row stands for, in every stream.
+        snippet_seconds: how many seconds one row stands for, in every stream of the store.
         about: one line on what these features are. It is part of the recipe, so that unlike
             features are never mixed in one store.
         progress: called with (clips done, clips in all).
+        resample: stream name -> how many seconds a row of its files stands for, where these are
+            others; they are averaged over the store's snippets, see `resampled`.
 
     Raises:
         FeatureError: a pattern cannot be used or fits no file, no file of a stream can be read,
             another argument makes no sense, or the store has another recipe.
         WriteError: the store cannot be written.
     """
+    store = Path(store)
     about = " ".join(about.split())
+    resample = resample or {}
     _check_request(streams, snippet_seconds, about)
+    for name, seconds in resample.items():
+        _check_request([name], seconds, about)
+        if name not in streams:
+            raise FeatureError(f"no stream {name} to resample; there are {', '.join(streams)}")
     patterns = {name: _Pattern.parse(text) for name, text in streams.items()}
     files = {name: pattern.find() for name, pattern in patterns.items()}
     layouts = {name: _usual_layout(name, found) for name, found in files.items()}
-    recipe = _recipe(layouts, streams, snippet_seconds, about)
+    recipe = _recipe(layouts, streams, snippet_seconds, about, resample)
     create(store, recipe)
     recover(store)
     existing, clips = Store(store), sorted(set().union(*files.values()))
@@ -104,7 +114,13 @@ def import_npy(
             try:
                 check_id(clip_id)
                 parts = [
-                    _read_stream(name, files[name].get(clip_id, {}), layout, snippet_seconds)
+                    _read_stream(
+                        name,
+                        files[name].get(clip_id, {}),
+                        layout,
+                        resample.get(name, snippet_seconds),
+                        snippet_seconds,
+                    )
                     for name, layout in layouts.items()
                 ]
             except FeatureError as error:
@@ -118,7 +134,7 @@ def import_npy(
     return summary
 
 
-def _check_request(streams: Mapping[str, str], snippet_seconds: float, about: str) -> None:
+def _check_request(streams: Collection[str], snippet_seconds: float, about: str) -> None:
     if not streams:
         raise FeatureError("nothing to import; give a stream and the pattern of its files")
     for name in streams:
@@ -253,18 +269,26 @@ def _usual_layout(name: str, clips: Mapping[str, CropFiles]) -> _Layout:
 
 
 def _recipe(
-    layouts: Mapping[str, _Layout], streams: Mapping[str, str], snippet_seconds: float, about: str
+    layouts: Mapping[str, _Layout],
+    streams: Mapping[str, str],
+    snippet_seconds: float,
+    about: str,
+    resample: Mapping[str, float],
 ) -> Recipe:
     settings: dict[str, dict[str, Any]] = {}
     for name, layout in layouts.items():
         crops = {"crops": len(layout.crops)} if len(layout.crops) > 1 else {}
         settings[name] = {"features": layout.width, **crops, "imported": about}
+        if resample.get(name, snippet_seconds) != snippet_seconds:
+            settings[name][RESAMPLED] = float(resample[name])
     source = {name: {"weights": "imported", "name": text} for name, text in streams.items()}
     return Recipe(float(snippet_seconds), "imported", settings, source)
 
 
-def _read_stream(name: str, files: CropFiles, usual: _Layout, snippet_seconds: float) -> Features:
-    """Return one stream of a clip; of no snippets if there are no files.
+def _read_stream(
+    name: str, files: CropFiles, usual: _Layout, row_seconds: float, snippet_seconds: float
+) -> Features:
+    """Return one stream of a clip on the store's time grid; of no snippets if there are no files.
 
     Raises:
         FeatureError: a file cannot be used, or the layout is not the usual one.
@@ -279,7 +303,8 @@ def _read_stream(name: str, files: CropFiles, usual: _Layout, snippet_seconds: f
             rows[:, at : at + usual.features] = array
     valid: NDArray[np.bool_] = np.all(np.isfinite(rows), axis=1)
     rows[~valid] = 0
-    return Features({name: rows}, {name: valid}, snippet_seconds, length * snippet_seconds)
+    clip = Features({name: rows}, {name: valid}, row_seconds, length * row_seconds)
+    return clip if row_seconds == snippet_seconds else resampled(clip, snippet_seconds)
 
 
 def _open_crops(files: CropFiles) -> _Crops:

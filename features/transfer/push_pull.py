@@ -56,7 +56,7 @@ class Transfer:
     seconds: float = 0.0
 
 
-def push(store: Path, url: str, progress: Progress = lambda *_: None) -> Transfer:
+def push(store: str | Path, url: str, progress: Progress = lambda *_: None) -> Transfer:
     """Send the shards of a store that the store at `url` lacks.
 
     Args:
@@ -68,6 +68,7 @@ def push(store: Path, url: str, progress: Progress = lambda *_: None) -> Transfe
         FeatureError: the store at `url` has another recipe, cannot be reached or written; or a
             shard to send is damaged.
     """
+    store = Path(store)
     started = time.monotonic()
     sealed, recipe = _sealed_shards(store), read_recipe(store)
     card: bytes | None = None
@@ -96,7 +97,7 @@ def push(store: Path, url: str, progress: Progress = lambda *_: None) -> Transfe
 
 def pull(
     url: str,
-    store: Path,
+    store: str | Path,
     ids: Collection[str] | None = None,
     trim: bool = False,
     progress: Progress = lambda *_: None,
@@ -115,6 +116,7 @@ def pull(
             arrived is not what its name says.
         WriteError: the local store cannot be written.
     """
+    store = Path(store)
     started = time.monotonic()
     remote = Remote(url)
     create(store, remote.recipe)

@@ -9,7 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -315,6 +315,37 @@ class Remote:
             if self._size(file.name) != size:
                 raise FeatureError(f"{self.name}/{name}: not all of it arrived; push again")
 
+    def delete(self, name: str) -> None:
+        """Delete a file there, if there is one of this name."""
+        with self.reported():
+            fs, path = self._fs, f"{self._root}/{name}"
+            with suppress(FileNotFoundError):
+                result_of(in_a_thread(lambda: fs.rm_file(path)))
+
+    def delete_unfinished(self) -> None:
+        """Delete what pushes that were cut off have left there."""
+        with self.reported():
+            for name, _ in self._listed():
+                if name.startswith(PARTIAL):
+                    self.delete(name)
+            if "s3" in self._protocols:
+                bucket, key, _ = self._fs.split_path(f"{self._root}/")
+                for upload in self._uploads(bucket, key):
+                    target = {"Bucket": bucket, "Key": upload["Key"]}
+                    self._call_s3("abort_multipart_upload", **target, UploadId=upload["UploadId"])
+
+    def _uploads(self, bucket: str, prefix: str) -> list[Any]:
+        """Return the multipart uploads to S3 that were begun and not completed."""
+        try:
+            found = self._call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix)
+        except StalledError:
+            raise
+        except Exception as error:
+            if "NoSuchUpload" not in str(error):  # how some servers report none
+                raise
+            return []
+        return list(found.get("Uploads", []))
+
     def _append(self, file: Path, meter: Meter) -> None:
         """Send to a file system: append to a partial file, read it back, rename it."""
         moved, connection = Moved(), (self._fs, self._root)
@@ -361,15 +392,7 @@ class Remote:
         fs = self._fs
         bucket, key, _ = fs.split_path(f"{self._root}/{file.name}")
         target = {"Bucket": bucket, "Key": key}
-        try:
-            started = self._call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key)
-        except StalledError:
-            raise
-        except Exception as error:
-            if "NoSuchUpload" not in str(error):  # how some servers report none
-                raise
-            started = {}
-        uploads = [up["UploadId"] for up in started.get("Uploads", []) if up["Key"] == key]
+        uploads = [up["UploadId"] for up in self._uploads(bucket, key) if up["Key"] == key]
         if uploads:
             target["UploadId"] = uploads[0]
             listed = self._call_s3("list_parts", **target).get("Parts", [])

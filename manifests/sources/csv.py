@@ -12,7 +12,7 @@ from manifests.jsonl import reason, relative_path
 COLUMNS = ("path", "label", "id", "split", "group", "duration", "fps", "audio", "start", "end")
 
 
-def from_csv(file: Path, root: Path) -> list[Clip]:
+def from_csv(file: str | Path, root: str | Path) -> list[Clip]:
     """Return the clips of a CSV file.
 
     Columns: path (relative to the CSV's folder) and label (several: ``a|b``); optional id, split,
@@ -32,6 +32,7 @@ def from_csv(file: Path, root: Path) -> list[Clip]:
         crash/1.mp4,Crash,2.5,4
         calm/1.mp4,Normal,,
     """
+    file, root = Path(file), Path(root)
     try:
         with open(file, newline="", encoding="utf-8-sig") as lines:
             table = csv.DictReader(lines)

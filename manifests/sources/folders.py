@@ -10,7 +10,7 @@ from manifests.jsonl import relative_path
 from manifests.sources.video_files import VIDEO_SUFFIXES, Listing, videos_below
 
 
-def from_folders(directory: Path, root: Path) -> Listing:
+def from_folders(directory: str | Path, root: str | Path) -> Listing:
     """Return a clip for each video in ``directory/CLASS/...``.
 
     The id is the path below `directory` without its suffix (with it, where two files would share
@@ -27,6 +27,7 @@ def from_folders(directory: Path, root: Path) -> Listing:
 
         clips = from_folders(Path("videos"), root=Path(".")).clips
     """
+    directory, root = Path(directory), Path(root)
     found = videos_below(directory)
     if not found.videos:
         others = ", ".join(f"{suffix or 'no suffix'}: {n}" for suffix, n in found.left_out.items())

@@ -28,7 +28,7 @@ class Grouped(NamedTuple):
     unknown: list[str]
 
 
-def with_groups(clips: Sequence[Clip], file: Path) -> Grouped:
+def with_groups(clips: Sequence[Clip], file: str | Path) -> Grouped:
     """Give clips the groups that a table names.
 
     Names that are not clips are no error: the table of a whole data set serves for a part of it.
@@ -77,7 +77,7 @@ def with_groups(clips: Sequence[Clip], file: Path) -> Grouped:
     )
 
 
-def _read(file: Path) -> dict[str, str]:
+def _read(file: str | Path) -> dict[str, str]:
     """Return clip -> source, as the table names them; rows without a source are skipped."""
     named: dict[str, str] = {}
     try:

@@ -27,7 +27,9 @@ class _Listed(NamedTuple):
     split: str
 
 
-def from_ucf_crime(lists: Path, root: Path, videos: Path | None = None) -> Listing:
+def from_ucf_crime(
+    lists: str | Path, root: str | Path, videos: str | Path | None = None
+) -> Listing:
     """Return the 1,610 training and 290 test clips with their classes and annotations.
 
     Args:
@@ -44,6 +46,8 @@ def from_ucf_crime(lists: Path, root: Path, videos: Path | None = None) -> Listi
 
         clips, missing, *_ = from_ucf_crime(Path("lists"), root=Path("."), videos=Path("videos"))
     """
+    lists, root = Path(lists), Path(root)
+    videos = None if videos is None else Path(videos)
     annotations = lists / "Temporal_Anomaly_Annotation.txt"
     rows = [line.split() for line in read_lines(annotations)]
     marked = {

@@ -57,7 +57,7 @@ class Listing(NamedTuple):
     found: Found | None
 
 
-def videos_below(directory: Path) -> Found:
+def videos_below(directory: str | Path) -> Found:
     """Find the video files below a folder; hidden ones are left out.
 
     Links are followed. Every folder is listed once, by its own name if that is below `directory`
@@ -71,6 +71,7 @@ def videos_below(directory: Path) -> Found:
         found = videos_below(Path("videos"))
         print(len(found.videos), found.left_out)
     """
+    directory = Path(directory)
     if not directory.is_dir():
         what = "is a file; give the folder of videos" if directory.exists() else "no such folder"
         raise ManifestError(f"{directory}: {what}")

@@ -28,7 +28,9 @@ CODES = {
 }
 
 
-def from_xd_violence(lists: Path, root: Path, videos: Path | None = None) -> Listing:
+def from_xd_violence(
+    lists: str | Path, root: str | Path, videos: str | Path | None = None
+) -> Listing:
     """Return the 3,954 training and 800 test clips with their classes and annotations.
 
     Labels are the official codes (see `CODES`), up to three per clip. The group is the film or the
@@ -47,6 +49,8 @@ def from_xd_violence(lists: Path, root: Path, videos: Path | None = None) -> Lis
 
         clips, missing, *_ = from_xd_violence(Path("lists"), root=Path("."), videos=Path("videos"))
     """
+    lists, root = Path(lists), Path(root)
+    videos = None if videos is None else Path(videos)
     annotations = lists / "annotations.txt"
     rows = [line.split() for line in read_lines(annotations)]
     marked = {

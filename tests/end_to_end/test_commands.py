@@ -16,11 +16,11 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from command import as_json, avarnet
-from rich.console import Console
+from command import as_json, at_a_terminal, avarnet, drawn
 from small_stores import clip, fill
 
 import avarnet as cli
+from avarnet.console import _Console
 from extract.synthetic import make_clip
 from features import Recipe, Shard, Store, Writer
 from manifests import Clip, Interval, read, write
@@ -174,6 +174,11 @@ def test_predict_new_videos(project: dict[str, Any], tmp_path: Path) -> None:
     assert "not a readable media file" in answers[2]["error"]
     said = avarnet("predict", run, mute)
     assert "no audio in this clip" in said
+    lines = drawn(at_a_terminal("predict", run, siren, mute))
+    assert [line for line in lines if "scoring" in line]  # the bar, which never shares a line
+    assert not [line for line in lines if "scoring" in line and ".mp4" in line]
+    for video in (siren, mute):
+        assert any(line.startswith(f"{video}: ") for line in lines)
     avarnet("predict", run, tmp_path / "bad.mp4", code=1)
 
 
@@ -191,10 +196,10 @@ def test_predict_with_a_run_of_an_older_reading_code(
     (old / "run.json").write_text(json.dumps(whole))
     video = clips / "Explosion" / "0.mp4"
     err = StringIO()
-    with patch("avarnet.inputs.err", Console(file=err, width=1000)):
+    with patch("avarnet.inputs.err", _Console(file=err)):
         (then,) = as_json("predict", old, video)
         (now,) = as_json("predict", project["folder"] / "run", video)
-    said = err.getvalue()
+    said = " ".join(err.getvalue().split())
     assert said.count("READ DIFFERENTLY") == 1  # the run of today says nothing
     assert "one before versions were counted, not version 2" in said
     assert "sound is placed by its time stamps" in said
@@ -246,12 +251,19 @@ def test_predict_tells_intervals_and_writes_pages(project: dict[str, Any], tmp_p
     assert [Path(row["video"]).stem for row in rows] == ["b", "a"]
     assert all(float(row["end"]) > 0.5 and row["class"] for row in rows)
     said = avarnet("predict", run, videos, "--html", tmp_path / "pages")
-    assert {page.stem for page in (tmp_path / "pages").iterdir()} == {
-        "b.mp4",
-        "one-a.mp4",
-        "two-a.mp4",
+    pages = tmp_path / "pages"
+    assert {page.stem for page in pages.glob("*.html")} == {
+        *("b.mp4", "one-a.mp4", "two-a.mp4", "index")
     }
+    assert len([*pages.glob("plotly-*.min.js")]) == 1
     assert said.count("page: ") == 3
+    assert f"all pages: {pages / 'index.html'}" in said
+    assert sorted(re.findall('href="(.*[.]html)"', (pages / "index.html").read_text())) == [
+        *("b.mp4.html", "one-a.mp4.html", "two-a.mp4.html")
+    ]
+    avarnet("predict", run, videos / "b.mp4", "--html", tmp_path / "single", "--single-file")
+    assert sorted(page.name for page in (tmp_path / "single").iterdir()) == ["b.html", "index.html"]
+    assert (tmp_path / "single" / "b.html").stat().st_size > 4e6
     assert "several" in avarnet("predict", run, videos, "--html", tmp_path / "x.html", code=1)
     avarnet("predict", run, videos / "b.mp4", "--html", tmp_path / "x.html")
     assert "../" not in (tmp_path / "x.html").read_text().split("<video")[1].split(">")[0]
@@ -387,8 +399,8 @@ def test_what_a_stranger_reads(
 
 COMMANDS = [
     *(["manifest", verb] for verb in ("folders", "csv", "xd-violence", "ucf-crime")),
-    *(["manifest", verb] for verb in ("split", "check")),
-    *(["features", verb] for verb in ("info", "list", "verify", "push", "pull", "merge")),
+    *(["manifest", verb] for verb in ("add", "split", "check")),
+    *(["features", verb] for verb in ("info", "list", "verify", "push", "pull", "merge", "join")),
     *(["features", verb] for verb in ("compact", "diff", "drop", "card", "export", "import")),
     *([verb] for verb in ("extract", "train", "evaluate", "report", "predict", "search", "watch")),
     *([verb] for verb in ("demo", "doctor")),
@@ -442,9 +454,9 @@ def test_a_laptop_without_stage_1(project: dict[str, Any], clips: Path, tmp_path
     base("train", folder / "m.jsonl", folder / "store", tmp_path / "run", "--epochs", 2)
     base("evaluate", tmp_path / "run")
     for command in (["extract", folder / "m.jsonl", tmp_path / "s"], ["demo", tmp_path / "d"]):
-        assert "avarnet[extract]" in base(*command, code=1)
-    assert "avarnet[extract]" in base("predict", tmp_path / "run", "x.mp4", code=1)
-    assert "avarnet[extract]" in base("doctor", tmp_path)
+        assert "[extract]" in base(*command, code=1)
+    assert "[extract]" in base("predict", tmp_path / "run", "x.mp4", code=1)
+    assert "[extract]" in base("doctor", tmp_path)
 
 
 IMPORTS = {

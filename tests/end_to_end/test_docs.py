@@ -264,7 +264,8 @@ def test_a_page_runs(page: Path, machine: dict[str, str], tmp_path: Path) -> Non
 
 def commands_below(command: Any, name: str = "avarnet") -> Iterator[tuple[str, set[str]]]:
     """Yield the name and the options of a command and of all below it."""
-    yield name, {"--help", *(option for one in command.params for option in one.opts)}
+    options = [option for one in command.params for option in (*one.opts, *one.secondary_opts)]
+    yield name, {"--help", *options}
     for word, below in getattr(command, "commands", {}).items():
         yield from commands_below(below, f"{name} {word}")
 

@@ -85,7 +85,7 @@ BROKEN_AV = "raise ImportError('libavcodec.so.99: cannot open shared object file
 @pytest.mark.parametrize(
     ("package", "code", "broken", "words"),
     [
-        ("av", BROKEN_AV, ["extract"], ("libavcodec.so.99", "avarnet[extract]")),
+        ("av", BROKEN_AV, ["extract"], ("libavcodec.so.99", "[extract]")),
         ("sklearn", "raise OSError('bad wheel')", ["train"], ("bad wheel", "reinstall")),
     ],
 )

@@ -66,6 +66,7 @@ LINES = [
     "manifest check m.jsonl",
     "manifest split unsplit.jsonl -o split.jsonl --test 0.3 --val 0.3",
     "manifest folders videos -o new.jsonl",
+    "manifest add new.jsonl videos",
     "features info store",
     "features list store",
     "features verify store",
@@ -73,6 +74,8 @@ LINES = [
     "features push store there",
     "features pull store here",
     "features diff store other",
+    "features join store -o joined",
+    "features drop joined --ids ids.txt",
     "search store --like EVIL_ID0",
     "train m.jsonl store run --epochs 1",
     "evaluate run",
@@ -86,6 +89,7 @@ LINES = [
 
 def test_every_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
+    (folder / "ids.txt").write_text(f"{EVIL_ID}0\n", encoding="utf-8")
     pack(folder / "other", [("another", clip(4, 1))], replace(RECIPE, precision="fp16" + EVIL))
     shown = {}
     for line in LINES:

@@ -142,7 +142,7 @@ def test_a_line_a_minute_where_there_is_no_bar(
 ) -> None:
     """The minute is a short one; the times are those of a clock that the test moves."""
     now = [100.0]
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(terminal.err, "get_time", lambda: now[0])
     monkeypatch.setattr(terminal, "LINE_SECONDS", 0.05)
     with terminal.footage_bar("extracting", lambda: 3) as show:
         show(0.0, 7200.0)

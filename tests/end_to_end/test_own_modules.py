@@ -20,6 +20,7 @@ NETWORKS = ["--weights", "random", "--video-model", "mobilevit_xxs", "--audio-mo
 ANY = object()  # exit code
 COMMANDS: list[tuple[str, object]] = [
     ("manifest folders ../videos -o m.jsonl", 0),
+    ("manifest add m.jsonl ../videos", 0),
     ("manifest csv clips.csv -o csv.jsonl", 0),
     ("manifest split m.jsonl --test 0.3 --val 0.3", 0),
     ("manifest check m.jsonl", 0),
@@ -33,6 +34,7 @@ COMMANDS: list[tuple[str, object]] = [
     ("features push store there", 0),
     ("features pull there here", 0),
     ("features merge store here -o both", 0),
+    ("features join store -o joined", 0),
     ("features compact both", 0),
     ("features diff store here", 0),
     ("features drop here --ids ids.txt", 0),

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from command import PLAIN, at_a_terminal, in_a_process
+from command import PLAIN, at_a_terminal, drawn, in_a_process
 from small_stores import clip, fill
 
+from avarnet.console import _Console, bytes_bar, plain
+from avarnet.output import training_progress
 from manifests import Clip, write
+from train.fitting.history import Epoch
 
 # the escape sequences that set a colour, of letters or of what is behind them
 COLOUR = re.compile(r"\x1b\[(?:[0-9;]*;)?(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;[0-9;]*)?m")
 BAR = "━" * 10
+IPYKERNEL = {"TERM": "xterm-color", "GIT_PAGER": "cat"}
 HEAVY = {"torch", "sklearn", "scipy", "matplotlib", "timm", "transformers", "av", "dask", "s3fs"}
 
 
@@ -64,6 +70,85 @@ def test_colours_only_where_they_are_wanted(
 def test_bars_only_at_a_terminal(store: Path) -> None:
     assert BAR in COLOUR.sub("", at_a_terminal("features", "verify", store)).replace("\x1b[0m", "")
     assert in_a_pipe("features", "verify", store) == "1 clip intact, 0 damaged shards\n"
+
+
+# a row of training as a line of its own
+ROW = re.compile(r" +\d+ +\d\.\d{4} +\d\.\d{4} +\d\.\d{3} +\d\.\d{3}(  best)?")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A manifest, and a store of its clips."""
+    folder = tmp_path_factory.mktemp("training")
+    ids = [f"{label}/{number}" for label in ("crash", "normal") for number in range(6)]
+    fill(folder / "store", {clip_id: clip(8, seed) for seed, clip_id in enumerate(ids, 1)})
+    sides = ("train", "train", "train", "val", "val", "test")
+    write(
+        folder / "m.jsonl",
+        [Clip(i, i, (i[:5],), split=sides[n % 6]) for n, i in enumerate(ids)],
+    )
+    return folder / "m.jsonl", folder / "store"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", [{}, {"JPY_PARENT_PID": "1"}, IPYKERNEL], ids=len)
+def test_rows_and_bar_of_training_are_apart(
+    environment: dict[str, str], trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    said = at_a_terminal("train", *trained, tmp_path / "run", "--epochs", "6", **environment)
+    lines = drawn(said)
+    assert len([line for line in lines if ROW.fullmatch(line)]) >= 6  # more, if started again
+    assert not [line for line in lines if ROW.search(line) and not ROW.fullmatch(line)]
+    bars = [line for line in lines if line.startswith("training ")]
+    assert bool(bars) is not bool(environment)  # in a notebook's page, each bar would remain
+
+
+def test_no_bar_in_a_pipe_where_colours_are_forced(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PLAIN, "FORCE_COLOR", "1")
+    assert drawn(in_a_pipe("features", "verify", store)) == ["1 clip intact, 0 damaged shards", ""]
+
+
+def test_lines_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("avarnet.console.LINE_SECONDS", 0.01)
+    with bytes_bar("pushing", quiet=False) as show, training_progress(20) as on_epoch:
+        show(1_500, 3_000_000)
+        on_epoch(1, 2, Epoch(1, 0, 0, 0, 0), True)
+        said = ""
+        while not all(
+            line in (said := said + capsys.readouterr().err)
+            for line in ("pushing: 1.5 kB of 3.0 MB\n", "training: 1 of 40 epochs at most\n")
+        ):
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("command", ["extract", "train"])
+def test_options_are_in_panels_by_theme(command: str) -> None:
+    shown = in_a_pipe(command, "--help")
+    options = shown.split("─ Options ")[1].split("╰")[0]
+    assert re.findall(r"│ (--[a-z-]+)", options) == ["--json", "--help"]
+    panels = re.findall(r"╭─ ([A-Z][a-z ]+) ─", shown)
+    assert (
+        panels[2:]
+        == {
+            "extract": ["Networks", "Streams", "This machine", "Cluster", "Job"],
+            "train": ["Task", "Model", "Training", "This machine"],
+        }[command]
+    )
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_sentences_are_wrapped_and_names_whole(store: Path, tmp_path: Path) -> None:
+    for line in in_a_pipe("features", "info", store).splitlines():
+        assert len(line) <= 80
+    long_name = "n" * 100  # which a shell can take from the line
+    console = _Console(file=io.StringIO())
+    console.print_sentences(f"[yellow]{plain('of ' * 30 + long_name)}[/] is a name.")
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines == ["of " * 26 + "of", "of of of", long_name, "is a name."]
 
 
 def test_an_unexpected_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

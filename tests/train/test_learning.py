@@ -71,14 +71,14 @@ def test_a_start_that_learns_nothing_is_begun_again_and_told(
     rng = np.random.default_rng(1)
     clips = [replace(one, labels=("ab"[rng.integers(2)],)) for one in world[0]]
     run = train_run(clips, world[1], tmp_path / "run", TINY)
-    rows = run.history()
+    rows = run.epochs()
     assert [row["start"] for row in rows] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert len({row["val_loss"] for row in rows}) == 9  # each start drew other numbers
     (best,) = run.kept_epochs()
     assert best["val_loss"] <= min(rows[start]["val_loss"] for start in (2, 5, 8))
     assert "1 of 1 models stayed near chance" in run.doubts()[-1]
     single = train_run(clips, world[1], tmp_path / "single", replace(TINY, starts=1))
-    assert single.history() == [row for row in rows if row["start"] == 0]
+    assert single.epochs() == [row for row in rows if row["start"] == 0]
     if best["start"] == 0:  # then its weights are those of the first start
         weights = [(r.path / "model-0.safetensors").read_bytes() for r in (run, single)]
         assert weights[0] == weights[1]
@@ -98,7 +98,7 @@ def test_an_interrupted_second_start_goes_on_as_if_it_never_stopped(
     with pytest.raises(KeyboardInterrupt):
         train_run(*world, tmp_path / "run", TINY, on_epoch=stop)
     resumed = train_run(*world, tmp_path / "run", TINY, resume=True)
-    assert resumed.history() == whole.history()
+    assert resumed.epochs() == whole.epochs()
     weights = [(run.path / "model-0.safetensors").read_bytes() for run in (resumed, whole)]
     assert weights[0] == weights[1]
     assert not list(resumed.path.glob("checkpoint-*"))

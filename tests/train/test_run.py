@@ -78,7 +78,7 @@ def test_the_same_seed_gives_the_same_weights(
     again = train_run(*world, tmp_path / "run", SMALL)
     name = "model-0.safetensors"
     assert (again.path / name).read_bytes() == (run.path / name).read_bytes()
-    assert again.history() == run.history()
+    assert again.epochs() == run.epochs()
 
 
 def test_figures_of_another_version_are_not_read(
@@ -231,8 +231,11 @@ def test_damaged_runs(run: Run, tmp_path: Path, break_it: object, message: str) 
     [
         ("epoch = 3", "no setting epoch; there are"),
         ("epochs = 'three'", "epochs = 'three'; expected one like"),
-        ("epochs = 0", "out of range: epochs = 0"),
-        ("dropout = 1.5", "out of range: dropout"),
+        ("epochs = 0", r"out of range: epochs = 0 \(expected: 1 or more\)$"),
+        ("dropout = 1.5", r"out of range: dropout = 1.5 \(expected: from 0 to below 1\)$"),
+        ("folds = 1", r"folds = 1 \(expected: 2 or more, or 0 for none\)"),
+        ("loss = 'hinge'", r"loss = 'hinge' \(expected: cross_entropy, focal\)"),
+        ("learning_rate = nan", r"learning_rate = nan \(expected: above 0\)"),
         ("class_weights = 1", "class_weights = 1"),
         ("streams = 'video'", "streams = 'video'"),
         ("epochs =", "t.toml"),

@@ -26,7 +26,7 @@ PERMUTATIONS = 1000
 FrameTruth, FrameScores = list[NDArray[np.uint8]], list[NDArray[np.float32]]
 
 
-def compare_runs(one: Path, other: Path, seed: int = 0) -> dict[str, Any]:
+def compare_runs(one: str | Path, other: str | Path, seed: int = 0) -> dict[str, Any]:
     """Compare what two evaluated runs of one task predict of the clips that both were judged by.
 
     Detection is compared by the area under the curves of all frames, whose figures mean something
@@ -51,6 +51,7 @@ def compare_runs(one: Path, other: Path, seed: int = 0) -> dict[str, Any]:
         TrainError: a run is not evaluated, they are of two tasks, no clip was held out in both, or
             for detection other clips or annotations.
     """
+    one, other = Path(one), Path(other)
     runs = Run.load(one), Run.load(other)
     tasks = [run.config.task for run in runs]
     if tasks[0] != tasks[1]:

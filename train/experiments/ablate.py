@@ -111,7 +111,7 @@ def variants(streams: Sequence[str], config: Config) -> dict[str, Config]:
 def ablate(
     clips: Sequence[Clip],
     store: Store | Joined,
-    folder: Path,
+    folder: str | Path,
     config: Config,
     processes: int = 1,
     progress: Progress = lambda *_: None,
@@ -131,6 +131,7 @@ def ablate(
     Raises:
         TrainError: as `train_run` does, or a run there has other settings.
     """
+    folder = Path(folder)
     rows = []
     for name, settings in variants(config.streams or list(store.recipe.streams), config).items():
         path = folder / name

@@ -34,12 +34,13 @@ class Search:
     space: dict[str, Any]
 
     @classmethod
-    def load(cls, file: Path) -> Search:
+    def load(cls, file: str | Path) -> Search:
         """Read ``trials = 40``, a table ``[settings]`` and a table ``[search]`` of a TOML file.
 
         Raises:
             TrainError: the file cannot be read, or has something else in it.
         """
+        file = Path(file)
         try:
             whole = tomllib.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -72,7 +73,7 @@ class Trial:
 def sweep(
     clips: Sequence[Clip],
     store: Store | Joined,
-    folder: Path,
+    folder: str | Path,
     search: Search,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> list[Trial]:
@@ -91,6 +92,7 @@ def sweep(
     Raises:
         TrainError: Optuna lacks, or as `train_run` does.
     """
+    folder = Path(folder)
     try:
         import optuna
         from optuna.storages import JournalStorage

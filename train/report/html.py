@@ -1,14 +1,15 @@
-"""HTML files with everything in them: templates, and plots by Plotly."""
+"""HTML files: templates, and plots by Plotly."""
 
 from __future__ import annotations
 
 import html
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
+from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
 INK = "#888888"  # readable on light and on dark pages
 GRID = "rgba(136, 136, 136, 0.25)"
@@ -35,11 +36,33 @@ TEMPLATES = jinja2.Environment(
 )
 
 
-def write_page(file: Path, template: str, **values: Any) -> None:
-    """Write a page that needs nothing from elsewhere, Plotly's program included."""
+def write_page(file: Path, template: str, plotly: str | None = None, **values: Any) -> None:
+    """Write a page that needs nothing from elsewhere.
+
+    Args:
+        file: the page.
+        template: of it.
+        plotly: the file beside it that has Plotly's program; "" where there are no plots; None puts
+            all of the program into the page.
+        values: for the template.
+    """
     page = TEMPLATES.get_template(template)
-    text = page.render(plotly_js=get_plotlyjs(), figure=figure, clock=clock, **values)
+    text = page.render(plotly=plotly, plotly_js=get_plotlyjs, figure=figure, clock=clock, **values)
     file.write_text(text, encoding="utf-8")
+
+
+def share_plotly(folder: Path) -> str:
+    """Put Plotly's program into a folder of pages, and return the file's name."""
+    file, program = folder / f"plotly-{get_plotlyjs_version()}.min.js", _plotly()
+    if not file.is_file() or file.stat().st_size != len(program):
+        file.write_bytes(program)
+    return file.name
+
+
+@cache
+def _plotly() -> bytes:
+    program: str = get_plotlyjs()
+    return program.encode()
 
 
 def plot(traces: list[Any], height: int = 380, **layout: Any) -> str:

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from features import Features
 from train.predict import Prediction
-from train.report.html import INK, plain, plot, span, write_page
+from train.report.html import INK, plain, plot, share_plotly, span, write_page
 from train.run import Run
 
 CURVES_HEIGHT, CLASS_HEIGHT = 260, 22  # pixels; of the curves, and of each class below them
@@ -25,11 +25,12 @@ def write_prediction_page(
     run: Run,
     prediction: Prediction,
     without: Mapping[str, Prediction],
+    single_file: bool = True,
 ) -> None:
     """Write the page of one video.
 
-    The page is whole but for the video itself, which it plays from where it lies, by a path
-    relative to the page.
+    The page is whole but for the video itself, which it plays from where it lies: by a path
+    relative to the page, so that both may move together, or from where it lies now.
 
     Args:
         file: the HTML file.
@@ -38,6 +39,8 @@ def write_prediction_page(
         run: that scored it.
         prediction: what it predicts.
         without: stream -> what it predicts without that stream.
+        single_file: put Plotly's program, 5 MB, into the page; else it is a file beside it, which
+            all pages of a folder share.
     """
     column = run.classes.index(prediction.label)
     curves = {
@@ -61,8 +64,13 @@ def write_prediction_page(
     write_page(
         file,
         "prediction.html",
+        plotly=None if single_file else share_plotly(file.parent),
         title=video.name,
-        source=quote(os.path.relpath(video.resolve(), file.resolve().parent)),
+        # not by where links lead: a folder of links may move, too
+        sources=[
+            quote(os.path.relpath(video.absolute(), file.absolute().parent)),
+            video.resolve().as_uri(),
+        ],
         notes=notes,
         prediction=prediction,
         normal=run.normal,
@@ -79,10 +87,10 @@ def write_prediction_page(
 def _timeline(
     curves: Mapping[str, np.ndarray], clip: Features, run: Run, prediction: Prediction, measure: str
 ) -> str:
-    middles = (np.arange(len(clip)) + 0.5) * clip.snippet_seconds
+    middles = {"x0": clip.snippet_seconds / 2, "dx": clip.snippet_seconds}
     lines = [
         go.Scatter(
-            x=middles,
+            **middles,
             y=scores,
             name=name,
             mode="lines",
@@ -92,7 +100,7 @@ def _timeline(
         for number, (name, scores) in enumerate(curves.items())
     ]
     classes = go.Heatmap(
-        x=middles,
+        **middles,
         y=[plain(name) for name in run.classes],
         z=prediction.scores.T,
         zmin=0,

@@ -149,7 +149,7 @@ def _shown_label(run: Run, clip: ClipPrediction) -> str:
 
 def training_curves(run: Run) -> str:
     """Return the plot of losses and accuracy over the epochs of all models."""
-    rows = run.history()
+    rows = run.epochs()
     models = list(dict.fromkeys((row["seed"], row["fold"]) for row in rows))
     traces = []
     for model in models:

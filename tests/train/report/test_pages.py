@@ -20,6 +20,7 @@ from train import Config, Predictor, Run, evaluate_run, judge_run, train_run
 from train.evaluation.intervals import Anomaly
 from train.report.comparison import write_comparison
 from train.report.examples import Preview
+from train.report.index import Row, write_index
 from train.report.prediction import write_prediction_page
 from train.report.run import write_report
 
@@ -183,6 +184,100 @@ def test_a_film_that_cannot_be_played_leaves_a_page_that_can_be_read(
     visit.page.locator(".intervals button").click()
     visit.page.wait_for_function(f"{CURSOR} == 2.0")
     visit.check(tmp_path / "page.html", film)
+
+
+def predicted(run: Run, film: Path, page: Path, **settings: bool) -> None:
+    page.parent.mkdir(exist_ok=True)
+    answer = Predictor(run)(features(2, 1))
+    write_prediction_page(page, film, features(2, 1), run, answer, {}, **settings)
+
+
+def test_pages_of_a_folder_share_a_program_and_find_the_video_after_a_move(
+    run: Run, film: Path, browser: Browser, tmp_path: Path
+) -> None:
+    here, moved = tmp_path / "here", tmp_path / "moved" / "elsewhere"
+    (here / "blobs").mkdir(parents=True)
+    shutil.copy(film, here / "blobs" / "1a")
+    (here / "film.mp4").symlink_to("blobs/1a")
+    predicted(run, here / "film.mp4", here / "pages" / "a.html", single_file=False)
+    predicted(run, film, here / "pages" / "b.html", single_file=False)
+    (program,) = (here / "pages").glob("*.js")
+    moved.parent.mkdir()
+    here.rename(moved)
+    program = moved / "pages" / program.name
+    both = Visit(browser, moved / "pages" / "a.html", 1200)  # and the film with it
+    both.page.wait_for_function("video.readyState >= 2")
+    both.check(moved / "pages" / "a.html", moved / "film.mp4", program)
+    alone = Visit(browser, moved / "pages" / "b.html", 1200)  # which film stayed where it was
+    alone.page.wait_for_function("video.readyState >= 2")
+    assert alone.look("video.currentSrc") == film.as_uri()
+    program.unlink()
+    without = Visit(browser, moved / "pages" / "a.html", 1200)
+    without.page.wait_for_function("video.readyState >= 2")
+    without.page.wait_for_selector("#plotless", state="visible")
+    assert program.name in without.page.inner_text("#plotless")
+    without.look("video.currentTime = 1.5")
+    without.page.wait_for_function("now.textContent.startsWith('0:01.5')")
+
+
+def test_a_thousand_predictions_take_less_than_50_mb(run: Run, film: Path, tmp_path: Path) -> None:
+    rng, length = np.random.default_rng(0), 120  # of half a minute
+    clip = Features(
+        {n: rng.normal(0, 1, (length, d)).astype(np.float16) for n, d in run.sizes.items()},
+        {name: np.ones(length, bool) for name in run.sizes},
+        0.25,
+        length / 4,
+    )
+    predictor = Predictor(run)
+    answer = predictor(clip)
+    without = {name: predictor(clip, [name]) for name in clip.streams}
+    for number in range(20):
+        page = tmp_path / f"{number}.html"
+        write_prediction_page(page, film, clip, run, answer, without, single_file=False)
+    pages = sum(page.stat().st_size for page in tmp_path.glob("*.html"))
+    (program,) = tmp_path.glob("*.js")
+    assert pages * 1000 / 20 + program.stat().st_size < 50e6
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_list_of_predictions(browser: Browser, tmp_path: Path, width: int) -> None:
+    rows = [
+        Row(Path("calm.mp4"), tmp_path / "calm.html", "Normal", 0.9, 0.1, 0, 0.0, 12.0),
+        Row(Path("a [b] #1.mp4"), tmp_path / "a [b] #1.html", HOSTILE, 0.6, 0.95, 2, 3.5, 12.0),
+        Row(Path("crash.mp4"), tmp_path / "crash.html", "Crash", 0.8, 0.7, 1, 2.0, 3700.0),
+    ]
+    for row in rows:
+        row.page.write_text("<title>a page</title>")
+    visit = Visit(browser, write_index(tmp_path, rows, {"bad.mp4": HOSTILE}), width)
+    names = "[...document.querySelectorAll('tbody tr:not([hidden]) a')].map(a => a.textContent)"
+    assert visit.look(names) == ["a [b] #1.mp4", "crash.mp4", "calm.mp4"]
+    assert "1:01:40.0" in visit.page.inner_text("tbody")
+    assert f"bad.mp4: {' '.join(HOSTILE.split())}" in visit.page.inner_text("ul")
+    visit.page.fill("#least", "0.7")
+    assert visit.look(names) == ["a [b] #1.mp4", "crash.mp4"]
+    assert visit.page.inner_text("#count") == "2 of 3"
+    visit.page.select_option("#class", HOSTILE)
+    assert visit.look(names) == ["a [b] #1.mp4"]
+    visit.page.select_option("#class", index=0)
+    visit.page.fill("#least", "0")
+    visit.page.check("#found")
+    visit.page.fill("#name", "CRASH")
+    assert visit.look(names) == ["crash.mp4"]
+    assert visit.complaints == []
+    assert visit.look("document.documentElement.scrollWidth <= innerWidth")
+    visit.page.fill("#name", "a [")
+    visit.page.click("tbody tr:not([hidden]) a")
+    visit.page.wait_for_function("document.title == 'a page'")
+
+
+def test_the_list_where_no_class_is_normal(tmp_path: Path) -> None:
+    rows = [
+        Row(Path(f"{c}.mp4"), tmp_path / f"{c}.html", "Crash", c, None, 0, 0.0, 1.0)
+        for c in (0.5, 0.9)
+    ]
+    page = write_index(tmp_path, rows, {}).read_text()
+    assert page.index("0.9.mp4") < page.index("0.5.mp4")  # the surest first
+    assert "anomal" not in page.split("<tbody>")[0].split("<body>")[1]
 
 
 @pytest.mark.parametrize("width", WIDTHS)
