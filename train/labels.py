@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from manifests import Clip
+from manifests import NORMAL_LABELS, Clip, ManifestError, normal_label
 from train.config import TrainError
 
 CLASSES = ["normal", "anomaly"]
-NORMAL_LABELS = ("A", "Normal", "normal")  # of XD-Violence; of UCF-Crime and VAAR
+
+
+def taken_as_normal(labels: Iterable[str], named: str) -> str | None:
+    """Return the label of clips without anomaly; None if no label is known for that.
+
+    Args:
+        labels: of all clips.
+        named: what a user says it is; one of `NORMAL_LABELS` if empty.
+
+    Raises:
+        TrainError: no clip has the label that is named, or several labels may be it.
+    """
+    try:
+        return normal_label(labels, named)
+    except ManifestError as error:
+        raise TrainError(str(error)) from error
 
 
 def weak_labels(clips: Sequence[Clip], normal: str) -> list[Clip]:
@@ -20,16 +35,16 @@ def weak_labels(clips: Sequence[Clip], normal: str) -> list[Clip]:
         normal: the label of clips without anomaly; one of `NORMAL_LABELS` if empty.
 
     Raises:
-        TrainError: no clip has that label.
+        TrainError: no clip has that label, or several labels may be it.
     """
     labels = {clip.label for clip in clips}
-    found = {normal} & labels if normal else labels & set(NORMAL_LABELS)
-    if not found:
+    taken = taken_as_normal(labels, normal)
+    if taken is None:
         raise TrainError(
-            f"detection needs normal clips too, and none is labelled {normal or NORMAL_LABELS}; "
+            f"detection needs normal clips too, and none is labelled {' or '.join(NORMAL_LABELS)}; "
             f"name their label with --normal (there are {', '.join(sorted(labels))})"
         )
-    return [replace(clip, labels=(CLASSES[clip.label not in found],)) for clip in clips]
+    return [replace(clip, labels=(CLASSES[clip.label != taken],)) for clip in clips]
 
 
 def check_annotations(clips: Mapping[str, Clip]) -> None:
@@ -45,7 +60,8 @@ def check_annotations(clips: Mapping[str, Clip]) -> None:
     if bare:
         raise TrainError(
             f"held-out clips without annotation in time: {len(bare)} ({bare[0]} is one); detection "
-            "is judged by it: give them intervals in the manifest, [] for normal ones"
+            "is judged by it: give them intervals in the manifest ([] where nothing happens), or "
+            "take them out of the test split"
         )
     if clips and not any(clip.intervals for clip in clips.values()):
         raise TrainError("the held-out clips have no anomaly: there is nothing to be detected")

@@ -24,13 +24,13 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from features import FeatureError, Joined, Recipe, Store
-from manifests import Clip
+from manifests import NORMAL_LABELS, Clip
 from train.config import Config, TrainError
 from train.evaluation.figures import Metrics
 from train.evaluation.intervals import Hysteresis
 from train.fitting.history import Epoch, best_epoch
 from train.fitting.restarts import NEAR_CHANCE
-from train.labels import CLASSES, NORMAL_LABELS
+from train.labels import CLASSES
 from train.models.network import AVARNet
 from train.splits import Split
 
@@ -223,6 +223,16 @@ class Run:
                 f"The validation loss of {len(again)} of {len(rows)} models stayed near chance: "
                 "they were started again with other seeds, and the best start is kept"
                 + (f"; {still} stayed there in every start." if still else ".")
+            )
+        calm = [
+            i for i, c in self.truth.items() if self.labels[i] != CLASSES[0] and not c.intervals
+        ]
+        if calm:
+            found.append(
+                f"The manifest has no anomaly in {len(calm)} held-out clips whose label is that of "
+                f"one ({', '.join(calm[:3])}): every frame of them counts as normal. If nobody has "
+                "looked when it happens, the figures are wrong: annotate these clips or take them "
+                "out of the test split, and train again."
             )
         return found
 

@@ -20,7 +20,7 @@ from train.fitting.automatic import with_layers
 from train.fitting.history import Epoch
 from train.fitting.trainer import SplitIndices, TrainingSet
 from train.inference import predict_splits
-from train.labels import CLASSES, check_annotations, weak_labels
+from train.labels import CLASSES, check_annotations, taken_as_normal, weak_labels
 from train.parallel import CHECKPOINT, Work, fit_groups, groups_of
 from train.run import EPOCHS_FILE, RUN_FILE, UNFINISHED, Run, store_names
 from train.splits import Split, make_splits
@@ -121,11 +121,7 @@ def _new_run(
         check_annotations(truth)
     else:
         classes = sorted({clip.label for clip in stored})
-        if config.normal and config.normal not in classes:
-            raise TrainError(
-                f"no clip is labelled {config.normal}, which --normal names; there are "
-                + ", ".join(classes)
-            )
+        taken_as_normal(classes, config.normal)
     if not config.streams:
         config = replace(config, streams=tuple(store.recipe.streams))
     return Run(

@@ -17,6 +17,7 @@ from avarnet.inputs import need_device, warn_of_doubts, warn_of_random_weights
 from avarnet.options import Device, Join, Json, Manifest, Processes, RunPath, StorePath
 from avarnet.output import print_best_epochs, training_progress
 from train.config import Config, Fusion, ModelName, Task
+from train.labels import taken_as_normal
 
 app = typer.Typer()
 
@@ -104,8 +105,11 @@ def train(
     clips = manifests.read(manifest)
     need_device(device)
     opened = pipelines.open_stores([store, *(join or [])])
+    taken = taken_as_normal((c.label for c in clips if c.id in opened), settings.normal)
     if not as_json:
         warn_of_random_weights(opened.recipe)
+        if taken is not None:
+            out.print(f"clips without anomaly: those labelled {plain(taken)} (--normal)")
     with training_progress(settings.epochs, as_json) as on_epoch:
         trained = pipelines.train(
             clips,
@@ -125,6 +129,7 @@ def train(
             {
                 "run": str(run),
                 "classes": trained.classes,
+                "normal": taken,
                 "best_epochs": best,
                 "left_out": trained.left_out,
                 "config": asdict(trained.config),

@@ -239,8 +239,24 @@ def test_mistakes_are_named_before_the_first_epoch(
     calm = [replace(clip, intervals=()) if clip.split == "test" else clip for clip in clips]
     assert "have no anomaly" in error(calm, store, tmp_path)
     named = replace(SMALL, normal="Quiet")
-    assert "none is labelled Quiet" in error(clips, store, tmp_path, named)
-    assert "(there are Crash, Fight, Normal)" in error(clips, store, tmp_path, named)
+    expected = "no clip is labelled Quiet, which --normal names; there are Crash, Fight, Normal"
+    assert expected in error(clips, store, tmp_path, named)
+    both = [replace(c, labels=("A",)) if c.id == "c0" else c for c in clips]
+    assert "A and Normal may both be" in error(both, store, tmp_path)
+    assert "A and Normal may both be" in error(both, store, tmp_path, Config(epochs=1))
+
+
+def test_held_out_clips_that_nobody_has_annotated_are_not_taken_as_normal_unseen(
+    world: tuple[list[Clip], Store], tmp_path: Path
+) -> None:
+    """As a table without their start and end had it before."""
+    clips, store = world
+    ids = [clip.id for clip in clips if clip.split == "test" and clip.label != "Normal"][:2]
+    bare = [replace(clip, intervals=()) if clip.id in ids else clip for clip in clips]
+    run = train_run(bare, store, tmp_path / "run", replace(SMALL, epochs=1))
+    (doubt,) = [doubt for doubt in run.doubts() if "no anomaly" in doubt]
+    assert f"in 2 held-out clips whose label is that of one ({ids[0]}, {ids[1]})" in doubt
+    assert doubt in evaluate_run(run, store)["doubts"]
 
 
 def test_the_label_of_normal_clips_can_be_told() -> None:
