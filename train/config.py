@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,6 +20,7 @@ SAMPLINGS = ("clips", "classes")
 POOLINGS = ("mean", "logsumexp", "top")
 ModelName = Literal["mtcn", "tcn", "lstm", "transformer", "snippet_linear", "linear"]
 MODEL_ALIASES = {"linear": "snippet_linear"}
+MOST = 100_000  # of what may be any number: no run needs more, and a hostile one asks for it
 AUTOMATIC = -1.0  # of a share: the task's value is taken
 TASK_VALUES: dict[str, dict[str, str | float]] = {
     "recognition": {
@@ -158,30 +160,32 @@ class Config:
             "pooling": self.pooling in POOLINGS,
             "scene_dropout": 0 <= self.scene_dropout < 1,
             "offset_noise": self.offset_noise >= 0,
-            "starts": self.starts >= 1,
+            "starts": 1 <= self.starts <= MOST,
             "sampling": self.sampling in SAMPLINGS,
             "time_crop": 0 < self.time_crop <= 1,
             "time_mask": 0 <= self.time_mask < 1,
             "snippet_dropout": 0 <= self.snippet_dropout < 1,
             "mixup": self.mixup >= 0,
-            "stages": self.stages >= 1,
+            "stages": 1 <= self.stages <= 100,
             "layers": 0 <= self.layers <= 20,
-            "channels": self.channels >= 1,
+            "channels": 1 <= self.channels <= MOST,
             "dropout": 0 <= self.dropout < 1,
             "context_dropout": 0 <= self.context_dropout < 1,
             "input_dropout": 0 <= self.input_dropout < 1,
             "stream_dropout": 0 <= self.stream_dropout < 1,
             "label_smoothing": 0 <= self.label_smoothing < 1,
-            "epochs": self.epochs >= 1,
+            "epochs": 1 <= self.epochs <= MOST,
             "patience": self.patience >= 1,
             "batch_size": self.batch_size >= 0,
             "learning_rate": self.learning_rate > 0,
             "weight_decay": self.weight_decay >= 0,
             "validation": 0 < self.validation < 1,
             "folds": self.folds == 0 or self.folds >= 2,
-            "seeds": self.seeds >= 1,
-            "seed": self.seed >= 0,
+            "seeds": 1 <= self.seeds <= MOST,
+            "seed": 0 <= self.seed < 2**32,
         }
+        numbers = {n: v for n, v in asdict(self).items() if isinstance(v, float)}
+        checks |= {name: False for name, value in numbers.items() if not math.isfinite(value)}
         wrong = [f"{name} = {getattr(self, name)!r}" for name, good in checks.items() if not good]
         if wrong:
             raise TrainError(

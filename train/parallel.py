@@ -24,6 +24,7 @@ from train.fitting.history import Epoch
 from train.fitting.model_stack import stack_size
 from train.fitting.restarts import fit
 from train.fitting.trainer import SplitIndices, TrainingSet, snippets_per_step
+from train.run_files import write_run_file
 
 CHECKPOINT = "checkpoint-"
 OnEpoch = Callable[[int, Epoch, bool], None]
@@ -139,7 +140,8 @@ def _fit_group(work: Work, group: Group, on_epoch: OnEpoch) -> None:
     )
     for number, (model, _) in enumerate(trained, group.first):
         weights = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
-        safetensors.torch.save_file(weights, group.path / f"model-{number}.safetensors")
+        content = safetensors.torch.save(weights)
+        write_run_file(group.path / f"model-{number}.safetensors", content)
 
 
 # in a process of its own -------------------------------------------------------------------------

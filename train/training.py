@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from features import Joined, Store
+from features import Joined, Store, json_text
 from manifests import Clip
 from train.config import Config, TrainError
 from train.data import Clips
@@ -23,6 +25,7 @@ from train.inference import predict_splits
 from train.labels import CLASSES, check_annotations, taken_as_normal, weak_labels
 from train.parallel import CHECKPOINT, Work, fit_groups, groups_of
 from train.run import EPOCHS_FILE, RUN_FILE, UNFINISHED, Run, store_names
+from train.run_files import parse_json, read_run_file, write_run_file
 from train.splits import Split, make_splits
 
 
@@ -67,7 +70,7 @@ def train_run(
 
         def note(number: int, epoch: Epoch, best: bool) -> None:
             fold, seed = run.models[number]
-            lines.write(json.dumps({"fold": fold, "seed": seed, **asdict(epoch)}) + "\n")
+            lines.write(json_text({"fold": fold, "seed": seed, **asdict(epoch)}) + "\n")
             lines.flush()
             on_epoch(number, len(run.models), epoch, best)
 
@@ -79,11 +82,13 @@ def train_run(
         )
     order = "seed", "fold", "start", "epoch"
     rows = sorted(run.history(), key=lambda row: [row[key] for key in order])
-    (path / EPOCHS_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (path / "config.toml").write_text(run.config.to_toml(), encoding="utf-8")
-    for file in path.glob(f"{CHECKPOINT}*"):
+    write_run_file(path / EPOCHS_FILE, "".join(json_text(row) + "\n" for row in rows))
+    write_run_file(path / "config.toml", run.config.to_toml())
+    for file in (*path.glob(f"{CHECKPOINT}*"), *path.glob(f".{CHECKPOINT}*")):
         file.unlink()
     run = _with_hysteresis(run, data)
+    files = [run.weights_file(number) for number in range(len(run.models))]
+    run = replace(run, weights=[sha256(file.read_bytes()).hexdigest() for file in files])
     run.save()
     (path / UNFINISHED).unlink()
     return run
@@ -154,10 +159,10 @@ def _begin(run: Run, resume: bool) -> None:
     run.path.mkdir(parents=True, exist_ok=True)
     file, whole = run.path / UNFINISHED, json.loads(json.dumps(run.to_json()))
     if resume and file.exists():
-        begun = json.loads(file.read_text(encoding="utf-8"))
+        begun = parse_json(read_run_file(file), dict[str, Any], str(file))
         differing = sorted(key for key in whole if begun.get(key) != whole[key])
         if "config" in differing:
-            old = begun["config"]
+            old = dict(begun.get("config") or {})
             differing += sorted(k for k, v in whole["config"].items() if old.get(k) != v)
         if differing:
             raise TrainError(
