@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import features
 import manifests
+from avarnet.stores import open_stores as open_stores
+from avarnet.stores import open_stores_of
 
 if TYPE_CHECKING:
     from extract import Cluster, Summary, Task
@@ -32,12 +34,6 @@ STAGE_1 = ("av", "dask", "dask_jobqueue", "distributed", "soundfile", "timm", "t
 def has_extract() -> bool:
     """Return whether the packages of stage 1 are installed."""
     return all(importlib.util.find_spec(name) for name in STAGE_1)
-
-
-def open_stores(stores: Sequence[Path]) -> features.Store | features.Joined:
-    """Open a store, or several as one whose clips have the streams of all."""
-    opened = [features.Store(path) for path in stores]
-    return opened[0] if len(opened) == 1 else features.join(*opened)
 
 
 def root_of(manifest: Path, root: Path | None) -> Path:
@@ -216,6 +212,7 @@ def evaluate(
     root: Path | None = None,
     page: Path | None = None,
     recall: float | None = None,
+    skip_unreadable: bool = False,
 ) -> Metrics:
     """Evaluate a run on its held-out clips, and write its report.
 
@@ -227,6 +224,7 @@ def evaluate(
         page: the report; None takes ``RUN/report.html``.
         recall: detection: share of the anomalies to be noticed, at which false alarms are counted;
             None takes that of the last time.
+        skip_unreadable: go on without shards that cannot be read.
 
     Returns:
         The metrics; see `train.judge_run`.
@@ -239,7 +237,7 @@ def evaluate(
         raise manifests.ManifestError(
             f"{manifest}: no such file; give the run's manifest, or leave it out"
         )
-    store = open_stores(stores or run.stores)
+    store = open_stores_of(run, stores, skip_unreadable)
     evaluation = judge_run(run, store, _last_recall(run) if recall is None else recall)
     failures = {i: f.reason for path in store.paths for i, f in read_failures(path).items()}
     page = page or run.path / "report.html"

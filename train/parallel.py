@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -17,7 +18,7 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
-from features import Store, join
+from features import Store, UnreadableShard, join
 from train.config import Config, TrainError
 from train.data import Clips
 from train.fitting.history import Epoch
@@ -162,6 +163,7 @@ def _start(
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is the first process's to handle
     torch.set_num_threads(1)  # the other cores have processes of their own
+    warnings.simplefilter("ignore", UnreadableShard)  # of which the first process warns
     opened = [Store(path) for path in stores]
     clips = Clips(opened[0] if len(opened) == 1 else join(*opened), ids, streams, crops)
     data = TrainingSet(clips, targets, num_classes)

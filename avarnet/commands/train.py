@@ -14,7 +14,16 @@ import manifests
 from avarnet import pipelines
 from avarnet.console import clips_bar, counted, err, first_few, out, plain, print_json
 from avarnet.inputs import need_device, warn_of_doubts, warn_of_random_weights
-from avarnet.options import Device, Join, Json, Manifest, Processes, RunPath, StorePath
+from avarnet.options import (
+    Device,
+    Join,
+    Json,
+    Manifest,
+    Processes,
+    RunPath,
+    SkipUnreadable,
+    StorePath,
+)
 from avarnet.output import print_best_epochs, training_progress
 from train.config import Config, Fusion, ModelName, Task
 from train.labels import taken_as_normal
@@ -86,6 +95,7 @@ def train(
         bool, typer.Option("--tensorboard", help="Log to RUN/tensorboard too.")
     ] = False,
     join: Join = None,
+    skip_unreadable: SkipUnreadable = False,
     as_json: Json = False,
 ) -> None:
     """Stage 2: train the MTCN to recognise clips, or to detect when something happens in them."""
@@ -104,7 +114,7 @@ def train(
     )
     clips = manifests.read(manifest)
     need_device(device)
-    opened = pipelines.open_stores([store, *(join or [])])
+    opened = pipelines.open_stores([store, *(join or [])], skip_unreadable)
     taken = taken_as_normal((c.label for c in clips if c.id in opened), settings.normal)
     if not as_json:
         warn_of_random_weights(opened.recipe)
@@ -167,6 +177,7 @@ def ablate(
     config: ConfigFile = None,
     processes: Processes = None,
     join: Join = None,
+    skip_unreadable: SkipUnreadable = False,
     as_json: Json = False,
 ) -> None:
     """Compare streams, fusions and sequence models: a run of each, and a table of all."""
@@ -176,7 +187,7 @@ def ablate(
 
     settings = Config.load(config, task=task, folds=folds, seeds=seeds, epochs=epochs)
     clips = manifests.read(manifest)
-    opened = pipelines.open_stores([store, *(join or [])])
+    opened = pipelines.open_stores([store, *(join or [])], skip_unreadable)
     if not as_json:
         warn_of_random_weights(opened.recipe)
     with Progress(console=err, transient=True, disable=as_json or not err.is_terminal) as bar:
@@ -221,6 +232,7 @@ def sweep(
     file: Annotated[
         Path, typer.Argument(metavar="FILE.toml", help="trials, [settings] and [search].")
     ],
+    skip_unreadable: SkipUnreadable = False,
     as_json: Json = False,
 ) -> None:
     """Search settings by random draws and successive halving; the same command goes on."""
@@ -228,7 +240,7 @@ def sweep(
 
     search = stage2.Search.load(file)
     clips = manifests.read(manifest)
-    opened = pipelines.open_stores([store])
+    opened = pipelines.open_stores([store], skip_unreadable)
     if not as_json:
         warn_of_random_weights(opened.recipe)
     with clips_bar("trials", as_json) as show:
