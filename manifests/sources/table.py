@@ -31,7 +31,7 @@ class Row(NamedTuple):
     beyond: str
 
 
-class Table(NamedTuple):
+class Sheet(NamedTuple):
     """The names of the columns, what separates the cells, and the rows."""
 
     columns: list[str]
@@ -39,7 +39,7 @@ class Table(NamedTuple):
     rows: list[Row]
 
 
-def read_table(file: Path, needed: Sequence[str], known: Sequence[str] = ()) -> Table:
+def read_table(file: Path, needed: Sequence[str], known: Sequence[str] = ()) -> Sheet:
     """Read a table whose first line names the columns; empty rows are skipped.
 
     The cells are separated by what separates the names: commas, semicolons or tabs.
@@ -77,4 +77,4 @@ def read_table(file: Path, needed: Sequence[str], known: Sequence[str] = ()) -> 
         cells = list(zip_longest(columns, line, fillvalue=""))
         beyond = "".join(cell for name, cell in cells if not name)
         rows.append(Row(number, {name: cell for name, cell in cells if name}, beyond))
-    return Table(named, separator, rows)
+    return Sheet(named, separator, rows)
