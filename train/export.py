@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from train.config import TrainError
-from train.losses import POOLING
+from train.losses import POOLING, SNIPPETS_PER_TOP, average
 from train.run import Run
 
 EXAMPLE_SNIPPETS = 24  # of the clip that is traced; any number goes in later
@@ -31,7 +31,7 @@ class Exported(nn.Module):
         super().__init__()
         self.names = list(run.sizes)
         self.models = nn.ModuleList(run.all_models())
-        self.pooling = POOLING[run.config.pooling]
+        self.pooling = {**POOLING, "top": top_pool_of_one}[run.config.pooling]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Score one clip.
@@ -52,6 +52,17 @@ class Exported(nn.Module):
             clips.append(self.pooling(logits, mask).softmax(1))
             snippets.append(logits.softmax(1).transpose(1, 2))
         return torch.stack(clips).mean(0), torch.stack(snippets).mean(0)
+
+
+def top_pool_of_one(logits: Tensor, mask: Tensor) -> Tensor:
+    """Return what `top_pool` does of one clip without padding; ONNX has no stable sort.
+
+    Args:
+        logits: (1, 2, time).
+        mask: not needed.
+    """
+    rank = (logits[:, 1] - logits[:, 0]).argsort(dim=1, descending=True).argsort(dim=1)
+    return average(logits, rank < logits.shape[2] // SNIPPETS_PER_TOP + 1)
 
 
 def export_run(run: Run, file: Path) -> float:
