@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -13,6 +15,7 @@ from typing import (
     Any,
     Literal,
     NotRequired,
+    TextIO,
     TypedDict,
     Union,
     get_args,
@@ -22,10 +25,11 @@ from typing import (
 )
 
 from features import FeatureError
-from features.store_files import read_file, replace_file, size_of
+from features.store_files import open_regular, read_file, replace_file, size_of
 from manifests import reason
 from train.config import TrainError
 
+LOCK = ".lock"  # in a folder where a process trains
 MOST_JSON = 2**26  # bytes of a file of JSON
 WAY_OUT = "take it again from whoever made it, or train again"
 NO_FILES = ("dev", "proc")  # folders of the root whose names are not replaced
@@ -137,12 +141,58 @@ def write_run_file(file: Path, content: str | bytes) -> None:
         ) from error
 
 
+def open_run_text(file: Path) -> TextIO:
+    """Open a file of a run to write it line by line; links are not followed.
+
+    Raises:
+        TrainError: it is not a regular file.
+        OSError: it cannot be written.
+    """
+    return os.fdopen(_opened(file, os.O_WRONLY | os.O_TRUNC), "w", encoding="utf-8")
+
+
+def _opened(file: Path, flags: int) -> int:
+    try:
+        return open_regular(file, flags | os.O_CREAT)
+    except FeatureError as error:
+        raise TrainError(str(error)) from error
+
+
 @contextmanager
 def run_text(file: Path) -> Iterator[StringIO]:
     """Yield what takes the text of a file, which is written at the end; see `write_run_file`."""
     text = StringIO(newline="")
     yield text
     write_run_file(file, text.getvalue())
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make a folder and keep its lock, for one process alone to write there.
+
+    Raises:
+        TrainError: another process has the lock, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _opened(folder / LOCK, os.O_RDWR)
+    except OSError as error:
+        raise TrainError(
+            f"{folder}: cannot be written ({reason(error)}); give another folder"
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise TrainError(
+            f"{folder}: another process is training there; wait for it, or give another folder"
+        ) from error
+    except OSError:
+        pass  # some network file systems have no locks
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 def parse_json(text: str | bytes, kind: Any, where: str) -> Any:

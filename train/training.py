@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from features import Joined, Store, json_text
-from manifests import Clip
+from manifests import Clip, reason
 from train.config import Config, TrainError
 from train.data import Clips
 from train.evaluation.intervals import Hysteresis, anomaly_scores
@@ -25,7 +25,14 @@ from train.inference import predict_splits
 from train.labels import CLASSES, check_annotations, taken_as_normal, weak_labels
 from train.parallel import CHECKPOINT, Work, fit_groups, groups_of
 from train.run import EPOCHS_FILE, RUN_FILE, UNFINISHED, Run, store_names
-from train.run_files import parse_json, read_run_file, write_run_file
+from train.run_files import (
+    LOCK,
+    locked,
+    open_run_text,
+    parse_json,
+    read_run_file,
+    write_run_file,
+)
 from train.splits import Split, make_splits
 
 
@@ -63,35 +70,51 @@ def train_run(
     run = _new_run(clips, store, path, config, manifest)
     data = Clips(store, list(run.labels), run.config.streams, store.recipe.crops)
     run = replace(run, config=with_layers(run.config, data.lengths), sizes=data.sizes)
-    _begin(run, resume)
-    targets = np.array([run.classes.index(run.labels[clip_id]) for clip_id in data.ids])
-    training_set = TrainingSet(data, targets, len(run.classes))
-    with open(path / EPOCHS_FILE, "w", encoding="utf-8") as lines:
-
-        def note(number: int, epoch: Epoch, best: bool) -> None:
-            fold, seed = run.models[number]
-            lines.write(json_text({"fold": fold, "seed": seed, **asdict(epoch)}) + "\n")
-            lines.flush()
-            on_epoch(number, len(run.models), epoch, best)
-
-        fit_groups(
-            Work(training_set, store.paths, run.config, device or torch.device("cpu")),
-            groups_of(data, _indices(data, run.splits), run.config, path),
-            processes,
-            note,
-        )
-    order = "seed", "fold", "start", "epoch"
-    rows = sorted(run.history(), key=lambda row: [row[key] for key in order])
-    write_run_file(path / EPOCHS_FILE, "".join(json_text(row) + "\n" for row in rows))
-    write_run_file(path / "config.toml", run.config.to_toml())
-    for file in (*path.glob(f"{CHECKPOINT}*"), *path.glob(f".{CHECKPOINT}*")):
-        file.unlink()
-    run = _with_hysteresis(run, data)
-    files = [run.weights_file(number) for number in range(len(run.models))]
-    run = replace(run, weights=[sha256(file.read_bytes()).hexdigest() for file in files])
-    run.save()
-    (path / UNFINISHED).unlink()
+    with locked(path):
+        _check_folder(path, resume)  # another process may have trained there meanwhile
+        _begin(run, resume)
+        _fit(run, data, store, device or torch.device("cpu"), processes, on_epoch)
+        order = "seed", "fold", "start", "epoch"
+        rows = sorted(run.history(), key=lambda row: [row[key] for key in order])
+        write_run_file(path / EPOCHS_FILE, "".join(json_text(row) + "\n" for row in rows))
+        write_run_file(path / "config.toml", run.config.to_toml())
+        run = _with_hysteresis(run, data)
+        files = [run.weights_file(number) for number in range(len(run.models))]
+        run = replace(run, weights=[sha256(file.read_bytes()).hexdigest() for file in files])
+        run.save()
+        done = (path / UNFINISHED, path / LOCK, *path.glob(f"{CHECKPOINT}*"))
+        for file in (*done, *path.glob(f".{CHECKPOINT}*")):
+            file.unlink()
     return run
+
+
+def _fit(
+    run: Run,
+    data: Clips,
+    store: Store | Joined,
+    device: torch.device,
+    processes: int,
+    on_epoch: Callable[[int, int, Epoch, bool], None],
+) -> None:
+    """Train all models of a run; see `train_run`."""
+    targets = np.array([run.classes.index(run.labels[clip_id]) for clip_id in data.ids])
+    work = Work(TrainingSet(data, targets, len(run.classes)), store.paths, run.config, device)
+    groups = groups_of(data, _indices(data, run.splits), run.config, run.path)
+    try:
+        with open_run_text(run.path / EPOCHS_FILE) as lines:
+
+            def note(number: int, epoch: Epoch, best: bool) -> None:
+                fold, seed = run.models[number]
+                lines.write(json_text({"fold": fold, "seed": seed, **asdict(epoch)}) + "\n")
+                lines.flush()
+                on_epoch(number, len(run.models), epoch, best)
+
+            fit_groups(work, groups, processes, note)
+    except OSError as error:
+        raise TrainError(
+            f"{run.path}: the training stopped ({reason(error)}); where the disk is full, make "
+            "room, then continue with --resume"
+        ) from error
 
 
 def _check_folder(path: Path, resume: bool) -> None:
@@ -156,7 +179,6 @@ def _indices(data: Clips, splits: Sequence[Split]) -> list[SplitIndices]:
 
 def _begin(run: Run, resume: bool) -> None:
     """Write what the run will be; refuse to continue another one."""
-    run.path.mkdir(parents=True, exist_ok=True)
     file, whole = run.path / UNFINISHED, json.loads(json.dumps(run.to_json()))
     if resume and file.exists():
         begun = parse_json(read_run_file(file), dict[str, Any], str(file))
