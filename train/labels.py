@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
+from features import Features, Recipe
 from manifests import NORMAL_LABELS, Clip, ManifestError, normal_label
 from train.config import TrainError
 
@@ -45,6 +48,27 @@ def weak_labels(clips: Sequence[Clip], normal: str) -> list[Clip]:
             f"name their label with --normal (there are {', '.join(sorted(labels))})"
         )
     return [replace(clip, labels=(CLASSES[clip.label != taken],)) for clip in clips]
+
+
+def with_duration(clip: Clip, features: Features, recipe: Recipe) -> Clip:
+    """Return a clip with a duration: if the manifest states none, up to the last of its pictures.
+
+    Its frames are judged, and sound that is longer than the pictures has none.
+
+    Args:
+        clip: as the manifest has it.
+        features: of the clip.
+        recipe: of them; a stream of sound is called ``audio``, or is heard in windows.
+    """
+    pictures = [
+        features.valid[name]
+        for name, settings in recipe.streams.items()
+        if name != "audio" and "window_seconds" not in settings
+    ]
+    seen = np.logical_or.reduce(pictures) if pictures else np.zeros(0, bool)
+    if clip.duration is not None or not seen.any():
+        return clip
+    return replace(clip, duration=float(np.flatnonzero(seen)[-1] + 1) * features.snippet_seconds)
 
 
 def check_annotations(clips: Mapping[str, Clip]) -> None:

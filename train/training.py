@@ -22,7 +22,13 @@ from train.fitting.automatic import with_layers
 from train.fitting.history import Epoch
 from train.fitting.trainer import SplitIndices, TrainingSet
 from train.inference import predict_splits
-from train.labels import CLASSES, check_annotations, taken_as_normal, weak_labels
+from train.labels import (
+    CLASSES,
+    check_annotations,
+    taken_as_normal,
+    weak_labels,
+    with_duration,
+)
 from train.parallel import CHECKPOINT, Work, fit_groups, groups_of
 from train.run import EPOCHS_FILE, RUN_FILE, UNFINISHED, Run, store_names
 from train.run_files import (
@@ -145,7 +151,11 @@ def _new_run(
     splits = make_splits(stored, config)
     if config.task == "detection":
         classes = CLASSES
-        truth = {clip_id: as_given[clip_id] for split in splits for clip_id in split.test}
+        truth = {
+            clip_id: with_duration(as_given[clip_id], store[clip_id], store.recipe)
+            for split in splits
+            for clip_id in split.test
+        }
         check_annotations(truth)
     else:
         classes = sorted({clip.label for clip in stored})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import resource
 import shutil
@@ -24,7 +25,7 @@ from train import Config, Predictor, Run, TrainError, compare_runs, judge_run, t
 from train.report.comparison import write_comparison
 from train.report.run import write_report
 
-CASES, SOAK_CASES = 300, 3_000
+CASES, SOAK_CASES = 300, 10_000  # of either task
 LITTLE = 200 * 2**10  # KB of memory that a run of some KB may take
 WEIGHTS = "model-0.safetensors"
 FILES = ("run.json", "metrics.jsonl", "evaluation.json", "predictions.csv", WEIGHTS)
@@ -158,6 +159,17 @@ def test_json_that_is_something_else(copied: Path, name: str, text: str) -> None
         use(copied)
 
 
+def test_rows_that_are_no_json_are_read_as_older_versions_wrote_them(copied: Path) -> None:
+    file = copied / "metrics.jsonl"
+    first, *others = file.read_text().splitlines()
+    file.write_text(
+        "\n".join([first.replace('"train_loss": ', '"train_loss": NaN, "x": '), *others])
+    )
+    row, *_ = Run.load(copied).history()
+    assert math.isnan(row["train_loss"])
+    use(copied)
+
+
 def test_figures_that_are_none(copied: Path) -> None:
     task = Run.load(copied).config.task
     key = "accuracy" if task == "recognition" else "all"
@@ -285,5 +297,4 @@ def test_no_run_ends_otherwise_than_with_a_reason(
 
     one()
     assert memory() - before < LITTLE
-    print(outcomes)
     assert min(outcomes.values()) > cases / 100  # or the cases would be too tame, or too wild

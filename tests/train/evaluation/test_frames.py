@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import auc, precision_recall_curve, roc_auc_score
 
-from features import Features, Recipe, Store, Writer
-from manifests import Clip, Interval, from_ucf_crime, from_xd_violence
+from features import Features, Recipe, Store, Writer, import_npy
+from manifests import Clip, Interval, assign_split, from_ucf_crime, from_xd_violence
 from train import Config, Predictor, Run, TrainError, evaluate_run, train_run
 from train.evaluation.frames import (
     detection,
@@ -212,6 +212,28 @@ def test_it_finds_when_though_it_was_only_told_whether(
     with open(run.path / "predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == sum(len(world[1][c.id]) for c in world[0] if c.split == "test")
+
+
+def test_longer_sound_adds_no_frames(tmp_path: Path) -> None:
+    """Of XD-Violence's features, VGGish's rows go on where I3D's 16 frames each have ended."""
+    rng, lengths = np.random.default_rng(0), {}
+    for n in range(24):
+        lengths[f"c{n}"] = int(rng.integers(9, 20))
+        rows = {"rgb": lengths[f"c{n}"], "audio": lengths[f"c{n}"] + n % 3 - 1}
+        for name, length in rows.items():
+            np.save(tmp_path / f"c{n}.{name}.npy", rng.normal(n % 2, 1, (length, 4)))
+    patterns = {name: f"{tmp_path}/{{clip}}.{name}.npy" for name in ("rgb", "audio")}
+    import_npy(tmp_path / "store", patterns, 16 / 24, "for a test")
+    clips = [
+        Clip(f"c{n}", "x.mp4", ("BA"[n % 2],), ((), (Interval(1, 3),))[1 - n % 2], fps=24.0)
+        for n in range(24)
+    ]
+    clips = assign_split(clips, test=0.5, val=0.2)
+    config = Config(task="detection", channels=4, layers=1, epochs=1, starts=1)
+    run = train_run(clips, Store(tmp_path / "store"), tmp_path / "run", config)
+    found = evaluate_run(run, Store(tmp_path / "store"))
+    held_out = [lengths[clip.id] for clip in clips if clip.split == "test"]
+    assert found["model"]["all"]["frames"] == 16 * sum(held_out)
 
 
 def test_a_new_clip_is_scored_snippet_by_snippet(run: Run) -> None:
