@@ -296,13 +296,13 @@ class Scored:
     """What a run predicts of one video.
 
     Attributes:
-        video: the file.
+        video: the file; of a clip of a store, its id.
         clip: its features.
         prediction: of the run.
         page: that shows it, if one was asked for.
     """
 
-    video: Path
+    video: Path | str
     clip: features.Features
     prediction: Prediction
     page: Path | None = None
@@ -310,9 +310,9 @@ class Scored:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A video that could not be read, and why."""
+    """A video, or a clip of a store, that could not be read, and why."""
 
-    video: Path
+    video: Path | str
     reason: str
 
 
@@ -362,15 +362,15 @@ def _predict(
             continue
         found = Scored(video, clip, predictor(clip), pages.get(video))
         if found.page:
-            _write_page(predictor, found, found.page)
+            _write_page(predictor, video, found, found.page)
         yield found
 
 
-def _write_page(predictor: Predictor, scored: Scored, page: Path) -> None:
+def _write_page(predictor: Predictor, video: Path, scored: Scored, page: Path) -> None:
     from train.report.prediction import write_prediction_page
 
     run, clip = predictor.run, scored.clip
     streams = [name for name in run.config.streams if clip.valid[name].any()]
     without = {name: predictor(clip, [name]) for name in streams if len(streams) > 1}
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_prediction_page(page, scored.video, clip, run, scored.prediction, without)
+    write_prediction_page(page, video, clip, run, scored.prediction, without)

@@ -13,6 +13,7 @@ from avarnet.inputs import (
     moved_models,
     need_device,
     need_extract,
+    need_networks,
     warn_of_other_reading,
     warn_of_random_weights,
 )
@@ -54,6 +55,7 @@ def watch(
 
     recipe = moved_models(loaded.recipe, video_model, video_weights, audio_model)
     recipe = recipe.only(loaded.config.streams)
+    need_networks(recipe, run)
     warn_of_random_weights(recipe)
     warn_of_other_reading(recipe, run)
     if recipe.streams_with_lookahead:
