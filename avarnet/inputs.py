@@ -137,21 +137,6 @@ def need_extract() -> None:
         fail(EXTRACT_EXTRA)
 
 
-def need_networks(recipe: Recipe, run: Path) -> None:
-    """Refuse a run of features that others extracted: nothing here makes them of a video.
-
-    Args:
-        recipe: of the run's streams.
-        run: its folder.
-    """
-    if foreign := [name for name, settings in recipe.streams.items() if "imported" in settings]:
-        fail(
-            f"{run} cannot read videos: it was trained on imported features "
-            f"({', '.join(foreign)}), which no network here makes. Score clips of a store of them: "
-            f"avarnet predict {run} --store STORE"
-        )
-
-
 def warn_of_doubts(doubts: Sequence[str]) -> None:
     for doubt in doubts:
         err.print(f"[yellow]{plain(doubt)}[/]", soft_wrap=True)

@@ -13,7 +13,6 @@ from avarnet.inputs import (
     moved_models,
     need_device,
     need_extract,
-    need_networks,
     warn_of_other_reading,
     warn_of_random_weights,
 )
@@ -55,7 +54,6 @@ def watch(
 
     recipe = moved_models(loaded.recipe, video_model, video_weights, audio_model)
     recipe = recipe.only(loaded.config.streams)
-    need_networks(recipe, run)
     warn_of_random_weights(recipe)
     warn_of_other_reading(recipe, run)
     if recipe.streams_with_lookahead:

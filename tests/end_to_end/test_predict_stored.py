@@ -25,7 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         np.save(folder / f"c{n:02}.npy", rng.normal(n % 2, 1, (9, 4)))
     import_npy(folder / "store", {"rgb": f"{folder}/{{clip}}.npy"}, 16 / 24, "for a test")
     clips = [Clip(f"c{n:02}", "x.mp4", (("Normal", "Crash")[n % 2],)) for n in range(24)]
-    config = Config(channels=4, layers=1, epochs=1, starts=1, causal=True)
+    config = Config(channels=4, layers=1, epochs=1, starts=1)
     store = Store(folder / "store")
     trained = train_run(assign_split(clips, test=0.3, val=0.3), store, folder / "run", config)
     shard, _ = store.locate("c23")
@@ -37,10 +37,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_such_a_run_reads_no_videos_and_says_so(run: Run, tmp_path: Path) -> None:
-    for command in ("predict", "watch"):
-        said = avarnet(command, run.path, tmp_path / "a.mp4", code=1)
-        assert "cannot read videos: it was trained on imported features (rgb)" in said
-        assert f"avarnet predict {run.path} --store STORE" in said
+    said = avarnet("predict", run.path, tmp_path / "a.mp4", code=1)
+    assert "cannot read videos: it was trained on imported features (rgb)" in said
+    assert f"avarnet predict {run.path} --store STORE" in said
     assert "give videos, or --store STORE" in avarnet("predict", run.path, code=2)
 
 
