@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -42,6 +41,7 @@ from train.run_files import (
     RunJson,
     RunVersion,
     parse_json,
+    path_of,
     read_run_file,
     write_run_file,
 )
@@ -178,11 +178,11 @@ class Run:
                 splits=[Split(**split) for split in whole["parts"]],
                 recipe=Recipe.from_json(json.dumps(whole["recipe"])),
                 sizes=whole["sizes"],
-                stores=[_path(text) for text in whole["stores"]],
+                stores=[path_of(text) for text in whole["stores"]],
                 left_out=whole["left_out"],
                 truth={clip["id"]: Clip.from_json(clip) for clip in whole.get("truth", [])},
                 groups=whole.get("groups", {}),
-                manifest=_path(manifest) if manifest else None,
+                manifest=path_of(manifest) if manifest else None,
                 hysteresis=Hysteresis(**whole.get("hysteresis", {})),
                 chosen=dict(whole.get("chosen", {})),
                 weights=whole.get("weights", []),
@@ -212,10 +212,9 @@ class Run:
         split_ids = [i for split in self.splits for i in (*split.train, *split.val, *split.test)]
         if not self.splits or not self.labels.keys() >= {*split_ids, *self.truth}:
             raise ValueError("its splits are not of its clips")
-        if self.config.task == "detection":
-            held_out = {i for split in self.splits for i in split.test}
-            if held_out - self.truth.keys():
-                raise ValueError("held-out clips without their truth")
+        held_out = {clip_id for split in self.splits for clip_id in split.test}
+        if self.config.task == "detection" and held_out - self.truth.keys():
+            raise ValueError("held-out clips without their truth")
         count = len(self.splits) * self.config.seeds
         if self.weights and len(self.weights) != count:
             raise ValueError(f"{len(self.weights)} digests of {count} models")
@@ -338,14 +337,6 @@ class Run:
                 f"avarnet evaluate {self.path}"
             )
         return metrics
-
-
-def _path(text: str) -> Path:
-    """Return the path that a text is; refuse what no path can be."""
-    if "\0" in text:
-        raise ValueError("NUL in a path")
-    os.fsencode(text)
-    return Path(text)
 
 
 def store_names(store: Store | Joined) -> str:

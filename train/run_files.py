@@ -217,6 +217,18 @@ def parse_json(text: str | bytes, kind: Any, where: str) -> Any:
     return document
 
 
+def path_of(text: str) -> Path:
+    """Return the path that a text is.
+
+    Raises:
+        ValueError: no path can be that.
+    """
+    if "\0" in text:
+        raise ValueError("NUL in a path")
+    os.fsencode(text)
+    return Path(text)
+
+
 def misfit(value: Any, kind: Any, place: str = "the whole") -> str:
     """Return where plain data are not of a type; "" if they are.
 
