@@ -54,8 +54,12 @@ def read_table(file: Path, needed: Sequence[str], known: Sequence[str] = ()) -> 
     """
     try:
         content = file.read_bytes()
-        text = content.decode("utf-16" if content.startswith(UTF_16) else "utf-8-sig")
-        separator = max(SEPARATORS, key=text.partition("\n")[0].count)
+        wide = content.startswith(UTF_16)
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+        header = text.partition("\n")[0]
+        if wide and not "".join(header.split()).isprintable():  # almost all bytes are UTF-16
+            raise csv.Error("it is not text in UTF-8")
+        separator = max(SEPARATORS, key=header.count)
         lines = csv.reader(StringIO(text, newline=""), delimiter=separator)
         columns = [name.strip() for name in next(lines, [])]
         found = [(lines.line_num, [cell.strip() for cell in line]) for line in lines]
