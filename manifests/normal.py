@@ -31,7 +31,7 @@ def normal_label(labels: Iterable[str], named: str = "") -> str | None:
     fitting = [named] if named else [label for label in NORMAL_LABELS if label in there]
     if len(fitting) > 1:
         raise ManifestError(
-            f"{' and '.join(fitting)} may both be the label of clips without anomaly; say which "
+            f"{' and '.join(fitting)} may each be the label of clips without anomaly; say which "
             "with --normal, or give them one label"
         )
     return fitting[0] if fitting else None

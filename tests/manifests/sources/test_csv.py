@@ -59,7 +59,7 @@ def test_who_has_not_looked_does_not_say_that_nothing_happens(tmp_path: Path) ->
 def test_two_labels_that_may_be_normal(tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text(ANNOTATED.replace("calm", "A"))
-    with pytest.raises(ManifestError, match=r"t\.csv: A and Normal may both be .* with --normal"):
+    with pytest.raises(ManifestError, match=r"t\.csv: A and Normal may each be .* with --normal"):
         from_csv(table, tmp_path)
     assert [c.intervals for c in from_csv(table, tmp_path, normal="A")][1:] == [None, None, ()]
     with pytest.raises(ManifestError, match="no clip is labelled quiet, which --normal names"):

@@ -264,8 +264,8 @@ def test_mistakes_are_named_before_the_first_epoch(
     expected = "no clip is labelled Quiet, which --normal names; there are Crash, Fight, Normal"
     assert expected in error(clips, store, tmp_path, named)
     both = [replace(c, labels=("A",)) if c.id == "c0" else c for c in clips]
-    assert "A and Normal may both be" in error(both, store, tmp_path)
-    assert "A and Normal may both be" in error(both, store, tmp_path, Config(epochs=1))
+    assert "A and Normal may each be" in error(both, store, tmp_path)
+    assert "A and Normal may each be" in error(both, store, tmp_path, Config(epochs=1))
 
 
 def test_held_out_clips_that_nobody_has_annotated_are_not_taken_as_normal_unseen(
