@@ -6,7 +6,8 @@ import json
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import distribution
 from pathlib import Path
@@ -20,6 +21,7 @@ from rich.console import Console
 import manifests
 from avarnet.console import counted, err, fail, plain, shown
 from avarnet.pipelines import has_extract
+from features import UnreadableShard
 
 if TYPE_CHECKING:
     from features import Recipe
@@ -162,6 +164,14 @@ def need_device(name: str) -> None:
     else:
         return
     fail(f"--device {name}: torch cannot use it here ({why}); see 'avarnet doctor'")
+
+
+@contextmanager
+def shards_named_below() -> Iterator[None]:
+    """Warn of no shards that cannot be read, where the command itself names them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnreadableShard)
+        yield
 
 
 def need_extract() -> None:

@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -30,7 +31,7 @@ from avarnet.commands import (
     watch,
 )
 from avarnet.commands import features as feature_commands
-from avarnet.console import FAILED, fail, one_line, out
+from avarnet.console import FAILED, err, fail, one_line, out, plain
 
 
 class _Commands(TyperGroup):
@@ -76,7 +77,8 @@ def main() -> None:
     # processes that a command starts do not search the current folder for modules either
     os.environ["PYTHONSAFEPATH"] = "1"
     try:
-        app(prog_name="avarnet")
+        with _unreadable_shards_named():
+            app(prog_name="avarnet")
     except Exception as error:
         if debugging:
             text = traceback.format_exc()
@@ -93,6 +95,25 @@ def main() -> None:
             f"{one_line(error)}. This is unexpected: 'avarnet doctor' may find the cause. If not, "
             f"send its output and that of '{again}' to avarnet's maintainers"
         )
+
+
+@contextmanager
+def _unreadable_shards_named() -> Iterator[None]:
+    """Print each shard that a command opens a store without, once."""
+    named: set[str] = set()
+    show_others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> None:
+        if not issubclass(category, features.UnreadableShard):
+            show_others(message, category, *place, **line)
+        elif str(message) not in named:
+            named.add(str(message))
+            err.print(f"[yellow]left out:[/] {plain(str(message))}", soft_wrap=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", features.UnreadableShard)
+        warnings.showwarning = show
+        yield
 
 
 def _print_version(wanted: bool) -> None:

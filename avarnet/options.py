@@ -67,6 +67,10 @@ RunStores = Annotated[
         "--store", help="Its features, if they have moved since; again for each joined store."
     ),
 ]
+SkipUnreadable = Annotated[
+    bool,
+    typer.Option("--skip-unreadable", help="Go on without the shards that cannot be read."),
+]
 RunManifest = Annotated[
     Path | None, typer.Option(help="Its manifest, if it has moved: where the videos are.")
 ]

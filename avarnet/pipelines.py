@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import features
 import manifests
+from avarnet.stores import open_stores as open_stores
+from avarnet.stores import open_stores_of
 
 if TYPE_CHECKING:
     from extract import Cluster, Summary, Task
@@ -32,12 +34,6 @@ STAGE_1 = ("av", "dask", "dask_jobqueue", "distributed", "soundfile", "timm", "t
 def has_extract() -> bool:
     """Return whether the packages of stage 1 are installed."""
     return all(importlib.util.find_spec(name) for name in STAGE_1)
-
-
-def open_stores(stores: Sequence[str | Path]) -> features.Store | features.Joined:
-    """Open a store, or several as one whose clips have the streams of all."""
-    opened = [features.Store(path) for path in stores]
-    return opened[0] if len(opened) == 1 else features.join(*opened)
 
 
 def root_of(manifest: str | Path, root: str | Path | None) -> Path:
@@ -221,6 +217,7 @@ def evaluate(
     root: str | Path | None = None,
     page: str | Path | None = None,
     recall: float | None = None,
+    skip_unreadable: bool = False,
 ) -> Metrics:
     """Evaluate a run on its held-out clips, and write its report.
 
@@ -232,6 +229,7 @@ def evaluate(
         page: the report; None takes ``RUN/report.html``.
         recall: detection: share of the anomalies to be noticed, at which false alarms are counted;
             None takes that of the last time.
+        skip_unreadable: go on without shards that cannot be read.
 
     Returns:
         The metrics; see `train.judge_run`.
@@ -245,7 +243,7 @@ def evaluate(
         raise manifests.ManifestError(
             f"{manifest}: no such file; give the run's manifest, or leave it out"
         )
-    store = open_stores(stores or run.stores)
+    store = open_stores_of(run, stores, skip_unreadable)
     evaluation = judge_run(run, store, _last_recall(run) if recall is None else recall)
     failures = {i: f.reason for path in store.paths for i, f in read_failures(path).items()}
     page = Path(page or run.path / "report.html")
@@ -307,13 +305,13 @@ class Scored:
     """What a run predicts of one video.
 
     Attributes:
-        video: the file.
+        video: the file; of a clip of a store, its id.
         clip: its features.
         prediction: of the run.
         page: that shows it, if one was asked for.
     """
 
-    video: Path
+    video: Path | str
     clip: features.Features
     prediction: Prediction
     page: Path | None = None
@@ -321,9 +319,9 @@ class Scored:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A video that could not be read, and why."""
+    """A video, or a clip of a store, that could not be read, and why."""
 
-    video: Path
+    video: Path | str
     reason: str
 
 
@@ -378,11 +376,13 @@ def _predict(
             continue
         found = Scored(video, clip, predictor(clip), pages.get(video))
         if found.page:
-            _write_page(predictor, found, found.page, single_file)
+            _write_page(predictor, video, found, found.page, single_file)
         yield found
 
 
-def _write_page(predictor: Predictor, scored: Scored, page: Path, single_file: bool) -> None:
+def _write_page(
+    predictor: Predictor, video: Path, scored: Scored, page: Path, single_file: bool
+) -> None:
     from train.report.prediction import write_prediction_page
 
     run, clip = predictor.run, scored.clip
@@ -390,5 +390,5 @@ def _write_page(predictor: Predictor, scored: Scored, page: Path, single_file: b
     without = {name: predictor(clip, [name]) for name in streams if len(streams) > 1}
     page.parent.mkdir(parents=True, exist_ok=True)
     write_prediction_page(
-        page, scored.video, clip, run, scored.prediction, without, single_file=single_file
+        page, video, clip, run, scored.prediction, without, single_file=single_file
     )

@@ -9,7 +9,7 @@ from features.interop.export import export_npy, export_safetensors, export_webda
 from features.interop.import_npy import ImportSummary, import_npy
 from features.joined_store import Joined, join
 from features.overview import Entry, Overview, entries, overview
-from features.recipe import FeatureError, Recipe, VersionError, WriteError
+from features.recipe import FeatureError, Recipe, UnreadableShard, VersionError, WriteError
 from features.resample import resampled
 from features.similarity import Hit, Searcher, search
 from features.store import RECIPE_FILE, Store, create, read_recipe
@@ -37,6 +37,7 @@ __all__ = [
     "Shard",
     "Store",
     "Transfer",
+    "UnreadableShard",
     "VersionError",
     "WriteError",
     "Writer",

@@ -7,6 +7,7 @@ Markdown and HTML take others for theirs. An address can have a password in it.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from html import escape
@@ -57,6 +58,8 @@ def markdown(text: str) -> str:
 def json_text(document: Any, **settings: Any) -> str:
     r"""Return a document as JSON that a terminal shows literally; readers get every character.
 
+    Numbers that are not finite, for which JSON has no way to write them, are null.
+
     >>> json_text("a\x9b")
     '"a\\u009b"'
 
@@ -64,7 +67,7 @@ def json_text(document: Any, **settings: Any) -> str:
         document: what `json.dumps` takes.
         settings: of `json.dumps`.
     """
-    text = json.dumps(document, ensure_ascii=False, **settings)
+    text = json.dumps(_finite(document), ensure_ascii=False, allow_nan=False, **settings)
     # outside of texts JSON has none of them but newlines, which are not among them
     return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
@@ -87,6 +90,16 @@ def html_table(title: str, rows: Mapping[str, str]) -> str:
 def in_one_line(rows: Mapping[str, str]) -> str:
     """Return the same rows for a repr."""
     return visible("; ".join(f"{name} {text}" for name, text in rows.items()))
+
+
+def _finite(document: Any) -> Any:
+    if isinstance(document, float):
+        return document if math.isfinite(document) else None
+    if isinstance(document, dict):
+        return {key: _finite(value) for key, value in document.items()}
+    return (
+        [_finite(value) for value in document] if isinstance(document, list | tuple) else document
+    )
 
 
 def _escape(found: re.Match[str]) -> str:

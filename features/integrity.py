@@ -35,6 +35,7 @@ class Damage(NamedTuple):
     reason: str
     clips: list[str]  # the damaged clips; empty if only the file's own bookkeeping is damaged
     readable: bool  # False if not even its table can be read: its clips are then unknown
+    other_version: bool = False  # of the format: then it may be intact
 
 
 class Verification(NamedTuple):
@@ -89,8 +90,8 @@ def _damage(file: Path, shard: Shard | None, reason: str) -> Damage | None:
     try:
         with _salvage(file) as rest:
             return Damage(file, reason, rest.damaged_clips(), readable=True)
-    except FeatureError:
-        return Damage(file, reason, [], readable=False)
+    except FeatureError as error:
+        return Damage(file, reason, [], False, other_version=isinstance(error, VersionError))
 
 
 def repair(path: str | Path, damages: list[Damage]) -> None:

@@ -39,6 +39,11 @@ class Joined(Mapping[str, Features]):
         return [store.path for store in self.stores]
 
     @property
+    def unreadable(self) -> dict[Path, str]:
+        """The shards of all stores that cannot be read, and why."""
+        return {file: why for store in self.stores for file, why in store.unreadable.items()}
+
+    @property
     def snippet_seconds(self) -> float:
         """Length of a snippet, in seconds."""
         return self.recipe.snippet_seconds

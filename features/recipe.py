@@ -34,6 +34,10 @@ class VersionError(FeatureError):
     """A shard of another version of the format."""
 
 
+class UnreadableShard(UserWarning):
+    """A store is opened without a shard that cannot be read; the message names it."""
+
+
 class WriteError(FeatureError):
     """A store that cannot be written: a full disk, a read-only or vanished folder."""
 

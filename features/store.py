@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+import warnings
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from features.clip_features import Features
 from features.foreign_text import html_table, in_one_line
 from features.format.shard import Shard
-from features.recipe import MOST_BYTES, FeatureError, Recipe
+from features.recipe import MOST_BYTES, FeatureError, Recipe, UnreadableShard
 from features.store_files import read_file
 
 RECIPE_FILE = "recipe.json"
@@ -32,8 +33,8 @@ class Store(Mapping[str, Features]):
     """A feature store, open for reading.
 
     Opening reads every shard's own table, so no index can be out of date. Shards that cannot be
-    read are left out and listed in `unreadable`; the clips of the others stay readable. A clip that
-    is in several shards counts once.
+    read are left out, listed in `unreadable` and warned of (`UnreadableShard`); the clips of the
+    others stay readable. A clip that is in several shards counts once.
 
     >>> store = Store("surv-fight.store")       # doctest: +SKIP
     >>> store["fight/fi001"].video.shape        # doctest: +SKIP
@@ -57,6 +58,7 @@ class Store(Mapping[str, Features]):
                 shard = Shard(file)
             except FeatureError as error:
                 self.unreadable[file] = str(error)
+                warnings.warn(str(error), UnreadableShard, stacklevel=2)
                 continue
             if shard.recipe.fingerprint != self.recipe.fingerprint:
                 raise FeatureError(

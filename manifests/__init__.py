@@ -3,6 +3,7 @@
 from manifests.clip import AvarnetError, Clip, Interval, ManifestError
 from manifests.growth import Grown, add_clips, refuse_to_lose_splits
 from manifests.jsonl import default_root, parse, read, reason, relative_path, write
+from manifests.normal import NORMAL_LABELS, normal_label
 from manifests.sources.csv import from_csv
 from manifests.sources.folders import from_folders
 from manifests.sources.groups import Grouped, with_groups
@@ -14,6 +15,7 @@ from manifests.validate import Finding, Probed, check
 
 __all__ = [
     "CODES",
+    "NORMAL_LABELS",
     "VIDEO_SUFFIXES",
     "AvarnetError",
     "Clip",
@@ -34,6 +36,7 @@ __all__ = [
     "from_folders",
     "from_ucf_crime",
     "from_xd_violence",
+    "normal_label",
     "parse",
     "read",
     "reason",

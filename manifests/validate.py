@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from manifests.clip import Clip, ManifestError
 from manifests.jsonl import MAKE_ONE, parse
+from manifests.normal import normal_label
 
 SIDE = re.compile(r"train|val|test")
 FOLD = re.compile(r"fold-\d+")
@@ -84,6 +85,7 @@ def check(manifest: str | Path, root: str | Path, probe: Probe | None = None) ->
     findings += _duplicates(clips, root)
     findings += _splits(clips)
     findings += _groups(clips)
+    findings += _labels(clips)
     for numbered in clips:
         findings += _file(numbered, root, probe)
     return sorted(findings, key=lambda finding: (finding.severity != "error", finding.line))
@@ -172,6 +174,44 @@ def _groups(clips: list[_Numbered]) -> Iterator[Finding]:
             f"group {group} is in {counts}: what is learned from one leaks to the other",
             "run 'avarnet manifest split', unless the split is the official one",
         )
+
+
+def _labels(clips: list[_Numbered]) -> Iterator[Finding]:
+    """Find labels that differ by how they are written, and those that intervals contradict."""
+    first: dict[str, dict[str, _Numbered]] = defaultdict(dict)  # of each way to write a label
+    for numbered in clips:
+        labels = numbered.clip.labels
+        for label in labels:
+            first["".join(label.split()).casefold()].setdefault(label, numbered)
+        if len(set(labels)) < len(labels):
+            yield numbered.warning(
+                "duplicate-label", f"a label is twice in {', '.join(labels)}", "keep it once"
+            )
+    for ways in first.values():
+        one, *others = ways
+        for other in others:
+            yield ways[other].warning(
+                "similar-labels",
+                f"label {other!r} differs from {one!r} (line {ways[one].line}) by case or spaces "
+                "alone: they count as two classes",
+                "write both alike",
+            )
+    try:
+        normal = normal_label(numbered.clip.label for numbered in clips)
+    except ManifestError:
+        return  # which training asks for
+    for numbered in clips:
+        clip = numbered.clip
+        if normal is None or clip.intervals is None:
+            continue
+        if clip.label == normal and clip.intervals:
+            problem, way_out = "has anomalies", "correct the label or the intervals"
+        elif clip.label != normal and not clip.intervals:
+            problem = "is never anomalous by its intervals, []"
+            way_out = "if nobody has looked, take the field out of the line"
+        else:
+            continue
+        yield numbered.warning("label-against-intervals", f"a {clip.label} clip {problem}", way_out)
 
 
 def _file(numbered: _Numbered, root: Path, probe: Probe | None) -> Iterator[Finding]:

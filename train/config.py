@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -20,6 +21,7 @@ SAMPLINGS = ("clips", "classes")
 POOLINGS = ("mean", "logsumexp", "top")
 ModelName = Literal["mtcn", "tcn", "lstm", "transformer", "snippet_linear", "linear"]
 MODEL_ALIASES = {"linear": "snippet_linear"}
+MOST = 100_000  # of what may be any number: no run needs more, and a hostile one asks for it
 AUTOMATIC = -1.0  # of a share: the task's value is taken
 TASK_VALUES: dict[str, dict[str, str | float]] = {
     "recognition": {
@@ -51,6 +53,10 @@ def _at_least(least: int) -> Limit:
     return lambda value: value >= least, f"{least} or more"
 
 
+def _between(least: int, most: int) -> Limit:
+    return lambda value: least <= value <= most, f"{least} to {most}"
+
+
 SHARE: Limit = (lambda value: 0 <= value < 1, "from 0 to below 1")
 LIMITS: dict[str, Limit] = {
     "task": _one_of(TASKS),
@@ -61,29 +67,29 @@ LIMITS: dict[str, Limit] = {
     "pooling": _one_of(POOLINGS),
     "scene_dropout": SHARE,
     "offset_noise": _at_least(0),
-    "starts": _at_least(1),
+    "starts": _between(1, MOST),
     "sampling": _one_of(SAMPLINGS),
     "time_crop": (lambda value: 0 < value <= 1, "above 0, to 1"),
     "time_mask": SHARE,
     "snippet_dropout": SHARE,
     "mixup": _at_least(0),
-    "stages": _at_least(1),
+    "stages": _between(1, 100),
     "layers": (lambda value: 0 <= value <= 20, "from 0, which chooses, to 20"),
-    "channels": _at_least(1),
+    "channels": _between(1, MOST),
     "dropout": SHARE,
     "context_dropout": SHARE,
     "input_dropout": SHARE,
     "stream_dropout": SHARE,
     "label_smoothing": SHARE,
-    "epochs": _at_least(1),
+    "epochs": _between(1, MOST),
     "patience": _at_least(1),
     "batch_size": (lambda value: value >= 0, "1 or more, or 0, which chooses"),
     "learning_rate": (lambda value: value > 0, "above 0"),
     "weight_decay": _at_least(0),
     "validation": (lambda value: 0 < value < 1, "between 0 and 1"),
     "folds": (lambda value: value == 0 or value >= 2, "2 or more, or 0 for none"),
-    "seeds": _at_least(1),
-    "seed": _at_least(0),
+    "seeds": _between(1, MOST),
+    "seed": _between(0, 2**32 - 1),
 }
 
 
@@ -199,6 +205,7 @@ class Config:
             f"{name} = {value!r} (expected: {allowed})"
             for name, (good, allowed) in LIMITS.items()
             if not good(value := getattr(self, name))
+            or (isinstance(value, float) and not math.isfinite(value))
         ]
         if wrong:
             raise TrainError(f"settings out of range: {', '.join(wrong)}")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import warnings
+from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from manifests import reason
 from train.config import TrainError
-from train.losses import POOLING
+from train.losses import POOLING, SNIPPETS_PER_TOP, average
 from train.run import Run
 
 EXAMPLE_SNIPPETS = 24  # of the clip that is traced; any number goes in later
@@ -31,7 +34,7 @@ class Exported(nn.Module):
         super().__init__()
         self.names = list(run.sizes)
         self.models = nn.ModuleList(run.all_models())
-        self.pooling = POOLING[run.config.pooling]
+        self.pooling = {**POOLING, "top": top_pool_of_one}[run.config.pooling]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Score one clip.
@@ -54,6 +57,17 @@ class Exported(nn.Module):
         return torch.stack(clips).mean(0), torch.stack(snippets).mean(0)
 
 
+def top_pool_of_one(logits: Tensor, mask: Tensor) -> Tensor:
+    """Return what `top_pool` does of one clip without padding; ONNX has no stable sort.
+
+    Args:
+        logits: (1, 2, time).
+        mask: not needed.
+    """
+    rank = (logits[:, 1] - logits[:, 0]).argsort(dim=1, descending=True).argsort(dim=1)
+    return average(logits, rank < logits.shape[2] // SNIPPETS_PER_TOP + 1)
+
+
 def export_run(run: Run, file: str | Path) -> float:
     """Write a run as one file whose inputs may have any number of snippets from 3 on.
 
@@ -70,7 +84,7 @@ def export_run(run: Run, file: str | Path) -> float:
 
     Raises:
         TrainError: another ending, a package lacks, the models cannot be exported, or what was
-            exported computes something else (the file is then deleted).
+            exported computes something else. What was in the file is then as it was.
     """
     file = Path(file)
     writers = {".onnx": _to_onnx, ".pt2": _to_program}
@@ -85,9 +99,32 @@ def export_run(run: Run, file: str | Path) -> float:
     }
     model = Exported(run).eval()
     try:
-        compute = writers[file.suffix](model, run, file, about)
+        with TemporaryDirectory(prefix=".export-", dir=file.parent) as folder:
+            new = Path(folder) / file.name
+            worst = _difference(run, model, writers[file.suffix](model, run, new, about))
+            if not worst < TOLERANCE:
+                raise TrainError(f"{file}: what was exported differs from torch by {worst:.2g}")
+            new.replace(file)
     except ImportError as error:
         raise TrainError(f"{error}; pip install onnx onnxruntime onnxscript") from error
+    except TrainError:
+        raise
+    except OSError as error:
+        raise TrainError(
+            f"{file}: cannot be written ({reason(error)}); make room, or give another file"
+        ) from error
+    except Exception as error:  # whatever the exporters raise
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        other = ".pt2" if file.suffix == ".onnx" else ".onnx"
+        raise TrainError(
+            f"{file}: not written, the exporter ended in an error ({first}); is the disk full? If "
+            f"not, try {other}"
+        ) from error
+    return worst
+
+
+def _difference(run: Run, model: Exported, compute: Any) -> float:
+    """Return the largest difference between what was exported and torch's own results."""
     worst = 0.0
     for length in (SHORTEST, EXAMPLE_SNIPPETS, 3 * EXAMPLE_SNIPPETS + 1):
         inputs = _example(run, length)
@@ -95,9 +132,6 @@ def export_run(run: Run, file: str | Path) -> float:
             ours = model(*inputs)
         for one, other in zip(ours, compute(inputs), strict=True):
             worst = max(worst, float(np.abs(one.numpy() - other).max()))
-    if not worst < TOLERANCE:
-        file.unlink()
-        raise TrainError(f"{file}: what was exported differs from torch by {worst:.2g}; not kept")
     return worst
 
 
@@ -119,7 +153,9 @@ def _program(model: Exported, run: Run) -> torch.export.ExportedProgram:
 
 
 def _to_program(model: Exported, run: Run, file: Path, about: dict[str, str]) -> Any:
-    torch.export.save(_program(model, run), file, extra_files=about)
+    content = BytesIO()  # where a file cannot be written, torch ends the process
+    torch.export.save(_program(model, run), content, extra_files=about)
+    file.write_bytes(content.getbuffer())
     loaded = torch.export.load(file).module()
     return lambda inputs: [output.detach().numpy() for output in loaded(*inputs)]
 

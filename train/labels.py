@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from manifests import Clip
+import numpy as np
+
+from features import Features, Recipe
+from manifests import NORMAL_LABELS, Clip, ManifestError, normal_label
 from train.config import TrainError
 
 CLASSES = ["normal", "anomaly"]
-NORMAL_LABELS = ("A", "Normal", "normal")  # of XD-Violence; of UCF-Crime and VAAR
+
+
+def taken_as_normal(labels: Iterable[str], named: str) -> str | None:
+    """Return the label of clips without anomaly; None if no label is known for that.
+
+    Args:
+        labels: of all clips.
+        named: what a user says it is; one of `NORMAL_LABELS` if empty.
+
+    Raises:
+        TrainError: no clip has the label that is named, or several labels may be it.
+    """
+    try:
+        return normal_label(labels, named)
+    except ManifestError as error:
+        raise TrainError(str(error)) from error
 
 
 def weak_labels(clips: Sequence[Clip], normal: str) -> list[Clip]:
@@ -20,16 +38,37 @@ def weak_labels(clips: Sequence[Clip], normal: str) -> list[Clip]:
         normal: the label of clips without anomaly; one of `NORMAL_LABELS` if empty.
 
     Raises:
-        TrainError: no clip has that label.
+        TrainError: no clip has that label, or several labels may be it.
     """
     labels = {clip.label for clip in clips}
-    found = {normal} & labels if normal else labels & set(NORMAL_LABELS)
-    if not found:
+    taken = taken_as_normal(labels, normal)
+    if taken is None:
         raise TrainError(
-            f"detection needs normal clips too, and none is labelled {normal or NORMAL_LABELS}; "
+            f"detection needs normal clips too, and none is labelled {' or '.join(NORMAL_LABELS)}; "
             f"name their label with --normal (there are {', '.join(sorted(labels))})"
         )
-    return [replace(clip, labels=(CLASSES[clip.label not in found],)) for clip in clips]
+    return [replace(clip, labels=(CLASSES[clip.label != taken],)) for clip in clips]
+
+
+def with_duration(clip: Clip, features: Features, recipe: Recipe) -> Clip:
+    """Return a clip with a duration: if the manifest states none, up to the last of its pictures.
+
+    Its frames are judged, and sound that is longer than the pictures has none.
+
+    Args:
+        clip: as the manifest has it.
+        features: of the clip.
+        recipe: of them; a stream of sound is called ``audio``, or is heard in windows.
+    """
+    pictures = [
+        features.valid[name]
+        for name, settings in recipe.streams.items()
+        if name != "audio" and "window_seconds" not in settings
+    ]
+    seen = np.logical_or.reduce(pictures) if pictures else np.zeros(0, bool)
+    if clip.duration is not None or not seen.any():
+        return clip
+    return replace(clip, duration=float(np.flatnonzero(seen)[-1] + 1) * features.snippet_seconds)
 
 
 def check_annotations(clips: Mapping[str, Clip]) -> None:
@@ -45,7 +84,8 @@ def check_annotations(clips: Mapping[str, Clip]) -> None:
     if bare:
         raise TrainError(
             f"held-out clips without annotation in time: {len(bare)} ({bare[0]} is one); detection "
-            "is judged by it: give them intervals in the manifest, [] for normal ones"
+            "is judged by it: give them intervals in the manifest ([] where nothing happens), or "
+            "take them out of the test split"
         )
     if clips and not any(clip.intervals for clip in clips.values()):
         raise TrainError("the held-out clips have no anomaly: there is nothing to be detected")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -17,13 +18,14 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
-from features import Store, join
+from features import Store, UnreadableShard, join
 from train.config import Config, TrainError
 from train.data import Clips
 from train.fitting.history import Epoch
 from train.fitting.model_stack import stack_size
 from train.fitting.restarts import fit
 from train.fitting.trainer import SplitIndices, TrainingSet, snippets_per_step
+from train.run_files import write_run_file
 
 CHECKPOINT = "checkpoint-"
 OnEpoch = Callable[[int, Epoch, bool], None]
@@ -139,7 +141,8 @@ def _fit_group(work: Work, group: Group, on_epoch: OnEpoch) -> None:
     )
     for number, (model, _) in enumerate(trained, group.first):
         weights = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
-        safetensors.torch.save_file(weights, group.path / f"model-{number}.safetensors")
+        content = safetensors.torch.save(weights)
+        write_run_file(group.path / f"model-{number}.safetensors", content)
 
 
 # in a process of its own -------------------------------------------------------------------------
@@ -160,6 +163,7 @@ def _start(
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is the first process's to handle
     torch.set_num_threads(1)  # the other cores have processes of their own
+    warnings.simplefilter("ignore", UnreadableShard)  # of which the first process warns
     opened = [Store(path) for path in stores]
     clips = Clips(opened[0] if len(opened) == 1 else join(*opened), ids, streams, crops)
     data = TrainingSet(clips, targets, num_classes)

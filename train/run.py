@@ -13,31 +13,45 @@ While it is trained there are also ``unfinished.json``, what ``run.json`` will b
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 
-from features import FeatureError, Joined, Recipe, Store, html_table, visible
-from manifests import Clip
+from features import FeatureError, Joined, Recipe, Store, html_table, json_text, visible
+from manifests import NORMAL_LABELS, Clip, reason
 from train.config import Config, TrainError
-from train.evaluation.figures import Metrics
+from train.evaluation.figures import DetectionMetrics, Metrics, RecognitionMetrics
 from train.evaluation.intervals import Hysteresis
 from train.fitting.history import Epoch, best_epoch
 from train.fitting.restarts import NEAR_CHANCE
-from train.labels import CLASSES, NORMAL_LABELS
+from train.labels import CLASSES
 from train.models.network import AVARNet
+from train.run_files import (
+    WAY_OUT,
+    EpochJson,
+    RunJson,
+    RunVersion,
+    parse_json,
+    path_of,
+    read_run_file,
+    write_run_file,
+)
 from train.splits import Split
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 VERSION = 4
+MOST_HEADER = 2**20  # bytes of a file of weights that are none of the weights
 # what the settings that a run of version 3 does not know were then
 VERSION_3: dict[str, Any] = {
     "centred": False,
@@ -75,6 +89,7 @@ class Run:
         hysteresis: which scores make an anomalous interval.
         chosen: how well those settings told the validation clips apart, by which they were chosen;
             see `Hysteresis.choose`.
+        weights: the SHA-256 of the file of each model; none in runs of older versions.
     """
 
     path: Path
@@ -91,6 +106,7 @@ class Run:
     manifest: Path | None = None
     hysteresis: Hysteresis = field(default_factory=Hysteresis)
     chosen: dict[str, Any] = field(default_factory=dict)
+    weights: list[str] = field(default_factory=list)
 
     @property
     def normal(self) -> str | None:
@@ -123,13 +139,12 @@ class Run:
             "manifest": None if self.manifest is None else str(self.manifest),
             "hysteresis": asdict(self.hysteresis),
             "chosen": self.chosen,
+            **({"weights": self.weights} if self.weights else {}),
         }
 
     def save(self, name: str = RUN_FILE) -> None:
         """Write it as a file of its folder, whole or not at all."""
-        half = self.path / f"{name}.half"
-        half.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
-        half.replace(self.path / name)
+        write_run_file(self.path / name, json_text(self.to_json(), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Run:
@@ -139,62 +154,131 @@ class Run:
             TrainError: it is not a run, not a whole one, or of another version.
         """
         path = Path(path)
+        file = path / RUN_FILE
         try:
-            whole = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
-            if whole["version"] not in (3, VERSION):
-                raise TrainError(
-                    f"{path} is a run of version {whole['version']}, this program reads {VERSION}; "
-                    "update avarnet or train again"
-                )
-            settings = whole["config"]
-            if whole["version"] == 3:
-                top = settings["task"] == "detection"
-                settings = {**VERSION_3, "pooling": "top" if top else "mean", **settings}
-            return cls(
-                path=path,
-                config=Config.from_dict(settings, str(path / RUN_FILE)),
-                classes=list(whole["classes"]),
-                labels=dict(whole["labels"]),
-                splits=[Split(**split) for split in whole["parts"]],
-                recipe=Recipe.from_json(json.dumps(whole["recipe"])),
-                sizes=dict(whole["sizes"]),
-                stores=[Path(path) for path in whole["stores"]],
-                left_out=list(whole["left_out"]),
-                truth={clip["id"]: Clip.from_json(clip) for clip in whole.get("truth", [])},
-                groups=dict(whole.get("groups", {})),
-                manifest=Path(whole["manifest"]) if whole.get("manifest") else None,
-                hysteresis=Hysteresis(**whole.get("hysteresis", {})),
-                chosen=whole.get("chosen", {}),
-            )
+            content = read_run_file(file)
         except OSError as error:
             raise TrainError(
                 f"{path} is no finished run: it has no readable {RUN_FILE}; train one with "
                 "'avarnet train MANIFEST STORE RUN'"
             ) from error
+        version = parse_json(content, RunVersion, str(file))["version"]
+        if version not in (3, VERSION):
+            raise TrainError(
+                f"{path} is a run of version {version}, this program reads {VERSION}; "
+                "update avarnet or train again"
+            )
+        whole: RunJson = parse_json(content, RunJson, str(file))
+        settings = whole["config"]
+        if version == 3:
+            top = settings.get("task") == "detection"
+            settings = {**VERSION_3, "pooling": "top" if top else "mean", **settings}
+        manifest = whole.get("manifest")
+        try:
+            run = cls(
+                path=path,
+                config=Config.from_dict(settings, str(file)),
+                classes=whole["classes"],
+                labels=whole["labels"],
+                splits=[Split(**split) for split in whole["parts"]],
+                recipe=Recipe.from_json(json.dumps(whole["recipe"])),
+                sizes=whole["sizes"],
+                stores=[path_of(text) for text in whole["stores"]],
+                left_out=whole["left_out"],
+                truth={clip["id"]: Clip.from_json(clip) for clip in whole.get("truth", [])},
+                groups=whole.get("groups", {}),
+                manifest=path_of(manifest) if manifest else None,
+                hysteresis=Hysteresis(**whole.get("hysteresis", {})),
+                chosen=dict(whole.get("chosen", {})),
+                weights=whole.get("weights", []),
+            )
+            run._check()
         except (ValueError, KeyError, TypeError, FeatureError) as error:
-            raise TrainError(f"{path / RUN_FILE} is damaged ({error}); train again") from error
+            raise TrainError(f"{file} is damaged ({error}); {WAY_OUT}") from error
+        return run
+
+    def _check(self) -> None:
+        """Refuse what no run can have, before a reader relies on it."""
+        streams = self.config.streams
+        expected = {
+            name: settings["features"] // settings.get("crops", 1)
+            for name, settings in self.recipe.streams.items()
+            if name in streams
+        }
+        if self.sizes != expected or list(self.sizes) != list(streams):
+            raise ValueError(f"sizes {self.sizes}, where the recipe has {expected}")
+        if len(set(self.classes)) < max(2, len(self.classes)):
+            raise ValueError("its classes are not two or more different ones")
+        "".join(self.classes).encode()  # or it is no text
+        if self.config.task == "detection" and self.classes != CLASSES:
+            raise ValueError(f"detection of {', '.join(self.classes)}")
+        if not set(self.labels.values()) <= set(self.classes):
+            raise ValueError("a label that is no class")
+        split_ids = [i for split in self.splits for i in (*split.train, *split.val, *split.test)]
+        if not self.splits or not self.labels.keys() >= {*split_ids, *self.truth}:
+            raise ValueError("its splits are not of its clips")
+        held_out = {clip_id for split in self.splits for clip_id in split.test}
+        if self.config.task == "detection" and held_out - self.truth.keys():
+            raise ValueError("held-out clips without their truth")
+        count = len(self.splits) * self.config.seeds
+        if self.weights and len(self.weights) != count:
+            raise ValueError(f"{len(self.weights)} digests of {count} models")
+
+    def weights_file(self, number: int) -> Path:
+        """Return where the weights of model `number` are."""
+        return self.path / f"model-{number}.safetensors"
 
     def model(self, number: int) -> AVARNet:
-        """Return model `number` of `models`."""
-        model = AVARNet(self.sizes, len(self.classes), self.config)
-        file = self.path / f"model-{number}.safetensors"
+        """Return model `number` of `models`.
+
+        Raises:
+            TrainError: its weights are damaged, or not those of this run.
+        """
+        file = self.weights_file(number)
         try:
-            weights = safetensors.torch.load_file(file)
+            with torch.device("meta"):  # which takes no memory: that the file has is enough
+                size = sum(x.nbytes for x in self._empty_model().state_dict().values())
+            content = read_run_file(file, size + MOST_HEADER)
+            if len(content) < size:
+                raise ValueError(f"it has {len(content)} bytes, and they {size}")
+            if self.weights and hashlib.sha256(content).hexdigest() != self.weights[number]:
+                raise ValueError(f"damaged: its SHA-256 is not that in {RUN_FILE}")
+            weights = safetensors.torch.load(content)
+            if not all(x.isfinite().all() for x in weights.values()):
+                raise ValueError("not finite numbers")
             # the name that runs of version 3 have for it
             weights = {re.sub("^reader[.]", "sequence_model.", n): x for n, x in weights.items()}
+            model = self._empty_model()
             model.load_state_dict(weights)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise TrainError(f"{file}: not the weights of this run ({error})") from error
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise TrainError(f"{file}: not the weights of this run ({error}); {WAY_OUT}") from error
         return model.eval()
+
+    def _empty_model(self) -> AVARNet:
+        return AVARNet(self.sizes, len(self.classes), self.config)
 
     def all_models(self) -> list[AVARNet]:
         """Return all `models`, in their order."""
         return [self.model(number) for number in range(len(self.models))]
 
     def epochs(self) -> list[dict[str, Any]]:
-        """Return the rows of ``metrics.jsonl``, one for each epoch of each model."""
-        lines = (self.path / EPOCHS_FILE).read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        """Return the rows of ``metrics.jsonl``, one for each epoch of each model.
+
+        Raises:
+            TrainError: it cannot be read, or has something else in it.
+        """
+        file = self.path / EPOCHS_FILE
+        try:
+            lines = read_run_file(file).splitlines()
+        except OSError as error:
+            raise TrainError(f"{file}: {reason(error)}; {WAY_OUT}") from error
+        rows = [parse_json(line, EpochJson, str(file)) for line in lines]
+        known = get_type_hints(EpochJson)
+        # what was no number when older versions wrote it is read as None
+        return [
+            {name: math.nan if row[name] is None else row[name] for name in known if name in row}
+            for row in rows
+        ]
 
     def history(self) -> DataFrame:
         """Return `epochs` as a data frame; this needs pandas.
@@ -284,6 +368,16 @@ class Run:
                 "they were started again with other seeds, and the best start is kept"
                 + (f"; {still} stayed there in every start." if still else ".")
             )
+        calm = [
+            i for i, c in self.truth.items() if self.labels[i] != CLASSES[0] and not c.intervals
+        ]
+        if calm:
+            found.append(
+                f"The manifest has no anomaly in {len(calm)} held-out clips whose label is that of "
+                f"one ({', '.join(calm[:3])}): every frame of them counts as normal. If nobody has "
+                "looked when it happens, the figures are wrong: annotate these clips or take them "
+                "out of the test split, and train again."
+            )
         return found
 
     def evaluation(self) -> Metrics:
@@ -292,15 +386,16 @@ class Run:
         Raises:
             TrainError: it was not evaluated, or by a version that wrote other figures.
         """
-        try:
-            metrics: Metrics = json.loads((self.path / EVALUATION_FILE).read_text("utf-8"))
-            if metrics.get("format") != EVALUATION_FORMAT:
-                raise ValueError
-        except (OSError, ValueError) as error:
+        kind = DetectionMetrics if self.config.task == "detection" else RecognitionMetrics
+        metrics: Metrics | None = None
+        with suppress(OSError, TrainError):
+            content = read_run_file(self.path / EVALUATION_FILE)
+            metrics = parse_json(content, kind, EVALUATION_FILE)
+        if metrics is None or metrics["format"] != EVALUATION_FORMAT:
             raise TrainError(
                 f"{self.path} has no {EVALUATION_FILE} that this version can read; judge it first: "
                 f"avarnet evaluate {self.path}"
-            ) from error
+            )
         return metrics
 
 

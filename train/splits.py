@@ -68,6 +68,12 @@ def make_splits(clips: Sequence[Clip], config: Config) -> list[Split]:
 
 
 def _take_validation(clips: Sequence[Clip], config: Config) -> tuple[list[str], list[str]]:
+    if len({clip.group or clip.id for clip in clips}) < 2:
+        raise TrainError(
+            f"too few clips to train and to choose the epoch: {len(clips)} beside the held-out "
+            "ones, of one recording, where two recordings are needed (a clip without a group "
+            "counts as one); give more clips, or finer groups"
+        )
     divided = assign_split(clips, test=config.validation, val=0, seed=config.seed)
     train = [clip.id for clip in divided if clip.split == "train"]
     return train, [clip.id for clip in divided if clip.split == "test"]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from features import Joined, Store
-from manifests import Clip
+from features import Joined, Store, json_text
+from manifests import Clip, reason
 from train.config import Config, TrainError
 from train.data import Clips
 from train.evaluation.intervals import Hysteresis, anomaly_scores
@@ -20,9 +22,23 @@ from train.fitting.automatic import with_layers
 from train.fitting.history import Epoch
 from train.fitting.trainer import SplitIndices, TrainingSet
 from train.inference import predict_splits
-from train.labels import CLASSES, check_annotations, weak_labels
+from train.labels import (
+    CLASSES,
+    check_annotations,
+    taken_as_normal,
+    weak_labels,
+    with_duration,
+)
 from train.parallel import CHECKPOINT, Work, fit_groups, groups_of
 from train.run import EPOCHS_FILE, RUN_FILE, UNFINISHED, Run, store_names
+from train.run_files import (
+    LOCK,
+    locked,
+    open_run_text,
+    parse_json,
+    read_run_file,
+    write_run_file,
+)
 from train.splits import Split, make_splits
 
 
@@ -62,33 +78,51 @@ def train_run(
     run = _new_run(clips, store, path, config, manifest)
     data = Clips(store, list(run.labels), run.config.streams, store.recipe.crops)
     run = replace(run, config=with_layers(run.config, data.lengths), sizes=data.sizes)
-    _begin(run, resume)
-    targets = np.array([run.classes.index(run.labels[clip_id]) for clip_id in data.ids])
-    training_set = TrainingSet(data, targets, len(run.classes))
-    with open(path / EPOCHS_FILE, "w", encoding="utf-8") as lines:
-
-        def note(number: int, epoch: Epoch, best: bool) -> None:
-            fold, seed = run.models[number]
-            lines.write(json.dumps({"fold": fold, "seed": seed, **asdict(epoch)}) + "\n")
-            lines.flush()
-            on_epoch(number, len(run.models), epoch, best)
-
-        fit_groups(
-            Work(training_set, store.paths, run.config, device or torch.device("cpu")),
-            groups_of(data, _indices(data, run.splits), run.config, path),
-            processes,
-            note,
-        )
-    order = "seed", "fold", "start", "epoch"
-    rows = sorted(run.epochs(), key=lambda row: [row[key] for key in order])
-    (path / EPOCHS_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (path / "config.toml").write_text(run.config.to_toml(), encoding="utf-8")
-    for file in path.glob(f"{CHECKPOINT}*"):
-        file.unlink()
-    run = _with_hysteresis(run, data)
-    run.save()
-    (path / UNFINISHED).unlink()
+    with locked(path):
+        _check_folder(path, resume)  # another process may have trained there meanwhile
+        _begin(run, resume)
+        _fit(run, data, store, device or torch.device("cpu"), processes, on_epoch)
+        order = "seed", "fold", "start", "epoch"
+        rows = sorted(run.epochs(), key=lambda row: [row[key] for key in order])
+        write_run_file(path / EPOCHS_FILE, "".join(json_text(row) + "\n" for row in rows))
+        write_run_file(path / "config.toml", run.config.to_toml())
+        run = _with_hysteresis(run, data)
+        files = [run.weights_file(number) for number in range(len(run.models))]
+        run = replace(run, weights=[sha256(file.read_bytes()).hexdigest() for file in files])
+        run.save()
+        done = (path / UNFINISHED, path / LOCK, *path.glob(f"{CHECKPOINT}*"))
+        for file in (*done, *path.glob(f".{CHECKPOINT}*")):
+            file.unlink()
     return run
+
+
+def _fit(
+    run: Run,
+    data: Clips,
+    store: Store | Joined,
+    device: torch.device,
+    processes: int,
+    on_epoch: Callable[[int, int, Epoch, bool], None],
+) -> None:
+    """Train all models of a run; see `train_run`."""
+    targets = np.array([run.classes.index(run.labels[clip_id]) for clip_id in data.ids])
+    work = Work(TrainingSet(data, targets, len(run.classes)), store.paths, run.config, device)
+    groups = groups_of(data, _indices(data, run.splits), run.config, run.path)
+    try:
+        with open_run_text(run.path / EPOCHS_FILE) as lines:
+
+            def note(number: int, epoch: Epoch, best: bool) -> None:
+                fold, seed = run.models[number]
+                lines.write(json_text({"fold": fold, "seed": seed, **asdict(epoch)}) + "\n")
+                lines.flush()
+                on_epoch(number, len(run.models), epoch, best)
+
+            fit_groups(work, groups, processes, note)
+    except OSError as error:
+        raise TrainError(
+            f"{run.path}: the training stopped ({reason(error)}); where the disk is full, make "
+            "room, then continue with --resume"
+        ) from error
 
 
 def _check_folder(path: Path, resume: bool) -> None:
@@ -119,15 +153,15 @@ def _new_run(
     splits = make_splits(stored, config)
     if config.task == "detection":
         classes = CLASSES
-        truth = {clip_id: as_given[clip_id] for split in splits for clip_id in split.test}
+        truth = {
+            clip_id: with_duration(as_given[clip_id], store[clip_id], store.recipe)
+            for split in splits
+            for clip_id in split.test
+        }
         check_annotations(truth)
     else:
         classes = sorted({clip.label for clip in stored})
-        if config.normal and config.normal not in classes:
-            raise TrainError(
-                f"no clip is labelled {config.normal}, which --normal names; there are "
-                + ", ".join(classes)
-            )
+        taken_as_normal(classes, config.normal)
     if not config.streams:
         config = replace(config, streams=tuple(store.recipe.streams))
     return Run(
@@ -157,13 +191,12 @@ def _indices(data: Clips, splits: Sequence[Split]) -> list[SplitIndices]:
 
 def _begin(run: Run, resume: bool) -> None:
     """Write what the run will be; refuse to continue another one."""
-    run.path.mkdir(parents=True, exist_ok=True)
     file, whole = run.path / UNFINISHED, json.loads(json.dumps(run.to_json()))
     if resume and file.exists():
-        begun = json.loads(file.read_text(encoding="utf-8"))
+        begun = parse_json(read_run_file(file), dict[str, Any], str(file))
         differing = sorted(key for key in whole if begun.get(key) != whole[key])
         if "config" in differing:
-            old = begun["config"]
+            old = dict(begun.get("config") or {})
             differing += sorted(k for k, v in whole["config"].items() if old.get(k) != v)
         if differing:
             raise TrainError(

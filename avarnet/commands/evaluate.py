@@ -11,7 +11,7 @@ from rich.table import Table
 from avarnet import pipelines
 from avarnet.console import counted, fail, out, plain, print_json
 from avarnet.inputs import warn_of_doubts, warn_of_random_weights
-from avarnet.options import Json, Root, RunManifest, RunPath, RunStores
+from avarnet.options import Json, Root, RunManifest, RunPath, RunStores, SkipUnreadable
 from avarnet.output import print_metrics, print_robustness
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def evaluate(
             show_default="0.8",
         ),
     ] = None,
+    skip_unreadable: SkipUnreadable = False,
     as_json: Json = False,
 ) -> None:
     """Evaluate a run on its held-out clips, beside the logistic baseline, and write its report."""
@@ -50,6 +51,7 @@ def evaluate(
         manifest=manifest,
         root=root,
         recall=RECALL if recall is None else recall,
+        skip_unreadable=skip_unreadable,
     )
     if as_json:
         print_json(metrics)
@@ -76,6 +78,7 @@ def report(
     store: RunStores = None,
     manifest: RunManifest = None,
     root: Root = None,
+    skip_unreadable: SkipUnreadable = False,
 ) -> None:
     """One HTML file with all results of a run; or several runs side by side."""
     import train as stage2
@@ -91,7 +94,14 @@ def report(
         fail(f"--output {output}: one file for {len(loaded)} runs; leave it out, or --compare them")
     for run in loaded:
         page = output or run.path / "report.html"
-        pipelines.evaluate(run, store or (), manifest=manifest, root=root, page=page)
+        pipelines.evaluate(
+            run,
+            store or (),
+            manifest=manifest,
+            root=root,
+            page=page,
+            skip_unreadable=skip_unreadable,
+        )
         out.print(f"report: {plain(str(page))}", soft_wrap=True)
 
 

@@ -27,7 +27,12 @@ from avarnet.console import (
     plain,
     print_json,
 )
-from avarnet.inputs import ids_in, warn_of_assumptions, warn_of_random_weights
+from avarnet.inputs import (
+    ids_in,
+    shards_named_below,
+    warn_of_assumptions,
+    warn_of_random_weights,
+)
 from avarnet.options import Ids, Json, StorePath, Url
 
 app = typer.Typer(no_args_is_help=True, help="Look into feature stores; share and reshape them.")
@@ -36,7 +41,8 @@ app = typer.Typer(no_args_is_help=True, help="Look into feature stores; share an
 @app.command("info", epilog="Example: `avarnet features info store`")
 def features_info(store: StorePath, as_json: Json = False) -> None:
     """What is in a store, and by which recipe."""
-    opened = features.Store(store)
+    with shards_named_below():
+        opened = features.Store(store)
     about = features.overview(opened)
     info = {
         "store": str(store),
@@ -100,13 +106,16 @@ def _entries(store: str) -> list[features.Entry]:
 @app.command("verify", epilog="Example: `avarnet features verify store`")
 def features_verify(store: StorePath, as_json: Json = False) -> None:
     """Read every byte and check that it is as it was written."""
-    with bytes_bar("verifying", as_json) as progress:
+    with bytes_bar("verifying", as_json) as progress, shards_named_below():
         intact, damages = features.verify(store, progress)
     if as_json:
         rows = [{**d._asdict(), "shard": str(d.shard)} for d in damages]
         print_json({"intact_clips": intact, "damaged_shards": rows})
     else:
         for damage in damages:
+            if damage.other_version:
+                out.print(f"[red]not read[/] {plain(damage.reason)}", soft_wrap=True)
+                continue
             if not damage.readable:
                 damaged = "all its clips are lost; which ones it had is unknown"
             elif damage.clips:
@@ -114,9 +123,12 @@ def features_verify(store: StorePath, as_json: Json = False) -> None:
             else:
                 damaged = "no clip of it is damaged"
             out.print(f"[red]damaged[/] {plain(f'{damage.reason}; {damaged}')}", soft_wrap=True)
-        if damages:
+        hurt = sum(not damage.other_version for damage in damages)
+        if hurt:
             out.print("Run 'avarnet extract' again: it extracts just these clips. Or copy them.")
-        out.print(f"{counted(intact, 'clip')} intact, {counted(len(damages), 'damaged shard')}")
+        if hurt < len(damages):
+            out.print(f"{counted(len(damages) - hurt, 'shard')} of another version of the format")
+        out.print(f"{counted(intact, 'clip')} intact, {counted(hurt, 'damaged shard')}")
     raise typer.Exit(FAILED if damages else DONE)
 
 

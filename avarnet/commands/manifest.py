@@ -16,6 +16,7 @@ from avarnet.console import (
     FAILED,
     SOME_FAILED,
     counted,
+    err,
     first_few,
     out,
     plain,
@@ -25,6 +26,7 @@ from avarnet.console import (
 from avarnet.inputs import extract_missing, found_json, print_left_out
 from avarnet.options import Json, Manifest, Output, Root
 from avarnet.pipelines import has_extract, root_of
+from manifests.sources.csv import Unannotated
 
 LISTED = 5  # clips with one and the same problem
 Force = Annotated[
@@ -101,10 +103,24 @@ def manifest_csv(
     output: Output,
     force: Force = False,
     root: Root = None,
+    normal: Annotated[
+        str, typer.Option(help="The label of clips without anomaly.", show_default="A or Normal")
+    ] = "",
+    unannotated: Annotated[
+        Unannotated,
+        typer.Option(help="What clips of other labels are, whose start and end are empty."),
+    ] = "unknown",
     as_json: Json = False,
 ) -> None:
     """From a table; paths are relative to the table's folder."""
-    clips = manifests.from_csv(file, root_of(output, root))
+    clips = manifests.from_csv(file, root_of(output, root), normal, unannotated)
+    bare = [clip.id for clip in clips if clip.intervals is None]
+    if 0 < len(bare) < len(clips):
+        err.print(
+            f"[yellow]not annotated in time: {counted(len(bare), 'clip')}[/] ({first_few(bare)}); "
+            "--unannotated normal, if nothing happens in them",
+            soft_wrap=True,
+        )
     _write_manifest(output, manifests.Listing(clips, [], {}, None), as_json, force)
 
 

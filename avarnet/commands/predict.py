@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -12,6 +13,7 @@ import manifests
 from avarnet import pipelines
 from avarnet.console import (
     ANOMALY,
+    DONE,
     FAILED,
     SOME_FAILED,
     draws_bars,
@@ -34,8 +36,11 @@ from avarnet.inputs import (
 )
 from avarnet.options import AudioModel, Device, Json, RunPath, VideoModel, VideoWeights
 from avarnet.output import print_prediction
+from avarnet.stores import open_stores
+from features import FeatureError
 
 if TYPE_CHECKING:
+    from train import Run
     from train.report.index import Row
 
 app = typer.Typer()
@@ -45,9 +50,17 @@ app = typer.Typer()
 def predict(
     run: RunPath,
     videos: Annotated[
-        list[Path],
-        typer.Argument(metavar="VIDEO...", help="Videos, folders of them, or lists (.txt)."),
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="VIDEO...",
+            help="Videos, folders of them, or lists (.txt); with --store ids of its clips, or none "
+            "for all.",
+        ),
+    ] = None,
+    store: Annotated[
+        list[Path] | None,
+        typer.Option(help="Score clips of a store; again for each store to be joined."),
+    ] = None,
     html: Annotated[
         Path | None,
         typer.Option(metavar="OUT", help="Pages to look at: a folder, or FILE.html of one video."),
@@ -72,29 +85,40 @@ def predict(
     import train as stage2
 
     loaded = stage2.Run.load(run)
-    need_device(device)
+    if store is None and not videos:
+        raise typer.BadParameter("give videos, or --store STORE")
     if fail_on_anomaly and loaded.normal is None:
         fail(f"{run} knows no normal class; name it in training: avarnet train ... --normal LABEL")
+    quiet = as_json or as_csv
+    if not quiet and loaded.normal is None:
+        out.print("the run knows no normal class (train --normal LABEL): no intervals")
+    if store is not None:
+        if html is not None:
+            fail(f"--html {html}: pages show videos, and clips of a store have none")
+        warn_of_random_weights(loaded.recipe)
+        rows = _rows(_stored(loaded, store, videos), quiet, [])
+        _end(rows, as_json, as_csv, fail_on_anomaly)
+    if imported := [n for n in loaded.config.streams if "imported" in loaded.recipe.streams[n]]:
+        fail(
+            f"{run} cannot read videos: it was trained on imported features "
+            f"({', '.join(imported)}), which no network here makes. Score clips of a store of "
+            f"them: avarnet predict {run} --store STORE"
+        )
+    need_device(device)
     need_extract()
     import extract as stage1
     from train.report.index import write_index
 
     recipe = moved_models(loaded.recipe, video_model, video_weights, audio_model)
-    files, unreadable = _listed(videos)
+    files, unreadable = _listed([Path(video) for video in videos or ()])
     pages = _pages(files, html)
-    quiet = as_json or as_csv
     if not quiet:
         warn_of_random_weights(recipe)
-        if loaded.normal is None:
-            out.print("the run knows no normal class (train --normal LABEL): no intervals")
     warn_of_other_reading(recipe, run)
-    rows: list[dict[str, Any]] = [
-        {"video": str(folder), "error": why} for folder, why in unreadable.items()
-    ]
     listed: list[Row] = []  # in the list of pages
     total = sum(stage1.footage(file) for file in files) if draws_bars() else 0.0
     with footage_bar("scoring") as bar:
-        for found in pipelines.predict(
+        found = pipelines.predict(
             loaded,
             files,
             recipe=recipe,
@@ -102,24 +126,41 @@ def predict(
             pages=pages,
             single_file=single_file or (html is not None and html.suffix == ".html"),
             progress=lambda seconds: bar(seconds, total),
-        ):
-            if isinstance(found, pipelines.Unreadable):
-                rows.append({"video": str(found.video), "error": found.reason})
-                failure = shown(f"{found.video}: {found.reason}")
-                err.print(f"[red]failed:[/] {failure}", soft_wrap=True)
-                continue
-            rows.append(_row(found))
-            if found.page:
-                listed.append(_in_index(found, found.page))
-            if not quiet:
-                print_prediction(found)
-                if found.page:
-                    out.print(f"page: {shown(found.page)}", soft_wrap=True)
+        )
+        rows = [{"video": str(folder), "error": why} for folder, why in unreadable.items()]
+        rows += _rows(found, quiet, listed)
     if listed and html is not None and html.suffix != ".html":
         reasons = {row["video"]: row["error"] for row in rows if "error" in row}
         index = write_index(html, listed, reasons)
         if not quiet:
             out.print(f"all pages: {shown(index)}", soft_wrap=True)
+    _end(rows, as_json, as_csv, fail_on_anomaly)
+
+
+def _rows(
+    found: Iterable[pipelines.Scored | pipelines.Unreadable], quiet: bool, listed: list[Row]
+) -> list[dict[str, Any]]:
+    """Return what is predicted as plain data, and print each as it comes; list those with pages."""
+    rows = []
+    for one in found:
+        if isinstance(one, pipelines.Unreadable):
+            rows.append({"video": str(one.video), "error": one.reason})
+            err.print(f"[red]failed:[/] {shown(f'{one.video}: {one.reason}')}", soft_wrap=True)
+            continue
+        rows.append(_row(one))
+        if one.page:
+            listed.append(_in_index(one, one.page))
+        if not quiet:
+            print_prediction(one)
+            if one.page:
+                out.print(f"page: {shown(one.page)}", soft_wrap=True)
+    return rows
+
+
+def _end(
+    rows: list[dict[str, Any]], as_json: bool, as_csv: bool, fail_on_anomaly: bool
+) -> NoReturn:
+    """Print all rows if they are for programs, and end with the exit code that they make."""
     if as_json:
         print_json(rows)
     if as_csv:
@@ -129,6 +170,28 @@ def predict(
         raise typer.Exit(ANOMALY)
     if failed:
         raise typer.Exit(FAILED if failed == len(rows) else SOME_FAILED)
+    raise typer.Exit(DONE)
+
+
+def _stored(
+    run: Run, stores: list[Path], ids: list[str] | None
+) -> Iterator[pipelines.Scored | pipelines.Unreadable]:
+    """Score clips of a store, or of several that are joined; all if no ids are given."""
+    from train import Predictor
+    from train.evaluation.evaluate import check_recipe
+
+    opened = open_stores(stores, skip_unreadable=True)
+    check_recipe(run, opened.recipe)
+    predictor = Predictor(run)
+    for clip_id in ids or opened:
+        try:
+            if clip_id not in opened:
+                raise FeatureError("no clip of the store; see 'avarnet features list STORE'")
+            clip = opened[clip_id]
+        except FeatureError as error:
+            yield pipelines.Unreadable(clip_id, str(error))
+        else:
+            yield pipelines.Scored(clip_id, clip, predictor(clip))
 
 
 def _listed(videos: list[Path]) -> tuple[list[Path], dict[Path, str]]:
@@ -179,7 +242,7 @@ def _in_index(scored: pipelines.Scored, page: Path) -> Row:
 
     prediction = scored.prediction
     return Row(
-        scored.video,
+        Path(scored.video),
         page,
         prediction.label,
         prediction.confidence,

@@ -11,7 +11,7 @@ from rich.table import Table
 
 import features
 from avarnet.console import DONE, SOME_FAILED, clips_bar, fail, out, plain, print_json
-from avarnet.inputs import need_extract, warn_of_random_weights
+from avarnet.inputs import need_extract, shards_named_below, warn_of_random_weights
 from avarnet.options import Join, Json, StorePath
 from avarnet.pipelines import open_stores
 
@@ -47,7 +47,8 @@ def search(
     """
     if (like is None) == (text is None):
         raise typer.BadParameter("give one of --like CLIP and --text WORDS")
-    opened = open_stores([store, *(join or [])])
+    with shards_named_below():
+        opened = open_stores([store, *(join or [])], skip_unreadable=True)
     vector = None
     if text is not None:
         aligned = _text_stream(opened.recipe, store, stream)

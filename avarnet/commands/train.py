@@ -14,9 +14,20 @@ import manifests
 from avarnet import pipelines
 from avarnet.console import clips_bar, counted, first_few, out, plain, print_json, progress_bar
 from avarnet.inputs import need_device, warn_of_doubts, warn_of_random_weights
-from avarnet.options import Device, Join, Json, Manifest, Processes, RunPath, StorePath, in_panels
+from avarnet.options import (
+    Device,
+    Join,
+    Json,
+    Manifest,
+    Processes,
+    RunPath,
+    SkipUnreadable,
+    StorePath,
+    in_panels,
+)
 from avarnet.output import print_best_epochs, training_progress
 from train.config import Config, Fusion, ModelName, Task
+from train.labels import taken_as_normal
 
 app = typer.Typer()
 
@@ -95,6 +106,7 @@ def train(
         bool, typer.Option("--tensorboard", help="Log to RUN/tensorboard too.")
     ] = False,
     join: Join = None,
+    skip_unreadable: SkipUnreadable = False,
     as_json: Json = False,
 ) -> None:
     """Stage 2: train the MTCN to recognise clips, or to detect when something happens in them."""
@@ -113,9 +125,12 @@ def train(
     )
     clips = manifests.read(manifest)
     need_device(device)
-    opened = pipelines.open_stores([store, *(join or [])])
+    opened = pipelines.open_stores([store, *(join or [])], skip_unreadable)
+    taken = taken_as_normal((c.label for c in clips if c.id in opened), settings.normal)
     if not as_json:
         warn_of_random_weights(opened.recipe)
+        if taken is not None:
+            out.print(f"clips without anomaly: those labelled {plain(taken)} (--normal)")
     with training_progress(settings.epochs, as_json) as on_epoch:
         trained = pipelines.train(
             clips,
@@ -135,6 +150,7 @@ def train(
             {
                 "run": str(run),
                 "classes": trained.classes,
+                "normal": taken,
                 "best_epochs": best,
                 "left_out": trained.left_out,
                 "config": asdict(trained.config),
@@ -171,6 +187,7 @@ def ablate(
     config: ConfigFile = None,
     processes: Processes = None,
     join: Join = None,
+    skip_unreadable: SkipUnreadable = False,
     as_json: Json = False,
 ) -> None:
     """Compare streams, fusions and sequence models: a run of each, and a table of all."""
@@ -180,7 +197,7 @@ def ablate(
 
     settings = Config.load(config, task=task, folds=folds, seeds=seeds, epochs=epochs)
     clips = manifests.read(manifest)
-    opened = pipelines.open_stores([store, *(join or [])])
+    opened = pipelines.open_stores([store, *(join or [])], skip_unreadable)
     if not as_json:
         warn_of_random_weights(opened.recipe)
 
@@ -230,6 +247,7 @@ def sweep(
     file: Annotated[
         Path, typer.Argument(metavar="FILE.toml", help="trials, [settings] and [search].")
     ],
+    skip_unreadable: SkipUnreadable = False,
     as_json: Json = False,
 ) -> None:
     """Search settings by random draws and successive halving; the same command goes on."""
@@ -237,7 +255,7 @@ def sweep(
 
     search = stage2.Search.load(file)
     clips = manifests.read(manifest)
-    opened = pipelines.open_stores([store])
+    opened = pipelines.open_stores([store], skip_unreadable)
     if not as_json:
         warn_of_random_weights(opened.recipe)
     with clips_bar("trials", as_json) as show:

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from manifests.clip import Clip, Interval, ManifestError
-from manifests.jsonl import reason, relative_path
+from manifests.jsonl import relative_path
+from manifests.normal import normal_label
+from manifests.sources.table import Row, read_table
 
-COLUMNS = ("path", "label", "id", "split", "group", "duration", "fps", "audio", "start", "end")
+NEEDED = ("path", "label")
+KNOWN = ("id", "split", "group", "duration", "fps", "audio", "start", "end")
+Unannotated = Literal["unknown", "normal"]
 
 
-def from_csv(file: str | Path, root: str | Path) -> list[Clip]:
+def from_csv(
+    file: str | Path,
+    root: str | Path,
+    normal: str = "",
+    unannotated: Unannotated = "unknown",
+) -> list[Clip]:
     """Return the clips of a CSV file.
 
     Columns: path (relative to the CSV's folder) and label (several: ``a|b``); optional id, split,
     group, duration, fps, audio, and start and end of an anomaly in seconds. A clip with several
-    anomalies has several rows.
+    anomalies has several rows. One whose start and end are empty is not annotated in time, unless
+    its label is that of normal clips: then it is never anomalous.
 
     Args:
-        file: the CSV file, in UTF-8.
+        file: the CSV file; see `read_table`.
         root: what the manifest's paths are relative to.
+        normal: the label of clips without anomaly; one of `NORMAL_LABELS` if empty.
+        unannotated: ``normal`` if all clips without start and end are never anomalous.
 
     Raises:
-        ManifestError: the file or its columns cannot be used, or lines are wrong (all are named).
+        ManifestError: the file or its columns cannot be used, lines are wrong (all are named), or
+            several labels may be that of normal clips.
 
     Example::
 
@@ -33,29 +46,17 @@ def from_csv(file: str | Path, root: str | Path) -> list[Clip]:
         calm/1.mp4,Normal,,
     """
     file, root = Path(file), Path(root)
-    try:
-        with open(file, newline="", encoding="utf-8-sig") as lines:
-            table = csv.DictReader(lines)
-            found = list(table.fieldnames or [])
-            rows = [(table.line_num, row) for row in table]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ManifestError(f"{file}: {reason(error)}; give a CSV file in UTF-8") from error
-    if not {"path", "label"} <= set(found) or not set(found) <= set(COLUMNS):
-        raise ManifestError(
-            f"{file}: needs the columns path and label and may have {', '.join(COLUMNS[2:])}; "
-            f"it has {', '.join(map(str, found)) or 'none'}"
-        )
-    annotated = {"start", "end"} <= set(found)
+    columns, separator, rows = read_table(file, NEEDED, KNOWN)
+    annotated = {"start", "end"} <= set(columns)
     clips: dict[str, Clip] = {}
     faults: dict[int, str] = {}  # of lines
-    for number, row in rows:
+    for row in rows:
         try:
-            clip = _clip(row, file.parent, root, annotated)
-            earlier = clips.get(clip.id)
-            if earlier is not None:
-                clip = _merged(earlier, clip)
+            clip = _clip(row, file.parent, root, decimal_comma=separator != ",")
+            if clip.id in clips:
+                clip = _merged(clips[clip.id], clip, annotated)
         except ManifestError as error:
-            faults[number] = str(error)
+            faults[row.line] = str(error)
             continue
         clips[clip.id] = clip
     if faults:
@@ -67,43 +68,60 @@ def from_csv(file: str | Path, root: str | Path) -> list[Clip]:
         )
     if not clips:
         raise ManifestError(f"{file}: no clips in it; expected a row for each")
-    return list(clips.values())
+    if not annotated:
+        return list(clips.values())
+    try:
+        calm = normal_label((clip.label for clip in clips.values()), normal)
+    except ManifestError as error:
+        raise ManifestError(f"{file}: {error}") from error
+    return [
+        replace(clip, intervals=())
+        if clip.intervals is None and (unannotated == "normal" or clip.labels == (calm,))
+        else clip
+        for clip in clips.values()
+    ]
 
 
-def _clip(row: dict[str, str | None], folder: Path, root: Path, annotated: bool) -> Clip:
-    cell = {name: (value or "").strip() for name, value in row.items() if name}
-    if None in row:
+def _clip(row: Row, folder: Path, root: Path, decimal_comma: bool) -> Clip:
+    cell = row.cells
+    if row.beyond:
         raise ManifestError("more cells than columns; quote cells that contain commas")
     if not cell["path"]:
         raise ManifestError("the path is empty")
     written = PurePosixPath(cell["path"])
     outside = written.is_absolute() or ".." in written.parts
     audio = cell.get("audio")
-    start, end = _number(cell, "start"), _number(cell, "end")
+    labels = tuple(label.strip() for label in cell["label"].split("|"))
+    if len(set(labels)) < len(labels):
+        raise ManifestError(f"a label is twice in {cell['label']}; write each once")
+    numbers = {
+        name: _number(name, cell.get(name, ""), decimal_comma)
+        for name in ("start", "end", "duration", "fps")
+    }
+    start, end = numbers["start"], numbers["end"]
     if (start is None) != (end is None):
         raise ManifestError("an anomaly needs both start and end")
-    intervals = () if start is None or end is None else (Interval(start, end),)
     return Clip(
         id=cell.get("id") or (written.stem if outside else written.with_suffix("").as_posix()),
         path=relative_path(folder / cell["path"], root),
-        labels=tuple(label.strip() for label in cell["label"].split("|")),
-        intervals=intervals if annotated else None,
+        labels=labels,
+        intervals=None if start is None or end is None else (Interval(start, end),),
         split=cell.get("split") or None,
         group=cell.get("group") or None,
-        duration=_number(cell, "duration"),
-        fps=_number(cell, "fps"),
+        duration=numbers["duration"],
+        fps=numbers["fps"],
         audio=relative_path(folder / audio, root) if audio else None,
     )
 
 
-def _number(cell: dict[str, str], name: str) -> float | None:
+def _number(name: str, text: str, decimal_comma: bool) -> float | None:
     try:
-        return float(cell[name]) if cell.get(name) else None
+        return float(text.replace(",", ".") if decimal_comma else text) if text else None
     except ValueError as error:
-        raise ManifestError(f"{name}: expected a number, found {cell[name]!r}") from error
+        raise ManifestError(f"{name}: expected a number, found {text!r}") from error
 
 
-def _merged(one: Clip, other: Clip) -> Clip:
+def _merged(one: Clip, other: Clip, annotated: bool) -> Clip:
     """Return two rows of one clip as one clip with the anomalies of both."""
     for name in ("path", "labels", "split", "group", "duration", "fps", "audio"):
         if getattr(one, name) != getattr(other, name):
@@ -112,11 +130,12 @@ def _merged(one: Clip, other: Clip) -> Clip:
                 f"({_shown(getattr(one, name))}, now {_shown(getattr(other, name))}); give it an "
                 "id of its own"
             )
-    if other.intervals is None:
+    if not annotated:
         raise ManifestError(
             f"clip {one.id} is in the file already; remove the row or give it an id"
         )
-    return replace(one, intervals=tuple(sorted({*(one.intervals or ()), *other.intervals})))
+    both = {*(one.intervals or ()), *(other.intervals or ())}
+    return replace(one, intervals=tuple(sorted(both)) or None)
 
 
 def _shown(value: object) -> str:

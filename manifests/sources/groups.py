@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from manifests.clip import Clip, ManifestError
-from manifests.jsonl import reason
+from manifests.sources.table import read_table
 
 
 class Grouped(NamedTuple):
@@ -80,21 +79,11 @@ def with_groups(clips: Sequence[Clip], file: str | Path) -> Grouped:
 def _read(file: str | Path) -> dict[str, str]:
     """Return clip -> source, as the table names them; rows without a source are skipped."""
     named: dict[str, str] = {}
-    try:
-        with open(file, newline="", encoding="utf-8-sig") as lines:
-            table = csv.DictReader(lines)
-            found = table.fieldnames or []
-            if not {"clip", "source"} <= set(found):
-                raise ManifestError(
-                    f"{file}: needs the columns clip and source, has {', '.join(found)}"
-                )
-            for row in table:
-                clip, source = (row["clip"] or "").strip(), (row["source"] or "").strip()
-                if source and named.setdefault(clip, source) != source:
-                    raise ManifestError(
-                        f"{file}, line {table.line_num}: clip {clip} has source {named[clip]} "
-                        f"already, now {source}; keep one"
-                    )
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ManifestError(f"{file}: {reason(error)}; give a CSV file in UTF-8") from error
+    for line, cells, _ in read_table(Path(file), ("clip", "source")).rows:
+        clip, source = cells["clip"], cells["source"]
+        if source and named.setdefault(clip, source) != source:
+            raise ManifestError(
+                f"{file}, line {line}: clip {clip} has source {named[clip]} already, now "
+                f"{source}; keep one"
+            )
     return named

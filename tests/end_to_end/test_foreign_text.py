@@ -78,7 +78,8 @@ LINES = [
     "features drop joined --ids ids.txt",
     "search store --like EVIL_ID0",
     "train m.jsonl store run --epochs 1",
-    "evaluate run",
+    "train m.jsonl store run --epochs 1 --skip-unreadable",
+    "evaluate run --skip-unreadable",
     "extract m.jsonl store --dry-run",
     "predict run EVIL",
     "features info EVIL",
@@ -101,7 +102,7 @@ def test_every_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # and it is all there
     assert LITERALLY in shown["features info store"].replace("\n", "")
     assert EVIL_ID in shown["features list store"]
-    assert LITERALLY in shown["evaluate run"]
+    assert LITERALLY in shown["evaluate run --skip-unreadable"]
 
 
 def run(*words: str) -> str:

@@ -1,14 +1,16 @@
-"""What is hidden of an address, and what is not."""
+"""What is hidden of an address, and what is not; JSON that every reader takes."""
 
 from __future__ import annotations
 
+import json
+import math
 from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features import redacted
+from features import json_text, redacted
 
 
 @pytest.mark.parametrize(
@@ -87,3 +89,12 @@ def test_no_password_is_shown_however_it_is_written(password: str, scheme: str) 
     alone = redacted(f"denied ({password}) and ({written})", address)
     assert f"({password})" not in alone
     assert f"({written})" not in alone
+
+
+def test_numbers_that_json_does_not_have_are_null() -> None:
+    text = json_text({"a": [math.nan, (math.inf, 1.5)], "b": -math.inf, "c": 1e308})
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "a": [None, [None, 1.5]],
+        "b": None,
+        "c": 1e308,
+    }

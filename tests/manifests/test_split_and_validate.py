@@ -143,6 +143,36 @@ def test_check_finds_each_fault(tmp_path: Path) -> None:
     assert "duplicate-path" in found
 
 
+@pytest.mark.parametrize(
+    ("clips", "kinds"),
+    [
+        ([("Car crash",), ("car  crash",)], {"similar-labels": ("warning", 2)}),
+        ([("Riot",), ("Riots",), ("A", "B")], {}),
+        ([("Riot", "Riot")], {"duplicate-label": ("warning", 1)}),
+    ],
+)
+def test_check_compares_labels(
+    tmp_path: Path, clips: list[tuple[str, ...]], kinds: dict[str, tuple[str, int]]
+) -> None:
+    made = [Clip(f"c{n}", f"{n}.mp4", labels) for n, labels in enumerate(clips)]
+    for clip in made:
+        clip.resolve(tmp_path).write_text(clip.id)
+    assert findings(tmp_path, made) == kinds
+
+
+def test_check_finds_intervals_that_contradict_the_label(tmp_path: Path) -> None:
+    when = (Interval(1, 2),)
+    clips = [
+        Clip(f"c{n}", "a.mp4", (label,), intervals)
+        for n, (label, intervals) in enumerate(
+            [("Riot", when), ("Riot", ()), ("Riot", None), ("Normal", when), ("Normal", ())]
+        )
+    ]
+    write(tmp_path / "m.jsonl", clips)
+    found = check(tmp_path / "m.jsonl", tmp_path)
+    assert [f.line for f in found if f.kind == "label-against-intervals"] == [2, 4]
+
+
 def test_check_says_what_the_decoder_said(tmp_path: Path) -> None:
     def broken(*_: object) -> Probed:
         raise RuntimeError("no moov")

@@ -271,3 +271,17 @@ def test_linear_is_an_alias() -> None:
     assert Config(model="linear") == Config(model="snippet_linear")
     assert Config.load(None, model="linear").model == "snippet_linear"
     assert set(get_args(ModelName)) == {*MODELS, *MODEL_ALIASES}
+
+
+@pytest.mark.parametrize(("clips", "folds"), [(2, 2), (3, 2), (4, 0)])
+def test_too_few_clips_for_folds_are_counted(
+    world: tuple[list[Clip], Store], tmp_path: Path, clips: int, folds: int
+) -> None:
+    few = [replace(clip, split=None, group="one") for clip in world[0][:clips]]
+    if folds:
+        few = [replace(clip, group=None) for clip in few]
+    else:
+        few = [replace(clip, split="train") for clip in few]
+    found = train_error(world, tmp_path, clips=few, folds=folds)
+    left = clips if not folds else clips // 2
+    assert f"too few clips to train and to choose the epoch: {left} beside the held-out" in found

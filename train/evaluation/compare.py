@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ from train.evaluation.resampling import (
     sign_flips,
 )
 from train.run import Run
+from train.run_files import read_run_file
 
 PERMUTATIONS = 1000
+PREDICTIONS = "predictions.csv"
+MOST_PREDICTIONS = 2**30  # bytes of that file
 FrameTruth, FrameScores = list[NDArray[np.uint8]], list[NDArray[np.float32]]
 
 
@@ -204,19 +208,30 @@ def _scores(run: Run) -> dict[str, NDArray[np.float32]]:
     found: dict[str, list[str]] = {}
     for clip, score in _rows(run, "clip", "score"):
         found.setdefault(clip, []).append(score)
-    return {clip: np.array(scores, np.float32) for clip, scores in found.items()}
-
-
-def _rows(run: Run, *columns: str) -> Iterator[list[str]]:
-    """Yield these columns of what `evaluate` has written of the held-out clips."""
-    file = run.path / "predictions.csv"
     try:
-        with open(file, newline="", encoding="utf-8") as lines:
-            for row in csv.DictReader(lines):
-                yield [row[name] for name in columns]
+        return {clip: np.array(scores, np.float32) for clip, scores in found.items()}
+    except ValueError as error:
+        raise _damaged(run, error) from error
+
+
+def _rows(run: Run, *columns: str) -> list[list[str]]:
+    """Return these columns of what `evaluate` has written of the held-out clips."""
+    try:
+        text = read_run_file(run.path / PREDICTIONS, MOST_PREDICTIONS).decode()
+        rows = [[row[name] for name in columns] for row in csv.DictReader(StringIO(text))]
+        if not all(row[0] in run.labels and None not in row for row in rows):
+            raise ValueError("a line that is not of its clips")
     except OSError as error:
         raise TrainError(
-            f"{run.path} has no predictions.csv; judge it first: avarnet evaluate {run.path}"
+            f"{run.path} has no {PREDICTIONS}; judge it first: avarnet evaluate {run.path}"
         ) from error
-    except KeyError as error:
-        raise TrainError(f"{file} has no column {error}") from error
+    except (ValueError, KeyError, csv.Error) as error:
+        raise _damaged(run, error) from error
+    return rows
+
+
+def _damaged(run: Run, error: Exception) -> TrainError:
+    return TrainError(
+        f"{run.path / PREDICTIONS} is damaged ({error}); judge the run again: avarnet evaluate "
+        f"{run.path}"
+    )

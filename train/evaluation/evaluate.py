@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from features import Joined, Recipe, Store
+from features import Joined, Recipe, Store, json_text
 from train.baselines.logistic import linear_probabilities, linear_scores
 from train.baselines.snippet_pooling import Pooling, PoolingBaseline
 from train.config import TrainError
@@ -32,6 +31,7 @@ from train.evaluation.robustness import impaired, robustness
 from train.inference import ClipPrediction, SplitPredictions, predict_splits
 from train.labels import CLASSES
 from train.run import EVALUATION_FILE, EVALUATION_FORMAT, Run, store_names
+from train.run_files import run_text, write_run_file
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,7 @@ def judge_run(run: Run, store: Store | Joined, recall: float = RECALL) -> Evalua
     else:
         metrics = _recognition(held_out, clips)
     metrics["doubts"] += better_baselines(metrics, run.config.model)
-    text = json.dumps(metrics, indent=1) + "\n"
-    (run.path / EVALUATION_FILE).write_text(text, encoding="utf-8")
+    write_run_file(run.path / EVALUATION_FILE, json_text(metrics, indent=1) + "\n")
     return Evaluation(metrics, clips, held_out.data)
 
 
@@ -188,7 +187,7 @@ def _recognition(held_out: HeldOut, clips: list[ClipPrediction]) -> RecognitionM
             each.append({"fold": number, "seed": seed, "accuracy": accuracy, "f1": f1})
     by_seed = np.concatenate([split.clips.argmax(2) for split in held_out.splits], axis=1)
     accuracies, f1s = zip(*(accuracy_and_f1(truth, own) for own in by_seed), strict=True)
-    with open(run.path / "predictions.csv", "w", newline="", encoding="utf-8") as file:
+    with run_text(run.path / "predictions.csv") as file:
         table = csv.writer(file)
         table.writerow(["clip", "label", "predicted", "linear", *run.classes])
         for clip, by_linear in zip(clips, linear.argmax(1), strict=True):
@@ -230,7 +229,7 @@ def _detection(held_out: HeldOut, clips: list[ClipPrediction], recall: float) ->
     ranked = [own[:, 1] for _, all_own in _pooling_baselines(held_out, "top") for own in all_own]
     step = run.recipe.snippet_seconds
     scores = [clip.snippets[:, 1] for clip in clips]
-    with open(run.path / "predictions.csv", "w", newline="", encoding="utf-8") as file:
+    with run_text(run.path / "predictions.csv") as file:
         table = csv.writer(file)
         table.writerow(["clip", "label", "start", "end", "score", "linear"])
         for clip, ours, theirs in zip(clips, scores, linear, strict=True):

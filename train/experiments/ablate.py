@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 import warnings
@@ -17,13 +16,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from features import Joined, Store
+from features import Joined, Store, json_text
 from manifests import Clip
 from train.config import FUSIONS, MODELS, Config, TrainError
 from train.evaluation.evaluate import evaluate_run
 from train.evaluation.figures import Metrics, baseline_values
 from train.fitting.history import Epoch
 from train.run import RUN_FILE, Run
+from train.run_files import write_run_file
 from train.training import train_run
 
 # plain concatenation and MS-TCN as published, with nothing of what was added here
@@ -156,8 +156,8 @@ def ablate(
         if len(rows) == 1:
             baselines = _baselines(rows[0], found)
     rows += baselines
-    text = json.dumps([asdict(row) for row in rows], indent=1) + "\n"
-    (folder / "ablation.json").write_text(text, encoding="utf-8")
+    text = json_text([asdict(row) for row in rows], indent=1) + "\n"
+    write_run_file(folder / "ablation.json", text)
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tomllib
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from features import Joined, Store
 from manifests import Clip, reason
 from train.config import Config, TrainError
 from train.fitting.history import Epoch
+from train.run_files import locked
 from train.training import train_run
 
 JOURNAL = "sweep.log"
@@ -90,17 +92,37 @@ def sweep(
         progress: called with trials done and trials in all.
 
     Raises:
-        TrainError: Optuna lacks, or as `train_run` does.
+        TrainError: Optuna lacks, the sweep in the folder was begun with another search or is at
+            work, or as `train_run` does.
     """
     folder = Path(folder)
     try:
         import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
     except ImportError as error:
         raise TrainError("a sweep needs a package more: pip install optuna") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        try:
+            return _sweep(clips, store, folder, search, progress)
+        except OSError as error:
+            raise TrainError(
+                f"{folder}: the sweep stopped ({reason(error)}); where the disk is full, make "
+                "room, then run the same command again"
+            ) from error
+
+
+def _sweep(
+    clips: Sequence[Clip],
+    store: Store | Joined,
+    folder: Path,
+    search: Search,
+    progress: Callable[[int, int], None],
+) -> list[Trial]:
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+    from optuna.trial import TrialState
+
     study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL))),
         study_name="sweep",
@@ -109,6 +131,10 @@ def sweep(
         sampler=optuna.samplers.RandomSampler(search.fixed.seed),
         pruner=optuna.pruners.SuccessiveHalvingPruner(),
     )
+    _check_search(study, search, folder)
+    for trial in study.get_trials(states=[TrialState.RUNNING]):  # of a sweep that was killed
+        study.tell(trial.number, state=TrialState.FAIL)
+        shutil.rmtree(folder / f"trial-{trial.number}", ignore_errors=True)
 
     def one(trial: Any) -> float:
         drawn = {name: _draw(trial, name, choice) for name, choice in search.space.items()}
@@ -133,7 +159,7 @@ def sweep(
             raise
         return sum(best.values()) / len(best)
 
-    ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    ended = (TrialState.COMPLETE, TrialState.PRUNED)
     while len(done := study.get_trials(states=ended)) < search.trials:
         progress(len(done), search.trials)
         # what was drawn depends on the number of trials before: a sweep that is resumed does
@@ -146,6 +172,25 @@ def sweep(
         for t in study.get_trials(states=ended)
     ]
     return sorted(trials, key=lambda t: (t.state != "complete", -(t.value or 0.0)))
+
+
+def _check_search(study: Any, search: Search, folder: Path) -> None:
+    """Refuse to continue a sweep with other settings: its trials could not be compared."""
+    asked = json.loads(json.dumps({"settings": asdict(search.fixed), "search": search.space}))
+    begun = study.user_attrs.get("asked")
+    if begun is None:
+        study.set_user_attr("asked", asked)
+    elif begun != asked:
+        differing = [
+            f"{part}.{name}"
+            for part in asked
+            for name in sorted({*asked[part], *begun[part]})
+            if asked[part].get(name) != begun[part].get(name)
+        ]
+        raise TrainError(
+            f"{folder}: the sweep there was begun otherwise ({', '.join(differing)} differ); give "
+            "another folder, or the file as it was: only 'trials' may change"
+        )
 
 
 def _bounds(file: Path, name: str, choice: Any) -> tuple[float, float]:

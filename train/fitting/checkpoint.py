@@ -12,11 +12,16 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from features import FeatureError
+from features.store_files import size_of
 from train.config import TrainError
 from train.fitting.history import Epoch
+from train.run_files import write_run_file
 
 if TYPE_CHECKING:
     from train.fitting.trainer import Trainer
+
+WRONG = (KeyError, ValueError, TypeError, RuntimeError)  # what a damaged one may raise
 
 
 def save_checkpoint(trainer: Trainer, file: Path) -> None:
@@ -45,10 +50,9 @@ def save_checkpoint(trainer: Trainer, file: Path) -> None:
         "stale": trainer.stale,
         "histories": [[asdict(epoch) for epoch in history] for history in trainer.histories],
     }
-    half = file.with_suffix(".half")
     about = {"state": json.dumps(rest)}
-    safetensors.torch.save_file({n: t.contiguous() for n, t in tensors.items()}, half, about)
-    half.replace(file)
+    content = safetensors.torch.save({n: t.contiguous() for n, t in tensors.items()}, about)
+    write_run_file(file, content)
 
 
 def load_checkpoint(trainer: Trainer, file: Path) -> None:
@@ -58,6 +62,7 @@ def load_checkpoint(trainer: Trainer, file: Path) -> None:
         TrainError: it cannot be read, or is of other models.
     """
     try:
+        size_of(file)  # no link and no pipe
         with safetensors.safe_open(file, "pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             rest = json.loads(opened.metadata()["state"])
@@ -80,7 +85,7 @@ def load_checkpoint(trainer: Trainer, file: Path) -> None:
             torch.cuda.set_rng_state(tensors["random_cuda"], trainer.device)
         elif trainer.device.type == "mps":
             torch.mps.set_rng_state(tensors["random_mps"])
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (FeatureError, OSError, SafetensorError, *WRONG) as error:
         raise TrainError(
             f"{file}: a training cannot resume from it ({error}); delete it to train these models "
             "from the beginning"

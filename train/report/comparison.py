@@ -108,7 +108,7 @@ def _detection(models: Sequence[DetectionFigures]) -> Comparison:
     rows = [
         (MEASURES["ap"], [figure(model["all"]["ap"], 4) for model in models]),
         (MEASURES["roc_auc"], [figure(model["all"]["roc_auc"], 4) for model in models]),
-        ("mAP of segments", [figure(model["segments"]["map"]["mean"]) for model in models]),
+        ("mAP of segments", [figure(model["segments"]["map"].get("mean")) for model in models]),
         ("anomalies to be noticed", [f"{100 * own['asked']:g} %" for own in alarms]),
         ("false alarms an hour", [figure(own["per_hour"], 1) for own in alarms]),
     ]

@@ -11,6 +11,8 @@ import jinja2
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
+from train.run_files import write_run_file
+
 INK = "#888888"  # readable on light and on dark pages
 GRID = "rgba(136, 136, 136, 0.25)"
 COLOURS = ("#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#e6ab02", "#a6761d", "#1f78b4")
@@ -48,7 +50,7 @@ def write_page(file: Path, template: str, plotly: str | None = None, **values: A
     """
     page = TEMPLATES.get_template(template)
     text = page.render(plotly=plotly, plotly_js=get_plotlyjs, figure=figure, clock=clock, **values)
-    file.write_text(text, encoding="utf-8")
+    write_run_file(file, text)
 
 
 def share_plotly(folder: Path) -> str:

@@ -39,7 +39,6 @@ def write_report(
     else:
         measure, value = "accuracy", metrics["model"]["accuracy"]["value"]
         plots = recognition_plots(run, metrics)
-    points, mapped = clip_map(run, evaluation)
     shown = examples(run, evaluation, preview)
     left_out = [(clip, (reasons or {}).get(clip, "not in the store")) for clip in run.left_out]
     write_page(
@@ -53,8 +52,7 @@ def write_report(
         measure=measure,
         value=value,
         training=training_curves(run),
-        map=points,
-        mapped=mapped,
+        map=clip_map(run, evaluation),
         examples=shown,
         pictures=any(example.picture for _, _, clips in shown for example in clips),
         no_pictures=no_pictures or "none could be read",

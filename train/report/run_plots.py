@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
@@ -20,6 +20,8 @@ from train.run import Run
 MAPPED = 1000  # clips on the map at most: t-SNE of more takes longer than training
 COMPONENTS = 50  # of the features that t-SNE reads, as its authors advise
 PERPLEXITY = 30.0
+FEWEST_MAPPED = 4  # clips: t-SNE cannot place fewer
+LEAST_SPREAD = 0.5  # of a standardised column, which has 1 unless all its values are equal
 MODEL, LINEAR = COLOURS[1], COLOURS[0]
 
 
@@ -107,17 +109,27 @@ def detection_plots(run: Run, metrics: DetectionMetrics) -> dict[str, Any]:
     return {"rows": rows, "curves": curves, "alarm_seconds": f"{ALARM_SECONDS:g}"}
 
 
-def clip_map(run: Run, evaluation: Evaluation) -> tuple[str, int]:
-    """Return the plot of the held-out clips by their features, and how many are on it."""
+class ClipMap(NamedTuple):
+    """A plot of clips by their features, how many are on it, and why there is none, if so."""
+
+    plot: str
+    clips: int
+    why_none: str = ""
+
+
+def clip_map(run: Run, evaluation: Evaluation) -> ClipMap:
+    """Return the plot of the held-out clips by their features."""
     clips, data = evaluation.clips, evaluation.data
     if len(clips) > MAPPED:
         chosen = np.random.default_rng(run.config.seed).permutation(len(clips))[:MAPPED]
         clips = [clips[n] for n in sorted(chosen)]
-    if len(clips) < 4:
-        return "", len(clips)
+    if len(clips) < FEWEST_MAPPED:
+        return ClipMap("", 0, f"there are {len(clips)} clips, and it needs {FEWEST_MAPPED}")
     where = {clip_id: index for index, clip_id in enumerate(data.ids)}
     table = data.averages(np.array([where[clip.id] for clip in clips]))
     rows = StandardScaler().fit_transform(table)
+    if rows.std(0).max() < LEAST_SPREAD:  # t-SNE would divide by zero, and crash
+        return ClipMap("", 0, "all clips are alike in the streams that the model reads")
     rows = PCA(min(COMPONENTS, *rows.shape), random_state=run.config.seed).fit_transform(rows)
     perplexity = min(PERPLEXITY, (len(clips) - 1) / 3)
     seed = run.config.seed
@@ -140,7 +152,8 @@ def clip_map(run: Run, evaluation: Evaluation) -> tuple[str, int]:
         for label in dict.fromkeys(labels.tolist())
     ]
     hidden = {"showticklabels": False, "zeroline": False}
-    return plot(traces, height=520, xaxis=hidden, yaxis=hidden, hovermode="closest"), len(clips)
+    drawn = plot(traces, height=520, xaxis=hidden, yaxis=hidden, hovermode="closest")
+    return ClipMap(drawn, len(clips))
 
 
 def _shown_label(run: Run, clip: ClipPrediction) -> str:

@@ -12,7 +12,6 @@ import pytest
 from manifests import (
     CODES,
     ManifestError,
-    from_csv,
     from_folders,
     from_ucf_crime,
     from_xd_violence,
@@ -100,6 +99,7 @@ def test_groups_name_some_clips_in_any_way(tmp_path: Path) -> None:
         (b"clip,source\nx,one\nz,two\n", r"z may be any of 2 clips \(a/z, b/z\)"),
         (b"clip,source\nq,one\n", r"none of its 1 clips is here \(first: 'q'\).*such as a/x"),
         (b"clip,source\n", "none of its 0 clips"),
+        (b"clip;source\nx;one\n;\na/x;two\n", "clip a/x has source one and, as a/x, two"),
         (b"clip,source\n\xff,one\n", "UTF-8"),
     ],
 )
@@ -109,68 +109,6 @@ def test_groups_that_cannot_be(tmp_path: Path, text: bytes, message: str) -> Non
     groups.write_bytes(text)
     with pytest.raises(ManifestError, match=message):
         with_groups(from_folders(tmp_path, tmp_path).clips, groups)
-
-
-def test_csv_with_everything(tmp_path: Path) -> None:
-    table = tmp_path / "sub" / "t.csv"
-    table.parent.mkdir()
-    table.write_bytes(
-        b"\xef\xbb\xbfpath,label,group,start,end,audio\r\n"
-        b"v/a.mp4,crash|fire,cam1,1.5,2,v/a.wav\r\nv/a.mp4,crash|fire,cam1,4,5,v/a.wav\r\n"
-        b"v/b.mp4,normal,cam2,,,\r\n"
-    )
-    a, b = from_csv(table, tmp_path)
-    assert (a.id, a.path, a.audio) == ("v/a", "sub/v/a.mp4", "sub/v/a.wav")
-    assert a.labels == ("crash", "fire")
-    assert a.intervals == ((1.5, 2.0), (4.0, 5.0))
-    assert b.intervals == ()
-
-
-def test_csv_repeated_rows_and_default_ids(tmp_path: Path) -> None:
-    table = tmp_path / "t.csv"
-    table.write_text(
-        "path,label,start,end\na.mp4,x,,\na.mp4,x,3,4\na.mp4,x,1,2\na.mp4,x,,\n../b.mp4,x,,\n"
-        "/videos/c.mp4,x,,\n"
-    )
-    a, b, c = from_csv(table, tmp_path)
-    assert a.intervals == ((1.0, 2.0), (3.0, 4.0))
-    assert [b.id, b.path, b.intervals] == ["b", "../b.mp4", ()]
-    assert c.id == "c"
-    assert c.resolve(tmp_path).resolve() == Path("/videos/c.mp4").resolve()
-    table.write_text("path,label\na.mp4,x\n")
-    assert from_csv(table, tmp_path)[0].intervals is None
-
-
-def test_csv_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match=r"none\.csv.*give a CSV file"):
-        from_csv(tmp_path / "none.csv", tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("path\na.mp4\n", "columns path and label"),
-        ("path,label,colour\na.mp4,x,red\n", "it has path, label, colour"),
-        ("path,label\n", "no clips"),
-        ("path,label\n,x\n", "line 2: the path is empty"),
-        ("path,label\na.mp4,\n", "line 2: clip a: needs a label"),
-        ("path,label,start,end\na.mp4,x,1,\n", "line 2: an anomaly needs both"),
-        ("path,label,start,end\na.mp4,x,one,2\n", "start: expected a number, found 'one'"),
-        ("path,label,start,end\na.mp4,x,3,2\n", "expected 0 <= start < end"),
-        (
-            "path,label\na.mp4,x\na.mp4,y\n",
-            "line 3: clip a is in the file already with different labels",
-        ),
-        ("path,label\na.mp4,x\na.mp4,x\n", "line 3: clip a is in the file already"),
-        ("path,label\na.mp4,x,more\n", "more cells than columns"),
-        ("path,label\n,x\nb.mp4,x\nc.mp4,\na .mp4,x\n", "line 2: .*; mistakes are .* lines 4, 5$"),
-    ],
-)
-def test_csv_mistakes(tmp_path: Path, text: str, message: str) -> None:
-    table = tmp_path / "t.csv"
-    table.write_text(text)
-    with pytest.raises(ManifestError, match=message):
-        from_csv(table, tmp_path)
 
 
 def test_xd_violence(shared: Path, tmp_path: Path) -> None:

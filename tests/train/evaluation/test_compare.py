@@ -19,6 +19,7 @@ from small_stores import RECIPE
 
 from manifests import Clip, Interval
 from train import Config, Run, TrainError, compare_runs
+from train.splits import Split
 
 pytestmark = pytest.mark.slow
 
@@ -42,16 +43,18 @@ def judged(
 ) -> Path:
     """A run's folder as `evaluate` leaves it, with so many right predictions."""
     path.mkdir()
+    classes = ["a", "b"] if task == "recognition" else ["normal", "anomaly"]
     Run(
         path,
         Config(task=task, streams=("video",), layers=1),
-        ["a", "b"],
-        {},
-        [],
+        classes,
+        dict.fromkeys(right, classes[0]),
+        [Split([], [], list(right))],
         RECIPE,
-        {},
+        {"video": 3},
         [],
         [],
+        {clip: Clip(clip, "x.mp4", ("A",), ()) for clip in right} if task == "detection" else {},
         groups=groups or {},
     ).save()
     with open(path / "predictions.csv", "w", newline="") as file:
@@ -124,10 +127,10 @@ def detector(path: Path, clips: list[Clip], scores: list[Scores], step: float = 
         path,
         Config(task="detection", streams=("video",), layers=1),
         ["normal", "anomaly"],
-        {},
-        [],
+        {clip.id: "anomaly" if clip.intervals else "normal" for clip in clips},
+        [Split([], [], [clip.id for clip in clips])],
         replace(RECIPE, snippet_seconds=step),
-        {},
+        {"video": 3},
         [],
         [],
         {clip.id: clip for clip in clips},

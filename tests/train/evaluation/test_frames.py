@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import auc, precision_recall_curve, roc_auc_score
 
-from features import Features, Recipe, Store, Writer
-from manifests import Clip, Interval, from_ucf_crime, from_xd_violence
+from features import Features, Recipe, Store, Writer, import_npy
+from manifests import Clip, Interval, assign_split, from_ucf_crime, from_xd_violence
 from train import Config, Predictor, Run, TrainError, evaluate_run, train_run
 from train.evaluation.frames import (
     detection,
@@ -214,6 +214,28 @@ def test_it_finds_when_though_it_was_only_told_whether(
     assert len(rows) == sum(len(world[1][c.id]) for c in world[0] if c.split == "test")
 
 
+def test_longer_sound_adds_no_frames(tmp_path: Path) -> None:
+    """Of XD-Violence's features, VGGish's rows go on where I3D's 16 frames each have ended."""
+    rng, lengths = np.random.default_rng(0), {}
+    for n in range(24):
+        lengths[f"c{n}"] = int(rng.integers(9, 20))
+        rows = {"rgb": lengths[f"c{n}"], "audio": lengths[f"c{n}"] + n % 3 - 1}
+        for name, length in rows.items():
+            np.save(tmp_path / f"c{n}.{name}.npy", rng.normal(n % 2, 1, (length, 4)))
+    patterns = {name: f"{tmp_path}/{{clip}}.{name}.npy" for name in ("rgb", "audio")}
+    import_npy(tmp_path / "store", patterns, 16 / 24, "for a test")
+    clips = [
+        Clip(f"c{n}", "x.mp4", ("BA"[n % 2],), ((), (Interval(1, 3),))[1 - n % 2], fps=24.0)
+        for n in range(24)
+    ]
+    clips = assign_split(clips, test=0.5, val=0.2)
+    config = Config(task="detection", channels=4, layers=1, epochs=1, starts=1)
+    run = train_run(clips, Store(tmp_path / "store"), tmp_path / "run", config)
+    found = evaluate_run(run, Store(tmp_path / "store"))
+    held_out = [lengths[clip.id] for clip in clips if clip.split == "test"]
+    assert found["model"]["all"]["frames"] == 16 * sum(held_out)
+
+
 def test_a_new_clip_is_scored_snippet_by_snippet(run: Run) -> None:
     said = Predictor(run)(features(999, (20, 26), 50))
     assert said.label == "anomaly"
@@ -239,8 +261,24 @@ def test_mistakes_are_named_before_the_first_epoch(
     calm = [replace(clip, intervals=()) if clip.split == "test" else clip for clip in clips]
     assert "have no anomaly" in error(calm, store, tmp_path)
     named = replace(SMALL, normal="Quiet")
-    assert "none is labelled Quiet" in error(clips, store, tmp_path, named)
-    assert "(there are Crash, Fight, Normal)" in error(clips, store, tmp_path, named)
+    expected = "no clip is labelled Quiet, which --normal names; there are Crash, Fight, Normal"
+    assert expected in error(clips, store, tmp_path, named)
+    both = [replace(c, labels=("A",)) if c.id == "c0" else c for c in clips]
+    assert "A and Normal may each be" in error(both, store, tmp_path)
+    assert "A and Normal may each be" in error(both, store, tmp_path, Config(epochs=1))
+
+
+def test_held_out_clips_that_nobody_has_annotated_are_not_taken_as_normal_unseen(
+    world: tuple[list[Clip], Store], tmp_path: Path
+) -> None:
+    """As a table without their start and end had it before."""
+    clips, store = world
+    ids = [clip.id for clip in clips if clip.split == "test" and clip.label != "Normal"][:2]
+    bare = [replace(clip, intervals=()) if clip.id in ids else clip for clip in clips]
+    run = train_run(bare, store, tmp_path / "run", replace(SMALL, epochs=1))
+    (doubt,) = [doubt for doubt in run.doubts() if "no anomaly" in doubt]
+    assert f"in 2 held-out clips whose label is that of one ({ids[0]}, {ids[1]})" in doubt
+    assert doubt in evaluate_run(run, store)["doubts"]
 
 
 def test_the_label_of_normal_clips_can_be_told() -> None:

@@ -18,7 +18,7 @@ import torch
 from sklearn.model_selection import cross_val_score
 
 from features import Features, Recipe, Store, Writer
-from manifests import Clip, assign_split, write
+from manifests import Clip, Interval, assign_split, write
 from train import (
     Config,
     MTCNClassifier,
@@ -237,11 +237,15 @@ def test_mistakes_in_a_search_are_named(tmp_path: Path, text: str, message: str)
         Search.load(tmp_path / "s.toml")
 
 
+@pytest.mark.parametrize("task", ["recognition", "detection"])
 @pytest.mark.parametrize("ending", ["onnx", "pt2"])
 def test_an_exported_run_answers_as_the_run_does(
-    world: tuple[list[Clip], Store], tmp_path: Path, ending: str
+    world: tuple[list[Clip], Store], tmp_path: Path, ending: str, task: str
 ) -> None:
-    run = train_run(*world, tmp_path / "run", replace(SMALL, epochs=2, seeds=2))
+    kinds = {"a": ("Normal", ()), "b": ("Crash", (Interval(0, 1),)), "c": ("Crash", ())}
+    clips = [replace(c, labels=(kinds[c.label][0],), intervals=kinds[c.label][1]) for c in world[0]]
+    config = Config(task=task, channels=8, stages=2, epochs=2, starts=1, seeds=2)
+    run = train_run(clips, world[1], tmp_path / "run", config)
     file = tmp_path / f"model.{ending}"
     assert export_run(run, file) < 1e-4
     for clip_id in ("c0", "c1", "c2"):

@@ -340,3 +340,21 @@ def test_a_glimpse_shows_frames_and_hears_sound(film: Path, tmp_path: Path) -> N
     assert len(seen.loudness) == 200
     assert 0.05 < float(seen.loudness.max()) <= 1
     assert len(mute.loudness) == 0
+
+
+@pytest.mark.parametrize(
+    ("clips", "why"), [(40, "all clips are alike"), (12, "there are 3 clips, and it needs 4")]
+)
+def test_clips_that_cannot_be_told_apart_have_no_map(tmp_path: Path, clips: int, why: str) -> None:
+    """Of streams that are silent in every held-out clip; t-SNE crashes the process there."""
+    made = []
+    with Writer(tmp_path / "store", RECIPE) as writer:
+        for n in range(clips):
+            made.append(Clip(f"c{n}", "x.mp4", (("Normal", "Crash")[n % 2],)))
+            mute = {"video": np.ones(12, bool), "audio": np.zeros(12, bool)}
+            writer.add(f"c{n}", replace(features(n % 2, n), valid=mute))
+    store = Store(tmp_path / "store")
+    settings = Config(channels=8, epochs=1, layers=1, streams=("audio",), starts=1)
+    run = train_run(assign_split(made, test=0.25, val=0.25), store, tmp_path / "run", settings)
+    write_report(run, judge_run(run, store), tmp_path / "report.html")
+    assert f"<p>No map: {why}" in (tmp_path / "report.html").read_text()

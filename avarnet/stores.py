@@ -1,0 +1,61 @@
+"""Opens the stores that a command or a run names, and refuses to overlook shards of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import features
+
+if TYPE_CHECKING:
+    from train import Run
+
+
+def open_stores(
+    stores: Sequence[str | Path], skip_unreadable: bool = False
+) -> features.Store | features.Joined:
+    """Open a store, or several as one whose clips have the streams of all.
+
+    Args:
+        stores: their folders.
+        skip_unreadable: go on, with a warning, without shards that cannot be read.
+
+    Raises:
+        FeatureError: a folder is no store, they cannot be joined, or shards cannot be read.
+    """
+    with warnings.catch_warnings():
+        if not skip_unreadable:
+            warnings.simplefilter("ignore", features.UnreadableShard)
+        opened = [features.Store(path) for path in stores]
+    reasons = [why for store in opened for why in store.unreadable.values()]
+    if reasons and not skip_unreadable:
+        more = f" (and {len(reasons) - 1} more shards)" if len(reasons) > 1 else ""
+        raise features.FeatureError(
+            f"{reasons[0]}{more}. What clips it has is unknown: 'avarnet features verify' names "
+            "all such shards; --skip-unreadable goes on without them"
+        )
+    return opened[0] if len(opened) == 1 else features.join(*opened)
+
+
+def open_stores_of(
+    run: Run, moved: Sequence[str | Path], skip_unreadable: bool
+) -> features.Store | features.Joined:
+    """Open the stores that a run was trained on, as one.
+
+    Args:
+        run: the run.
+        moved: where they are now; none if that is where they were.
+        skip_unreadable: see `open_stores`.
+
+    Raises:
+        FeatureError: one is not there, and as `open_stores` does.
+    """
+    gone = [path for path in run.stores if not (path / features.RECIPE_FILE).exists()]
+    if gone and not moved:
+        raise features.FeatureError(
+            f"{gone[0]} is no store, but {run.path} was trained on one there: give where it is now "
+            "with --store" + ", and the others too, in the same order" * (len(run.stores) > 1)
+        )
+    return open_stores(moved or run.stores, skip_unreadable)

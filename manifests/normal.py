@@ -1,0 +1,37 @@
+"""Which label is that of the clips without anomaly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from manifests.clip import ManifestError
+
+NORMAL_LABELS = ("A", "Normal", "normal")  # of XD-Violence; of UCF-Crime and VAAR
+
+
+def normal_label(labels: Iterable[str], named: str = "") -> str | None:
+    """Return the label of the clips without anomaly; None if no clip has one that means that.
+
+    >>> normal_label(["Crash", "Normal"])
+    'Normal'
+
+    Args:
+        labels: of all clips.
+        named: what a user says it is; one of `NORMAL_LABELS` if empty.
+
+    Raises:
+        ManifestError: no clip has the label that is named, or several labels may be it.
+    """
+    there = set(labels)
+    if named and named not in there:
+        raise ManifestError(
+            f"no clip is labelled {named}, which --normal names; there are "
+            + ", ".join(sorted(there))
+        )
+    fitting = [named] if named else [label for label in NORMAL_LABELS if label in there]
+    if len(fitting) > 1:
+        raise ManifestError(
+            f"{' and '.join(fitting)} may each be the label of clips without anomaly; say which "
+            "with --normal, or give them one label"
+        )
+    return fitting[0] if fitting else None
