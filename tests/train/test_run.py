@@ -231,7 +231,7 @@ def test_damaged_runs(run: Run, tmp_path: Path, break_it: object, message: str) 
     [
         ("epoch = 3", "no setting epoch; there are"),
         ("epochs = 'three'", "epochs = 'three'; expected one like"),
-        ("epochs = 0", r"out of range: epochs = 0 \(expected: 1 or more\)$"),
+        ("epochs = 0", r"out of range: epochs = 0 \(expected: 1 to 100000\)$"),
         ("dropout = 1.5", r"out of range: dropout = 1.5 \(expected: from 0 to below 1\)$"),
         ("folds = 1", r"folds = 1 \(expected: 2 or more, or 0 for none\)"),
         ("loss = 'hinge'", r"loss = 'hinge' \(expected: cross_entropy, focal\)"),
