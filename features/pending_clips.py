@@ -11,7 +11,6 @@ import struct
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,7 +22,13 @@ from safetensors import SafetensorError
 from features.clip_features import Features, Flag
 from features.format.shard_writer import write_error
 from features.recipe import UNREADABLE, FeatureError
-from features.store_files import open_regular, read_file
+from features.store_files import (
+    open_regular,
+    read_file,
+    replace_file,
+    share,
+    share_folder,
+)
 
 SPOOL = ".spool-"  # how the folder's name begins
 CLIP = ".safetensors"
@@ -43,6 +48,7 @@ class Spool:
 
     Raises:
         BlockingIOError: the writer of `adopt` still runs.
+        PermissionError: `adopt` is another user's, who does not share it.
         FileNotFoundError: `adopt` no longer exists.
         FeatureError: the lock of `adopt` is no regular file.
         WriteError: the store cannot be written.
@@ -63,8 +69,13 @@ class Spool:
                     continue
                 raise write_error(store, None) from None
             except OSError as error:
+                if adopt and isinstance(error, PermissionError):
+                    raise  # another user's
                 raise write_error(store, error) from error
             if self._try_lock(adopt is not None) and (self.path / LOCK).exists():
+                if adopt is None:  # others see it from now on, locked
+                    share_folder(self.path)
+                    share(self._lock, self.path)
                 return
             os.close(self._lock)
             if adopt:
@@ -117,13 +128,9 @@ class Spool:
                 "a clip can have; cut the video into parts"
             )
         file = self.path / f"{fingerprint}-{self._added:08d}-{_hash(content)}{CLIP}"
-        half = file.with_suffix(".half")
         try:
-            half.write_bytes(content)
-            half.replace(file)
+            replace_file(file, content)
         except OSError as error:
-            with suppress(OSError):
-                half.unlink()
             raise write_error(self.path.parent, error) from error
         self._added += 1
         return file
@@ -188,7 +195,7 @@ def abandoned_spools(store: Path) -> Iterator[Spool]:
             continue  # not made by a writer of ours
         try:
             yield Spool(store, adopt=folder)
-        except (BlockingIOError, FileNotFoundError, FeatureError):
+        except (BlockingIOError, PermissionError, FileNotFoundError, FeatureError):
             continue
 
 
