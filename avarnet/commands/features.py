@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -115,19 +116,29 @@ def features_verify(store: StorePath, as_json: Json = False) -> None:
                 damaged = "no clip of it is damaged"
             out.print(f"[red]damaged[/] {plain(f'{damage.reason}; {damaged}')}", soft_wrap=True)
         if damages:
-            out.print("Run 'avarnet extract' again: it extracts just these clips. Or copy them.")
+            place = shlex.quote(str(store))
+            out.print(plain(f"From the videos: avarnet extract MANIFEST {place}"), soft_wrap=True)
+            ours = f"From a copy of it at URL: avarnet features pull URL {place} --repair"
+            out.print(plain(ours), soft_wrap=True)
         out.print(f"{counted(intact, 'clip')} intact, {counted(len(damages), 'damaged shard')}")
     raise typer.Exit(FAILED if damages else DONE)
 
 
 @app.command("push", epilog="Example: `avarnet features push store s3://team/store`")
-def features_push(store: StorePath, url: Url, as_json: Json = False) -> None:
+def features_push(
+    store: StorePath,
+    url: Url,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Read what is there, send again what is damaged.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Send a store to a team: only the shards that are missing there travel.
 
     Cut off? Run the same command again: it goes on where it stopped.
     """
     with bytes_bar("pushing", as_json) as progress:
-        transfer = features.push(store, url, progress)
+        transfer = features.push(store, url, progress, repair)
     _print_transfer(transfer, features.redacted(url), as_json)
 
 
@@ -144,6 +155,9 @@ def features_pull(
     trim: Annotated[
         bool, typer.Option("--trim", help="Fetch the clips alone, not their whole shards.")
     ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Fetch again what is damaged here, and nothing else.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Fetch a store, or the shards of some clips: only what is missing here travels.
@@ -151,10 +165,15 @@ def features_pull(
     Cut off? Run the same command again: it goes on where it stopped.
     """
     wanted = _chosen_clips(manifest, split, labels, ids)
+    if repair and (trim or wanted is not None):
+        raise typer.BadParameter("--repair finds by itself what to fetch: give no choice of clips")
     if trim and wanted is None:
         raise typer.BadParameter("--trim needs a choice of clips: --ids, --split or --labels")
     with bytes_bar("pulling", as_json) as progress:
-        transfer = features.pull(url, store, wanted, trim, progress)
+        if repair:
+            transfer = features.pull_repair(url, store, progress)
+        else:
+            transfer = features.pull(url, store, wanted, trim, progress)
     if wanted is not None:
         clips = manifests.read(manifest) if manifest else []
         features.write_card(store, {clip.id: clip.label for clip in clips})
@@ -195,10 +214,8 @@ def _print_transfer(transfer: features.Transfer, target: str, as_json: bool) -> 
     if transfer.missing:
         what = counted(len(transfer.missing), "clip")
         out.print(f"[yellow]not in that store: {what}[/] ({first_few(transfer.missing)})")
-    if transfer.clips:
-        what = counted(len(transfer.clips), "clip")
-    else:
-        what = counted(len(transfer.shards), "shard")
+    kinds = {"shard": len(transfer.shards), "clip": len(transfer.clips)}
+    what = " and ".join(counted(n, kind) for kind, n in kinds.items() if n) or "0 shards"
     rate = round(transfer.nbytes / transfer.seconds) if transfer.seconds else 0
     out.print(
         f"{what} travelled, {transfer.already} there before: {decimal(transfer.nbytes)} in "
