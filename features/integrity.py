@@ -106,6 +106,7 @@ def repair(path: Path, damages: list[Damage]) -> None:
 
     Raises:
         VersionError: a shard is of another version of the format.
+        FeatureError: a shard is closed to this user, and perhaps intact.
         WriteError: the store cannot be written.
     """
     recipe = Store(path).recipe
@@ -117,6 +118,8 @@ def repair(path: Path, damages: list[Damage]) -> None:
         except VersionError:
             raise  # made by another version of avarnet: perhaps intact
         except FeatureError:
+            if damage.shard.is_file() and not os.access(damage.shard, os.R_OK):
+                raise
             if ShardName.parse(damage.shard.name):  # else a file that is no shard of ours
                 repairable.append(damage)
     # rename all first: a new shard of intact clips may get the name of another damaged one

@@ -55,7 +55,7 @@ class Spool:
     """
 
     def __init__(self, store: Path, adopt: Path | None = None) -> None:
-        self._added = 0
+        self._files: list[Path] = []  # those of its own writer
         while True:
             self.path = adopt or store / f"{SPOOL}{uuid.uuid4().hex}"
             try:
@@ -127,20 +127,21 @@ class Spool:
                 f"clip {clip_id}: {len(content)} bytes of features, more than the {MOST_CLIP} that "
                 "a clip can have; cut the video into parts"
             )
-        file = self.path / f"{fingerprint}-{self._added:08d}-{_hash(content)}{CLIP}"
+        file = self.path / f"{fingerprint}-{len(self._files):08d}-{_hash(content)}{CLIP}"
         try:
             replace_file(file, content)
         except OSError as error:
             raise write_error(self.path.parent, error) from error
-        self._added += 1
+        self._files.append(file)
         return file
 
     def clips(self, fingerprint: str) -> Iterator[tuple[str, Features]]:
         """Yield its clips of a recipe in the order in which they were added.
 
-        Files that a power cut left incomplete are skipped.
+        Files that a power cut left incomplete are skipped, and those that others put into it while
+        its writer runs.
         """
-        for file in sorted(self.path.glob(f"{fingerprint}-*{CLIP}")):
+        for file in self._files or sorted(self.path.glob(f"{fingerprint}-*{CLIP}")):
             try:
                 content = read_file(file, MOST_CLIP)
             except (FeatureError, OSError):
@@ -171,6 +172,7 @@ class Spool:
         for file in self.path.iterdir():
             if file.name != LOCK:
                 file.unlink(missing_ok=True)
+        self._files = []
 
     def remove(self) -> None:
         """Delete the folder and release the lock."""

@@ -54,19 +54,15 @@ def share(descriptor: int, folder: Path) -> None:
         descriptor: of the file or folder. A path may be another user's link by now.
         folder: that it is in.
     """
-    status, around = os.fstat(descriptor), os.stat(folder)
-    is_folder = stat.S_ISDIR(status.st_mode)
-    own = status.st_uid == os.geteuid() and (is_folder or status.st_nlink == 1)
-    if not (own and around.st_mode & stat.S_IWGRP):
-        return
-    if status.st_gid != around.st_gid:
-        try:
-            os.fchown(descriptor, -1, around.st_gid)
-        except OSError:
-            return  # of a group that one is not in
-    bits = stat.S_IRGRP | stat.S_IWGRP | (stat.S_IXGRP | stat.S_ISGID if is_folder else 0)
-    with suppress(OSError):  # some network file systems have no such bits
-        os.fchmod(descriptor, stat.S_IMODE(status.st_mode) | bits)
+    with suppress(OSError):  # one is not in this group, or the file system knows none
+        status, around = os.fstat(descriptor), os.stat(folder)
+        is_folder = stat.S_ISDIR(status.st_mode)
+        own = status.st_uid == os.geteuid() and (is_folder or status.st_nlink == 1)
+        if own and around.st_mode & stat.S_IWGRP:
+            if status.st_gid != around.st_gid:
+                os.fchown(descriptor, -1, around.st_gid)
+            bits = stat.S_IRGRP | stat.S_IWGRP | (stat.S_IXGRP | stat.S_ISGID if is_folder else 0)
+            os.fchmod(descriptor, stat.S_IMODE(status.st_mode) | bits)
 
 
 def read_file(path: Path, most: int = MOST_TEXT) -> bytes:
@@ -90,15 +86,10 @@ def read_file(path: Path, most: int = MOST_TEXT) -> bytes:
 
 
 def share_folder(path: Path) -> None:
-    """Share a folder of a store, see `share`.
-
-    Raises:
-        OSError: it is gone, or a link.
-    """
-    made = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
+    """Share a folder of a store, see `share`."""
+    with suppress(OSError):  # it is gone, or a link
+        made = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         share(made, path.parent)
-    finally:
         os.close(made)
 
 

@@ -71,8 +71,7 @@ class Writer:
     def seal(self) -> None:
         """Seal what has been added so far."""
         if self._waiting:
-            spooled = self._spool.clips(self.recipe.fingerprint)
-            clips = {clip_id: clip for clip_id, clip in spooled if clip_id in self._waiting}
+            clips = dict(self._spool.clips(self.recipe.fingerprint))
             lost = self._waiting - clips.keys()
             if lost:
                 raise WriteError(

@@ -212,12 +212,19 @@ def test_a_shard_that_may_not_be_read_is_named(tmp_path: Path) -> None:
     (damage,) = receiving.recv()
     assert damage.shard == closed
     assert "Permission denied" in damage.reason
+    assert "Permission denied" in receiving.recv()
+    closed.chmod(0o644)
+    assert verify(tmp_path) == (2, [])  # it was not taken out
 
 
 def verify_as_nobody(path: Path, sending: Connection) -> None:
     if os.geteuid() == 0:
         os.setuid(65534)
-    sending.send(verify(path).damages)
+    damages = verify(path).damages
+    sending.send(damages)
+    with pytest.raises(FeatureError) as caught:
+        repair(path, damages)
+    sending.send(str(caught.value))
 
 
 CLIPS = {f"clip-{number}": clip(4 + number, number) for number in range(12)}

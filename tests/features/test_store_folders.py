@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from small_stores import RECIPE, SIZES, clip, fill
+from small_stores import RECIPE, SIZES, clip, fill, same
 
 import features
 from extract.job.failures import Failure, add_failure, read_failures, write_failures
@@ -190,8 +190,9 @@ def test_what_no_writer_put_into_a_spool_is_not_sealed(store: Path, name: str) -
 def test_what_is_planted_in_a_live_spool_is_left_out(store: Path, name: str) -> None:
     with features.Writer(store, RECIPE) as writer:
         mine = writer.add("three", clip(4, 3))
-        spooled(mine.parent, content_of("planted", HOSTILE[name]), 9)
+        spooled(mine.parent, content_of("three", HOSTILE[name]), 9)
     assert set(Store(store)) == {"one", "two", "three"}
+    assert same(Store(store)["three"], clip(4, 3))
     assert verify(store) == (3, [])
 
 
