@@ -202,4 +202,9 @@ def create(path: Path, recipe: Recipe) -> None:
         raise FeatureError(
             f"{path} has shards but no {RECIPE_FILE}; copy the one of its store into it"
         )
-    replace_file(path / RECIPE_FILE, f"{recipe.to_json()}\n".encode())
+    try:
+        replace_file(path / RECIPE_FILE, f"{recipe.to_json()}\n".encode())
+    except FileNotFoundError:
+        if not (path / RECIPE_FILE).exists():
+            raise
+        create(path, recipe)  # another process made it a store meanwhile, and tidied up

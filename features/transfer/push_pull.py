@@ -94,7 +94,13 @@ def push(
     transfer = Transfer([str(name) for name in lacking], already=len(sealed) - len(lacking))
 
     def send(name: ShardName) -> None:
-        if file_hash(lacking[name]) != name.content:
+        try:
+            intact = file_hash(lacking[name]) == name.content
+        except FileNotFoundError as error:
+            raise FeatureError(
+                f"{lacking[name]} is gone: was its store compacted, or rid of clips? Push it again"
+            ) from error
+        if not intact:
             raise FeatureError(
                 f"{lacking[name]}: damaged; run 'avarnet features verify' on its store"
             )

@@ -230,6 +230,22 @@ def test_a_damaged_distant_shard_is_sent_again(store: Path, place: Place, tmp_pa
     assert push(store, place.url, repair=True).shards == []
 
 
+def test_a_store_that_is_compacted_while_it_is_pushed(store: Path, tmp_path: Path) -> None:
+    ours, begun = tmp_path / "ours", False
+    features.merge([store], ours)
+
+    def compact_late(done: int, of: int) -> None:
+        nonlocal begun
+        if not begun:
+            begun = True
+            features.compact(ours)
+
+    with pytest.raises(FeatureError, match=r"is gone: was its store compacted.*Push it again"):
+        push(ours, str(tmp_path / "nas"), progress=compact_late)
+    push(ours, str(tmp_path / "nas"))
+    assert set(Store(tmp_path / "nas")) == set(CLIPS)
+
+
 @pytest.mark.parametrize("kind", ["folder", "sftp"])
 def test_two_pushes_to_one_place_at_once(
     store: Path,
