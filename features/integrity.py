@@ -119,7 +119,10 @@ def repair(path: Path, damages: list[Damage]) -> None:
             raise  # made by another version of avarnet: perhaps intact
         except FeatureError:
             if damage.shard.is_file() and not os.access(damage.shard, os.R_OK):
-                raise
+                raise FeatureError(
+                    f"{damage.shard}: this user may not read it (permission denied), so it stays "
+                    "where it is; let its owner run 'chmod a+r' on it"
+                ) from None
             if ShardName.parse(damage.shard.name):  # else a file that is no shard of ours
                 repairable.append(damage)
     # rename all first: a new shard of intact clips may get the name of another damaged one

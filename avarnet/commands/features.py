@@ -29,7 +29,7 @@ from avarnet.console import (
     print_json,
 )
 from avarnet.inputs import lines_of, warn_of_assumptions, warn_of_random_weights
-from avarnet.options import Ids, Json, StorePath, Url
+from avarnet.options import Ids, Json, Repair, StorePath, Url
 
 app = typer.Typer(no_args_is_help=True, help="Look into feature stores; share and reshape them.")
 
@@ -116,24 +116,23 @@ def features_verify(store: StorePath, as_json: Json = False) -> None:
                 damaged = "no clip of it is damaged"
             out.print(f"[red]damaged[/] {plain(f'{damage.reason}; {damaged}')}", soft_wrap=True)
         if damages:
-            place = shlex.quote(str(store))
-            out.print(plain(f"From the videos: avarnet extract MANIFEST {place}"), soft_wrap=True)
-            ours = f"From a copy of it at URL: avarnet features pull URL {place} --repair"
-            out.print(plain(ours), soft_wrap=True)
+            place = plain(shlex.quote(str(store)))
+            out.print(
+                f"Repair it from the videos: avarnet extract MANIFEST {place}", soft_wrap=True
+            )
+            pull = f"avarnet features pull URL {place} --repair"
+            out.print(f"or from a copy of the store: {pull}", soft_wrap=True)
         out.print(f"{counted(intact, 'clip')} intact, {counted(len(damages), 'damaged shard')}")
     raise typer.Exit(FAILED if damages else DONE)
 
 
 @app.command("push", epilog="Example: `avarnet features push store s3://team/store`")
 def features_push(
-    store: StorePath,
-    url: Url,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Read what is there, send again what is damaged.")
-    ] = False,
-    as_json: Json = False,
+    store: StorePath, url: Url, repair: Repair = False, as_json: Json = False
 ) -> None:
     """Send a store to a team: only the shards that are missing there travel.
+
+    With --repair, all that is there is read as well.
 
     Cut off? Run the same command again: it goes on where it stopped.
     """
@@ -155,13 +154,12 @@ def features_pull(
     trim: Annotated[
         bool, typer.Option("--trim", help="Fetch the clips alone, not their whole shards.")
     ] = False,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Fetch again what is damaged here, and nothing else.")
-    ] = False,
+    repair: Repair = False,
     as_json: Json = False,
 ) -> None:
     """Fetch a store, or the shards of some clips: only what is missing here travels.
 
+    With --repair, only what is damaged here travels.
     Cut off? Run the same command again: it goes on where it stopped.
     """
     wanted = _chosen_clips(manifest, split, labels, ids)
