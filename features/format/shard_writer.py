@@ -224,10 +224,16 @@ def check_clip(clip_id: str, clip: Features, recipe: Recipe) -> None:
             reader would refuse what is said of it.
     """
     check_id(clip_id)
-    if not all(
-        rows.dtype == np.float16 and rows.ndim == 2 and valid.dtype == np.bool_ and valid.ndim == 1
+    arrays_fit = all(
+        rows.dtype == np.float16
+        and rows.ndim == 2
+        and valid.dtype == np.bool_
+        and valid.ndim == 1
+        # foreign bytes taken for bool may be neither 0 nor 1
+        and not (valid.view(np.uint8) > 1).any()
         for rows, valid in zip(clip.streams.values(), clip.valid.values(), strict=True)
-    ):
+    )
+    if not arrays_fit:
         raise FeatureError(
             f"clip {clip_id}: expected rows (T, D) in float16, and validity masks (T,) of bool"
         )

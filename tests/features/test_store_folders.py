@@ -157,6 +157,7 @@ HOSTILE: dict[str, dict[str, Any]] = {
     "rows of three": {"video/rows": np.ones((4, 3, 1), np.float16)},
     "a single value": {"video/rows": np.ones((), np.float16)},
     "validity in bytes": {"video/valid": np.full(4, 2, np.uint8)},
+    "validity of neither": {"video/valid": np.full(4, 2, np.uint8).view(bool)},
     "validity in columns": {"video/valid": np.ones((4, 3), bool)},
     "no rows": {
         f"{name}/{part}": np.ones((0, width)[: 1 + (part == "rows")], dtype)
