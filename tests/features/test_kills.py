@@ -52,10 +52,8 @@ def run_and_kill(act: Act, ours: Path, theirs: Path, seconds: float) -> bool:
     sending.close()
     receiving.recv()
     process.join(seconds)
-    assert process.pid is not None
-    if process.exitcode is None:
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
+    process.kill()
+    process.join()
     assert process.exitcode in (0, -signal.SIGKILL)
     return process.exitcode != 0
 
