@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import resource
-import sys
 from typing import Any
 
 from hypothesis import strategies as st
@@ -49,7 +47,7 @@ def damaged_json(draw: st.DrawFn, whole: dict[str, Any]) -> dict[str, Any]:
             container[draw(st.sampled_from(NAMES))] = draw(VALUES)
         elif kind == "swapped":
             other, place = draw(st.sampled_from(where))
-            container[key] = copy.deepcopy(other.get(place) if isinstance(other, dict) else other)
+            container[key] = copy.deepcopy(other[place])
         else:
             container[key] = draw(VALUES)
     return changed
@@ -74,9 +72,3 @@ def damaged_bytes(draw: st.DrawFn, content: bytes) -> bytes:
 def dumped(value: Any) -> bytes:
     """Return JSON as Python writes it, also what is none."""
     return json.dumps(value).encode()
-
-
-def most_memory() -> int:
-    """Return the most memory, in bytes, that this process has held so far."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from damage import damaged_bytes, damaged_json, dumped, most_memory
+from damage import damaged_bytes, damaged_json, dumped
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from memory import resident
 from small_stores import RECIPE, SIZES, clip, fill, same
 
 from features import FeatureError, Features, Flag, Recipe, Store, read_recipe, recover, verify
@@ -55,7 +56,7 @@ def recipes(draw: st.DrawFn) -> bytes:
 
 @pytest.mark.parametrize("cases", CASES)
 def test_damaged_recipes(cases: int, tmp_path: Path) -> None:
-    before, outcomes = most_memory(), {"refused": 0, "read": 0}
+    before, outcomes = resident(), {"refused": 0, "read": 0}
 
     @given(recipes())
     @settings(max_examples=cases, **FUZZ)
@@ -78,7 +79,7 @@ def test_damaged_recipes(cases: int, tmp_path: Path) -> None:
 
     fuzz()
     assert min(outcomes.values()) > cases / 50, outcomes
-    assert most_memory() - before < MOST_MEMORY
+    assert resident() - before < MOST_MEMORY
 
 
 def by_hand(content: bytes) -> tuple[str, Features]:
@@ -137,7 +138,7 @@ def test_damaged_spool_files(cases: int, tmp_path: Path, monkeypatch: pytest.Mon
     store, spool = tmp_path / "store", tmp_path / "store" / ".spool-0"
     fill(store, {"one": clip(3)})
     sealed = set(store.iterdir())
-    before, outcomes = most_memory(), {"left out": 0, "sealed": 0}
+    before, outcomes = resident(), {"left out": 0, "sealed": 0}
 
     @given(spool_files())
     @settings(max_examples=cases, **FUZZ)
@@ -163,4 +164,4 @@ def test_damaged_spool_files(cases: int, tmp_path: Path, monkeypatch: pytest.Mon
 
     fuzz()
     assert min(outcomes.values()) > cases / 50, outcomes
-    assert most_memory() - before < MOST_MEMORY
+    assert resident() - before < MOST_MEMORY

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+from memory import resident
 from small_stores import RECIPE, SIZES, clip, fill, same
 
 import features
@@ -233,7 +233,6 @@ def test_a_file_of_holes_in_a_spool_takes_no_memory(store: Path) -> None:
     file = spooled(store / ".spool-0", b"")
     with open(file, "wb") as hole:
         hole.truncate(2**40)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident()
     assert recover(store) == []
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    assert grown < 2**20 * 100
+    assert resident() - before < 2**20 * 100
