@@ -48,6 +48,7 @@ Url = Annotated[
     typer.Argument(metavar="URL", help="A folder, s3://, sftp://, hf:// or, to pull, http(s)://."),
 ]
 Ids = Annotated[Path | None, typer.Option(help="A file of clip ids, one a line.")]
+Repair = Annotated[bool, typer.Option("--repair", help="Transfer again what is damaged.")]
 VideoModel = Annotated[str | None, typer.Option(help="The video model's folder, if it has moved.")]
 VideoWeights = Annotated[Path | None, typer.Option(help="The video weights file, if it has moved.")]
 AudioModel = Annotated[str | None, typer.Option(help="The sound model's folder, if it has moved.")]

@@ -16,6 +16,7 @@ from features.store import RECIPE_FILE, Store, create, read_recipe
 from features.store_ops import Difference, compact, diff, drop, merge
 from features.transfer.push_pull import Transfer, pull, push
 from features.transfer.remote import Remote
+from features.transfer.repair import pull_repair
 from features.transfer.withdraw import withdraw
 from features.writer import Writer, pack, recover
 
@@ -58,6 +59,7 @@ __all__ = [
     "overview",
     "pack",
     "pull",
+    "pull_repair",
     "push",
     "read_recipe",
     "recover",

@@ -16,6 +16,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from features.format.mapped_file import map_file
 from features.format.shard import Shard
 from features.recipe import FeatureError
 
@@ -84,8 +85,8 @@ def load_means(shard: Shard) -> dict[str, NDArray[np.float32]] | None:
     means = {}
     for stream, extent in shard.table.extents.items():
         try:
-            content = np.asarray(np.memmap(_cache_file(shard, stream), np.uint8, "r"))
-        except (OSError, ValueError):  # a ValueError if it is empty
+            content = map_file(_cache_file(shard, stream))
+        except (OSError, FeatureError):
             return None
         values, checksum = content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:].tobytes()
         fits = len(values) == len(shard) * extent.features * np.float32().nbytes

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,16 +14,13 @@ import numpy as np
 from features.clip_features import Features
 from features.format.shard import Shard
 from features.format.shard_name import ShardName
+from features.format.shard_writer import write_error
 from features.recipe import FeatureError, Recipe, VersionError, WriteError
 from features.store import Store
-from features.store_files import open_regular, size_of
 from features.writer import Writer, pack
 
 ASIDE = ".damaged"  # appended to the name of a damaged shard that was taken out
-# HDF5 refuses a file that is shorter than stated; the bytes of a shard that state its length
-STATED_SIZE = slice(28, 36)
 TRIAL = np.arange(8, dtype=np.float16).reshape(4, 2)  # the rows of a store to try a folder with
-MOST_LOST = 16  # a file this many times shorter than stated has nothing to salvage
 
 
 class Damage(NamedTuple):
@@ -53,12 +48,15 @@ def verify(
     Args:
         path: the store's folder.
         progress: called with (bytes read, bytes in all).
+
+    Raises:
+        FeatureError: the folder is not a store, or a shard was taken out of it meanwhile.
     """
     path = Path(path)
     store = Store(path)
     sound = {shard.path: shard for shard in store.shards}
     files = sorted([*sound, *store.unreadable])
-    sizes = {file: file.lstat().st_size for file in files}
+    sizes = {file: shard.nbytes for file, shard in sound.items()}
     total, done = sum(sizes.values()), 0
     damages = []
     progress(0, total)
@@ -70,7 +68,7 @@ def verify(
         for file, damage in zip(files, pool.map(check, files), strict=True):
             if damage:
                 damages.append(damage)
-            done += sizes[file]
+            done += sizes.get(file, 0)
             progress(done, total)
     damaged = {(damage.shard, clip_id) for damage in damages for clip_id in damage.clips}
     intact = {
@@ -83,14 +81,19 @@ def verify(
 
 
 def _damage(file: Path, shard: Shard | None, reason: str) -> Damage | None:
-    if shard:
-        if shard.intact():
-            return None
-        reason = f"{file}: its bytes are not those of its name: it was changed or renamed"
     try:
-        with _salvage(file) as rest:
-            return Damage(file, reason, rest.damaged_clips(), readable=True)
-    except FeatureError as error:
+        if shard:
+            if shard.intact():
+                return None
+            reason = f"{file}: its bytes are not those of its name: it was changed or renamed"
+        return Damage(file, reason, Shard(file, damaged=True).damaged_clips(), readable=True)
+    except (FeatureError, OSError) as error:
+        if not os.path.lexists(file):
+            raise FeatureError(
+                f"{file} is gone: was its store compacted, or rid of clips? Verify it again"
+            ) from error
+        if shard and isinstance(error, OSError):  # a disk that fails, say
+            return Damage(file, f"{file}: cannot be read ({error.strerror})", shard.ids, True)
         return Damage(file, reason, [], False, other_version=isinstance(error, VersionError))
 
 
@@ -107,6 +110,7 @@ def repair(path: str | Path, damages: list[Damage]) -> None:
 
     Raises:
         VersionError: a shard is of another version of the format.
+        FeatureError: a shard is closed to this user, and perhaps intact.
         WriteError: the store cannot be written.
     """
     path = Path(path)
@@ -114,42 +118,34 @@ def repair(path: str | Path, damages: list[Damage]) -> None:
     repairable = []
     for damage in damages:
         try:
-            with _salvage(damage.shard):
-                repairable.append(damage)
+            Shard(damage.shard, damaged=True)
+            repairable.append(damage)
         except VersionError:
             raise  # made by another version of avarnet: perhaps intact
         except FeatureError:
+            if damage.shard.is_file() and not os.access(damage.shard, os.R_OK):
+                raise FeatureError(
+                    f"{damage.shard}: this user may not read it (permission denied), so it stays "
+                    "where it is; let its owner run 'chmod a+r' on it"
+                ) from None
             if ShardName.parse(damage.shard.name):  # else a file that is no shard of ours
                 repairable.append(damage)
     # rename all first: a new shard of intact clips may get the name of another damaged one
-    aside = [damage.shard.rename(f"{damage.shard}{ASIDE}") for damage in repairable]
+    try:
+        aside = [damage.shard.rename(f"{damage.shard}{ASIDE}") for damage in repairable]
+    except OSError as error:
+        raise write_error(path, error) from error
     for damage, file in zip(repairable, aside, strict=True):
         try:
-            with _salvage(file) as shard:
-                if shard.recipe.fingerprint == recipe.fingerprint:
-                    lost = set(damage.clips)
-                    rest = ((i, shard.read(n)) for n, i in enumerate(shard.ids) if i not in lost)
-                    pack(path, rest, recipe)
+            shard = Shard(file, damaged=True)
+            if shard.recipe.fingerprint == recipe.fingerprint:
+                lost = set(damage.clips)
+                rest = ((i, shard.read(n)) for n, i in enumerate(shard.ids) if i not in lost)
+                pack(path, rest, recipe)
         except WriteError:
             raise
         except FeatureError:
             continue  # none of its clips can be saved
-
-
-@contextmanager
-def _salvage(file: Path) -> Iterator[Shard]:
-    """Open what is left of a damaged shard; one that was truncated is padded with zeros."""
-    size = size_of(file)
-    with os.fdopen(open_regular(file), "rb") as head:
-        stated = int.from_bytes(head.read(STATED_SIZE.stop)[STATED_SIZE], "little")
-    if not size < stated <= MOST_LOST * size:
-        yield Shard(file, damaged=True)
-        return
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".salvage-") as folder:
-        copy = Path(folder) / file.name
-        shutil.copyfile(file, copy)
-        os.truncate(copy, stated)
-        yield Shard(copy, damaged=True)
 
 
 def try_folder(folder: str | Path) -> None:

@@ -11,7 +11,6 @@ import struct
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,7 +22,13 @@ from safetensors import SafetensorError
 from features.clip_features import Features, Flag
 from features.format.shard_writer import write_error
 from features.recipe import UNREADABLE, FeatureError
-from features.store_files import open_regular, read_file
+from features.store_files import (
+    open_regular,
+    read_file,
+    replace_file,
+    share,
+    share_folder,
+)
 
 SPOOL = ".spool-"  # how the folder's name begins
 CLIP = ".safetensors"
@@ -43,13 +48,14 @@ class Spool:
 
     Raises:
         BlockingIOError: the writer of `adopt` still runs.
+        PermissionError: `adopt` is another user's, who does not share it.
         FileNotFoundError: `adopt` no longer exists.
         FeatureError: the lock of `adopt` is no regular file.
         WriteError: the store cannot be written.
     """
 
     def __init__(self, store: Path, adopt: Path | None = None) -> None:
-        self._added = 0
+        self._files: list[Path] = []  # those of its own writer
         while True:
             self.path = adopt or store / f"{SPOOL}{uuid.uuid4().hex}"
             try:
@@ -63,8 +69,13 @@ class Spool:
                     continue
                 raise write_error(store, None) from None
             except OSError as error:
+                if adopt and isinstance(error, PermissionError):
+                    raise  # another user's
                 raise write_error(store, error) from error
             if self._try_lock(adopt is not None) and (self.path / LOCK).exists():
+                if adopt is None:  # others see it from now on, locked
+                    share_folder(self.path)
+                    share(self._lock, self.path)
                 return
             os.close(self._lock)
             if adopt:
@@ -116,24 +127,21 @@ class Spool:
                 f"clip {clip_id}: {len(content)} bytes of features, more than the {MOST_CLIP} that "
                 "a clip can have; cut the video into parts"
             )
-        file = self.path / f"{fingerprint}-{self._added:08d}-{_hash(content)}{CLIP}"
-        half = file.with_suffix(".half")
+        file = self.path / f"{fingerprint}-{len(self._files):08d}-{_hash(content)}{CLIP}"
         try:
-            half.write_bytes(content)
-            half.replace(file)
+            replace_file(file, content)
         except OSError as error:
-            with suppress(OSError):
-                half.unlink()
             raise write_error(self.path.parent, error) from error
-        self._added += 1
+        self._files.append(file)
         return file
 
     def clips(self, fingerprint: str) -> Iterator[tuple[str, Features]]:
         """Yield its clips of a recipe in the order in which they were added.
 
-        Files that a power cut left incomplete are skipped.
+        Files that a power cut left incomplete are skipped, and those that others put into it while
+        its writer runs.
         """
-        for file in sorted(self.path.glob(f"{fingerprint}-*{CLIP}")):
+        for file in self._files or sorted(self.path.glob(f"{fingerprint}-*{CLIP}")):
             try:
                 content = read_file(file, MOST_CLIP)
             except (FeatureError, OSError):
@@ -164,6 +172,7 @@ class Spool:
         for file in self.path.iterdir():
             if file.name != LOCK:
                 file.unlink(missing_ok=True)
+        self._files = []
 
     def remove(self) -> None:
         """Delete the folder and release the lock."""
@@ -188,7 +197,7 @@ def abandoned_spools(store: Path) -> Iterator[Spool]:
             continue  # not made by a writer of ours
         try:
             yield Spool(store, adopt=folder)
-        except (BlockingIOError, FileNotFoundError, FeatureError):
+        except (BlockingIOError, PermissionError, FileNotFoundError, FeatureError):
             continue
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
+import os
 import warnings
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
@@ -16,10 +16,10 @@ from features.clip_features import Features
 from features.foreign_text import html_table, in_one_line
 from features.format.shard import Shard
 from features.recipe import MOST_BYTES, FeatureError, Recipe, UnreadableShard
-from features.store_files import read_file
+from features.store_files import read_file, replace_file
 
 RECIPE_FILE = "recipe.json"
-UNFINISHED = f".{RECIPE_FILE}-"  # before the name of a recipe that is being written
+UNFINISHED = f".{RECIPE_FILE}-"  # how the name begins of one that is being written
 
 
 class ClipLocation(NamedTuple):
@@ -52,13 +52,10 @@ class Store(Mapping[str, Features]):
         self._starts: list[int] = []  # the number of clips before each shard
         self._index: dict[bytes, int] = {}  # clip id -> number, counted over all shards
         count = 0
-        # in reverse, so that of a clip in two shards the first one, by name, counts
-        for file in sorted(self.path.glob("[!.]*.h5"), reverse=True):
-            try:
-                shard = Shard(file)
-            except FeatureError as error:
-                self.unreadable[file] = str(error)
-                warnings.warn(str(error), UnreadableShard, stacklevel=2)
+        for file, shard in _open_shards(self.path).items():
+            if isinstance(shard, FeatureError):
+                self.unreadable[file] = str(shard)
+                warnings.warn(str(shard), UnreadableShard, stacklevel=2)
                 continue
             if shard.recipe.fingerprint != self.recipe.fingerprint:
                 raise FeatureError(
@@ -147,6 +144,31 @@ def _shown(store: Store) -> dict[str, str]:
     }
 
 
+def _open_shards(folder: Path) -> dict[Path, Shard | FeatureError]:
+    """Open all shards of a folder, or say why one cannot be.
+
+    They are in reverse order, so that of a clip in two shards the first one, by name, counts.
+    """
+    found: dict[Path, Shard | FeatureError] = {}
+    files = _shard_files(folder)
+    while True:
+        for file in files:
+            if file not in found:
+                try:
+                    found[file] = Shard(file)
+                except FeatureError as error:
+                    if os.path.lexists(file):
+                        found[file] = error
+        listed, files = files, _shard_files(folder)
+        # while shards are replaced, a list may lack the old ones as well as the new ones
+        if files == listed and found.keys() >= set(files):
+            return {file: found[file] for file in files}
+
+
+def _shard_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("[!.]*.h5"), reverse=True)
+
+
 def _key(clip_id: str) -> bytes:
     return clip_id.encode("utf-8", "surrogatepass")
 
@@ -206,6 +228,9 @@ def create(path: str | Path, recipe: Recipe) -> None:
         raise FeatureError(
             f"{path} has shards but no {RECIPE_FILE}; copy the one of its store into it"
         )
-    temporary = path / f"{UNFINISHED}{uuid.uuid4().hex}"
-    recipe.save(temporary)
-    temporary.replace(path / RECIPE_FILE)
+    try:
+        replace_file(path / RECIPE_FILE, f"{recipe.to_json()}\n".encode())
+    except FileNotFoundError:
+        if not (path / RECIPE_FILE).exists():
+            raise
+        create(path, recipe)  # another process made it a store meanwhile, and tidied up

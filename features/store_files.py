@@ -20,6 +20,8 @@ MOST_TEXT = 2**28  # bytes of a log or journal
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
     """Open a file of a store, and return its descriptor.
 
+    A new file is shared with those who share its folder, see `share`.
+
     Args:
         path: the last name in it is not followed if it is a link.
         flags: see `os.open`.
@@ -38,7 +40,29 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
     if not stat.S_ISREG(os.fstat(opened).st_mode):
         os.close(opened)
         raise _irregular(path)
+    if flags & os.O_CREAT:
+        share(opened, path.parent)
     return opened
+
+
+def share(descriptor: int, folder: Path) -> None:
+    """Give a file or folder of one's own the group of a folder that its group may write to.
+
+    The group may then write to it as well, whatever the umask, and go on with what it is for.
+
+    Args:
+        descriptor: of the file or folder. A path may be another user's link by now.
+        folder: that it is in.
+    """
+    with suppress(OSError):  # one is not in this group, or the file system knows none
+        status, around = os.fstat(descriptor), os.stat(folder)
+        is_folder = stat.S_ISDIR(status.st_mode)
+        own = status.st_uid == os.geteuid() and (is_folder or status.st_nlink == 1)
+        if own and around.st_mode & stat.S_IWGRP:
+            if status.st_gid != around.st_gid:
+                os.fchown(descriptor, -1, around.st_gid)
+            bits = stat.S_IRGRP | stat.S_IWGRP | (stat.S_IXGRP | stat.S_ISGID if is_folder else 0)
+            os.fchmod(descriptor, stat.S_IMODE(status.st_mode) | bits)
 
 
 def size_of(path: Path) -> int:
@@ -72,6 +96,14 @@ def read_file(path: Path, most: int = MOST_TEXT) -> bytes:
     if not short or len(content) > most:
         raise FeatureError(f"{path}: too long; such a file of a store has at most {most} bytes")
     return content
+
+
+def share_folder(path: Path) -> None:
+    """Share a folder of a store, see `share`."""
+    with suppress(OSError):  # it is gone, or a link
+        made = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        share(made, path.parent)
+        os.close(made)
 
 
 def append_line(path: Path, line: str) -> None:

@@ -6,6 +6,7 @@ between costs space and never a clip.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from features.format.shard_writer import sync_folder, write_error
 from features.pending_clips import Spool
 from features.recipe import FeatureError
 from features.store import Store, create
+from features.store_files import open_regular
 from features.writer import SHARD_BYTES, pack, recover
 
 
@@ -54,7 +56,9 @@ def merge(sources: Collection[str | Path], target: str | Path) -> int:
             if (target / name).exists():
                 continue
             try:
-                copy = shutil.copyfile(shard.path, scratch.path / name)
+                copy = scratch.path / name
+                os.close(open_regular(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+                shutil.copyfile(shard.path, copy)
                 if file_hash(copy) in name:
                     copy.rename(target / name)
                     copied += 1

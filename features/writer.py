@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-
 from features.clip_features import Features
-from features.format.shard_writer import check_clip, write_shard
+from features.format.shard_writer import check_clip, check_values, write_shard
 from features.pending_clips import Spool, abandoned_spools
 from features.recipe import FeatureError, Recipe, WriteError
 from features.store import UNFINISHED, Store, create
 
 SHARD_BYTES = 256 * 2**20
+SPOOLS_AT_ONCE = 100  # each holds a descriptor
 
 
 class Writer:
@@ -61,13 +61,7 @@ class Writer:
             FeatureError: the clip does not fit the recipe, or a valid row of it is not finite.
         """
         check_clip(clip_id, features, self.recipe)
-        for name, rows in features.streams.items():
-            lost = features.valid[name] & ~np.isfinite(rows).all(1)
-            if lost.any():
-                raise FeatureError(
-                    f"clip {clip_id}: {lost.sum()} rows of the stream {name} are marked valid "
-                    "but have values that are not finite; expected numbers up to 65,504"
-                )
+        check_values(clip_id, features)
         file = self._spool.add(clip_id, features, self.recipe.fingerprint)
         self._waiting.add(clip_id)
         self._bytes += _nbytes(features)
@@ -153,9 +147,14 @@ def recover(path: str | Path) -> list[str]:
     for stray in path.glob(f"{UNFINISHED}*"):
         if stray.is_symlink() or not stray.is_dir():
             stray.unlink(missing_ok=True)
-    abandoned = list(abandoned_spools(path))
-    if not abandoned:
-        return []
+    spools, recovered = abandoned_spools(path), list[str]()
+    while abandoned := list(islice(spools, SPOOLS_AT_ONCE)):
+        recovered += _seal_spools(path, abandoned)
+    return recovered
+
+
+def _seal_spools(path: Path, abandoned: list[Spool]) -> list[str]:
+    """Seal the clips of killed writers' spools that the store lacks; return their ids."""
     store = Store(path)
     recovered: dict[str, None] = {}
 
@@ -164,6 +163,7 @@ def recover(path: str | Path) -> list[str]:
             for clip_id, features in spool.clips(store.recipe.fingerprint):
                 try:
                     check_clip(clip_id, features, store.recipe)
+                    check_values(clip_id, features)
                 except FeatureError:
                     continue  # not written by a writer of ours
                 if clip_id not in store and clip_id not in recovered:

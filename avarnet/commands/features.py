@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -33,7 +34,7 @@ from avarnet.inputs import (
     warn_of_assumptions,
     warn_of_random_weights,
 )
-from avarnet.options import Ids, Json, StorePath, Url
+from avarnet.options import Ids, Json, Repair, StorePath, Url
 
 app = typer.Typer(no_args_is_help=True, help="Look into feature stores; share and reshape them.")
 
@@ -125,7 +126,12 @@ def features_verify(store: StorePath, as_json: Json = False) -> None:
             out.print(f"[red]damaged[/] {plain(f'{damage.reason}; {damaged}')}", soft_wrap=True)
         hurt = sum(not damage.other_version for damage in damages)
         if hurt:
-            out.print("Run 'avarnet extract' again: it extracts just these clips. Or copy them.")
+            place = plain(shlex.quote(str(store)))
+            out.print(
+                f"Repair it from the videos: avarnet extract MANIFEST {place}", soft_wrap=True
+            )
+            pull = f"avarnet features pull URL {place} --repair"
+            out.print(f"or from a copy of the store: {pull}", soft_wrap=True)
         if hurt < len(damages):
             out.print(f"{counted(len(damages) - hurt, 'shard')} of another version of the format")
         out.print(f"{counted(intact, 'clip')} intact, {counted(hurt, 'damaged shard')}")
@@ -133,13 +139,17 @@ def features_verify(store: StorePath, as_json: Json = False) -> None:
 
 
 @app.command("push", epilog="Example: `avarnet features push store s3://team/store`")
-def features_push(store: StorePath, url: Url, as_json: Json = False) -> None:
+def features_push(
+    store: StorePath, url: Url, repair: Repair = False, as_json: Json = False
+) -> None:
     """Send a store to a team: only the shards that are missing there travel.
+
+    With --repair, all that is there is read as well.
 
     Cut off? Run the same command again: it goes on where it stopped.
     """
     with bytes_bar("pushing", as_json) as progress:
-        transfer = features.push(store, url, progress)
+        transfer = features.push(store, url, progress, repair)
     _print_transfer(transfer, features.redacted(url), as_json)
 
 
@@ -156,17 +166,24 @@ def features_pull(
     trim: Annotated[
         bool, typer.Option("--trim", help="Fetch the clips alone, not their whole shards.")
     ] = False,
+    repair: Repair = False,
     as_json: Json = False,
 ) -> None:
     """Fetch a store, or the shards of some clips: only what is missing here travels.
 
+    With --repair, only what is damaged here travels.
     Cut off? Run the same command again: it goes on where it stopped.
     """
     wanted = _chosen_clips(manifest, split, labels, ids)
+    if repair and (trim or wanted is not None):
+        raise typer.BadParameter("--repair finds by itself what to fetch: give no choice of clips")
     if trim and wanted is None:
         raise typer.BadParameter("--trim needs a choice of clips: --ids, --split or --labels")
     with bytes_bar("pulling", as_json) as progress:
-        transfer = features.pull(url, store, wanted, trim, progress)
+        if repair:
+            transfer = features.pull_repair(url, store, progress)
+        else:
+            transfer = features.pull(url, store, wanted, trim, progress)
     if wanted is not None:
         clips = manifests.read(manifest) if manifest else []
         features.write_card(store, {clip.id: clip.label for clip in clips})
@@ -200,10 +217,8 @@ def _print_transfer(transfer: features.Transfer, target: str, as_json: bool) -> 
     if transfer.missing:
         what = counted(len(transfer.missing), "clip")
         out.print(f"[yellow]not in that store: {what}[/] ({first_few(transfer.missing)})")
-    if transfer.clips:
-        what = counted(len(transfer.clips), "clip")
-    else:
-        what = counted(len(transfer.shards), "shard")
+    kinds = {"shard": len(transfer.shards), "clip": len(transfer.clips)}
+    what = " and ".join(counted(n, kind) for kind, n in kinds.items() if n) or "0 shards"
     rate = round(transfer.nbytes / transfer.seconds) if transfer.seconds else 0
     out.print(
         f"{what} travelled, {transfer.already} there before: {decimal(transfer.nbytes)} in "

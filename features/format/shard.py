@@ -5,25 +5,22 @@ The format is written down in FORMAT.md.
 
 from __future__ import annotations
 
-import mmap
 import stat
-import sys
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.clip_features import Features, Flag
+from features.format.mapped_file import map_file
 from features.format.shard_index import Table, clip_digest, read_table
 from features.format.shard_name import ShardName, file_hash
 from features.recipe import FeatureError, Recipe, VersionError
 
 FLAGS = [Flag(value) for value in range(256)]  # making one takes as long as finding a clip
 NO_SOURCE = bytes(32)
-# Python 3.13 maps files without holding a descriptor for each of them
-MAP_OPTIONS: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
 
 class MappedStream(NamedTuple):
@@ -42,8 +39,11 @@ class Shard:
 
     Args:
         path: of the file.
-        damaged: take a shard whose tables are not as they were written, or that was cut short, to
-            see which of its clips are hurt.
+        damaged: take a shard whose tables are not as they were written, to see which of its clips
+            are hurt.
+
+    Attributes:
+        nbytes: size of the file.
 
     Raises:
         VersionError: it is a shard of another version of the format.
@@ -57,7 +57,8 @@ class Shard:
             status = path.lstat()
             if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a link leads outside
                 raise FeatureError("not a regular file; links are not followed")
-            self.table: Table = read_table(path, status.st_size)
+            self.nbytes = status.st_size
+            self.table: Table = read_table(path, self.nbytes)
             if not damaged:
                 self.table.check()
         except VersionError as error:
@@ -84,11 +85,6 @@ class Shard:
         """The ids of its clips."""
         # what is not UTF-8 occurs in damaged shards only, whose clips are named as far as possible
         return [clip_id.decode(errors="backslashreplace") for clip_id in self.table.ids]
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the file, in bytes."""
-        return self.path.stat().st_size
 
     def read(self, index: int) -> Features:
         """Return clip number `index`; its arrays are read-only views of the mapped file.
@@ -150,12 +146,13 @@ class Shard:
     @cached_property
     def _maps(self) -> dict[str, MappedStream]:
         try:
-            with open(self.path, "rb") as file:
-                whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ, **MAP_OPTIONS)
+            whole = map_file(self.path)
         except FileNotFoundError as error:
             raise FeatureError(
                 f"{self.path} is gone: was its store compacted, or rid of clips? Open it again"
             ) from error
+        except OSError as error:
+            raise FeatureError(f"{self.path}: cannot be read ({error.strerror})") from error
         return {
             name: MappedStream(
                 np.ndarray((at.total, at.features), "<f2", whole, at.rows_at),

@@ -28,7 +28,8 @@ MAX_ID_BYTES = 200
 MAX_TABLE_BYTES = 2**30
 DIGEST_BYTES = 16
 COLUMNS = {"first_row": "<i8", "rows": "<i8", "duration": "<f8", "flags": "|u1"}
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# control characters, and what no UTF-8 has
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # letters by which a bad id may begin to show, in UTF-8: a quick screen over all ids at once
 SUSPICIOUS = re.compile(rb"[\x01-\x1f\x7f\\\xc2\xe2]")
 

@@ -6,7 +6,9 @@ The format is written down in FORMAT.md.
 from __future__ import annotations
 
 import io
+import math
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -29,9 +31,12 @@ from features.format.shard_index import (
 )
 from features.format.shard_name import ShardName, file_hash
 from features.recipe import FeatureError, Recipe, WriteError
+from features.store_files import open_regular
 
 BLOCK_BYTES = 2**20
 ALIGNMENT = 64  # bytes; of every array, so that mapped rows suit any processor
+MOST_FLAGS = 255  # they are a byte
+SOURCE = re.compile(r"([0-9a-f]{64})?")
 
 
 def write_shard(
@@ -56,7 +61,8 @@ def write_shard(
         check_clip(clip_id, clip, recipe)
     temporary = (scratch or folder) / f".writing-{uuid.uuid4().hex}"
     try:
-        with open(temporary, "w+b", buffering=0) as disk:
+        made = open_regular(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        with os.fdopen(made, "w+b", buffering=0) as disk:
             sink = _Sink(disk)
             # from 1.8 on HDF5 guards its own headers by checksums
             with h5py.File(
@@ -214,9 +220,32 @@ def check_clip(clip_id: str, clip: Features, recipe: Recipe) -> None:
         recipe: of the store.
 
     Raises:
-        FeatureError: its streams do not fit the recipe, its id is not valid, or it is empty.
+        FeatureError: its streams do not fit the recipe, its id is not valid, it is empty, or a
+            reader would refuse what is said of it.
     """
     check_id(clip_id)
+    arrays_fit = all(
+        rows.dtype == np.float16
+        and rows.ndim == 2
+        and valid.dtype == np.bool_
+        and valid.ndim == 1
+        # foreign bytes taken for bool may be neither 0 nor 1
+        and not (valid.view(np.uint8) > 1).any()
+        for rows, valid in zip(clip.streams.values(), clip.valid.values(), strict=True)
+    )
+    if not arrays_fit:
+        raise FeatureError(
+            f"clip {clip_id}: expected rows (T, D) in float16, and validity masks (T,) of bool"
+        )
+    if not (math.isfinite(clip.duration) and clip.duration >= 0 and 0 <= clip.flags <= MOST_FLAGS):
+        raise FeatureError(
+            f"clip {clip_id}: a duration of {clip.duration} s and flags {int(clip.flags)}; "
+            f"expected seconds from 0 on, and flags from 0 to {MOST_FLAGS}"
+        )
+    if not SOURCE.fullmatch(clip.source):
+        raise FeatureError(
+            f"clip {clip_id}: source {clip.source[:80]!r}; expected a SHA-256 in hexadecimal, or ''"
+        )
     found = {name: rows.shape[1] for name, rows in clip.streams.items()}
     wanted = {name: int(settings["features"]) for name, settings in recipe.streams.items()}
     if found != wanted or clip.snippet_seconds != recipe.snippet_seconds:
@@ -226,3 +255,19 @@ def check_clip(clip_id: str, clip: Features, recipe: Recipe) -> None:
         )
     if len(clip) == 0:
         raise FeatureError(f"clip {clip_id}: no snippets")
+
+
+def check_values(clip_id: str, clip: Features) -> None:
+    """Refuse rows that are marked valid and have values that are not finite.
+
+    Args:
+        clip_id: its id.
+        clip: its features.
+    """
+    for name, rows in clip.streams.items():
+        lost = clip.valid[name] & ~np.isfinite(rows).all(1)
+        if lost.any():
+            raise FeatureError(
+                f"clip {clip_id}: {lost.sum()} rows of the stream {name} are marked valid "
+                "but have values that are not finite; expected numbers up to 65,504"
+            )

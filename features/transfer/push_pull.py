@@ -7,6 +7,7 @@ name, and a transfer that was cut off resumes where it stopped.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import time
@@ -33,6 +34,7 @@ from features.transfer.remote import PARTIAL, SMALL_FILE, Remote
 from features.writer import pack
 
 CLIPS_AHEAD = 64  # clips fetched before they are written
+SEND_AGAIN = "Whoever has it whole sends it again with 'avarnet features push STORE URL --repair'"
 
 
 @dataclass
@@ -56,13 +58,19 @@ class Transfer:
     seconds: float = 0.0
 
 
-def push(store: str | Path, url: str, progress: Progress = lambda *_: None) -> Transfer:
+def push(
+    store: str | Path,
+    url: str,
+    progress: Progress = lambda *_: None,
+    repair: bool = False,
+) -> Transfer:
     """Send the shards of a store that the store at `url` lacks.
 
     Args:
         store: the store's folder.
         url: a folder, ``s3://``, ``sftp://``, ``hf://`` or any other that fsspec writes to.
         progress: called with (bytes done, bytes in all), from several threads.
+        repair: read what is there already, and send again what is damaged.
 
     Raises:
         FeatureError: the store at `url` has another recipe, cannot be reached or written; or a
@@ -77,12 +85,26 @@ def push(store: str | Path, url: str, progress: Progress = lambda *_: None) -> T
     remote = Remote(url)
     remote.create(recipe)
     arrived = remote.sizes()
-    lacking = {name: f for name, f in sealed.items() if arrived.get(name) != f.stat().st_size}
+    sizes = {name: file.stat().st_size for name, file in sealed.items()}
+    lacking = {name: f for name, f in sealed.items() if arrived.get(name) != sizes[name]}
+    meter = Meter(sum(sizes[name] for name in lacking), progress)
+    if repair:
+        there = sealed.keys() - lacking.keys()
+        meter.grow(sum(sizes[name] for name in there))
+        intact = at_once(lambda name: _is_intact(remote, name, sizes[name], meter), there, meter)
+        damaged = [name for name, whole in zip(there, intact, strict=True) if not whole]
+        meter.grow(sum(sizes[name] for name in damaged))
+        lacking |= {name: sealed[name] for name in damaged}
     transfer = Transfer([str(name) for name in lacking], already=len(sealed) - len(lacking))
-    meter = Meter(sum(file.stat().st_size for file in lacking.values()), progress)
 
     def send(name: ShardName) -> None:
-        if file_hash(lacking[name]) != name.content:
+        try:
+            intact = file_hash(lacking[name]) == name.content
+        except FileNotFoundError as error:
+            raise FeatureError(
+                f"{lacking[name]} is gone: was its store compacted, or rid of clips? Push it again"
+            ) from error
+        if not intact:
             raise FeatureError(
                 f"{lacking[name]}: damaged; run 'avarnet features verify' on its store"
             )
@@ -124,7 +146,7 @@ def pull(
     transfer = Transfer()
     meter = Meter(0, progress)
     if ids is None:
-        transfer.shards = _fetch_shards(remote, sizes, store, meter)
+        transfer.shards = fetch_shards(remote, _absent(sizes, store), store, meter)
         transfer.already = len(sizes) - len(transfer.shards)
         if card := remote.read_small(CARD_FILE):
             replace_file(store / CARD_FILE, card)
@@ -146,8 +168,8 @@ def pull(
             pack(store, arriving(), remote.recipe)
         else:
             holding = [name for name in tables if not lacking.isdisjoint(tables[name].ids)]
-            wanted = {name: sizes[name] for name in holding}
-            transfer.shards = _fetch_shards(remote, wanted, store, meter)
+            wanted = _absent({name: sizes[name] for name in holding}, store)
+            transfer.shards = fetch_shards(remote, wanted, store, meter)
     transfer.nbytes, transfer.seconds = meter.moved, time.monotonic() - started
     return transfer
 
@@ -158,15 +180,41 @@ def _sealed_shards(store: Path) -> dict[ShardName, Path]:
     return {n: file for n, file in files if n and file.is_file() and not file.is_symlink()}
 
 
-def _fetch_shards(
+def _is_intact(remote: Remote, name: ShardName, size: int, meter: Meter) -> bool:
+    """Read a distant shard, and tell whether it is what its name says."""
+    digest, came = hashlib.sha256(), 0
+
+    def take(block: bytes) -> None:
+        nonlocal came
+        came += len(block)
+        digest.update(block)
+        meter.skip(len(block))
+
+    while came < size:
+        with remote.reported():
+            remote.fetch(name, came, size, take)
+    return digest.hexdigest().startswith(name.content)
+
+
+def _absent(sizes: Mapping[ShardName, int], store: Path) -> dict[ShardName, int]:
+    return {name: size for name, size in sizes.items() if not (store / str(name)).exists()}
+
+
+def fetch_shards(
     remote: Remote, sizes: Mapping[ShardName, int], store: Path, meter: Meter
 ) -> list[str]:
-    """Fetch the shards, given with their sizes, that a store lacks; return their names."""
-    lacking = {name: size for name, size in sizes.items() if not (store / str(name)).exists()}
-    _need_room(store, remote.name, sum(lacking.values()))
-    meter.grow(sum(lacking.values()))
-    at_once(lambda name: _fetch_shard(remote, name, lacking[name], store, meter), lacking, meter)
-    return [str(name) for name in lacking]
+    """Fetch shards into a store, in place of what has their names; return these.
+
+    Args:
+        remote: the distant store.
+        sizes: of the shards, by name.
+        store: the local folder.
+        meter: counts their bytes.
+    """
+    _need_room(store, remote.name, sum(sizes.values()))
+    meter.grow(sum(sizes.values()))
+    at_once(lambda name: _fetch_shard(remote, name, sizes[name], store, meter), sizes, meter)
+    return [str(name) for name in sizes]
 
 
 def _need_room(store: Path, source: str, nbytes: int) -> None:
@@ -191,6 +239,8 @@ def _fetch_shard(remote: Remote, name: ShardName, size: int, store: Path, meter:
                 raise FeatureError(f"{partial}: another pull is fetching this shard") from None
             except OSError:
                 pass  # a file system without locks
+            if not partial.exists():
+                return  # another pull has just put it in its place
             if file.tell() > size:
                 file.truncate(0)
             meter.skip(file.tell())
@@ -218,7 +268,10 @@ def _fetch_shard(remote: Remote, name: ShardName, size: int, store: Path, meter:
 def _check_arrived(file: Path, name: ShardName) -> None:
     """Refuse a shard that is not what its name says."""
     if file_hash(file) != name.content:
-        raise FeatureError("what arrived is not what its name says: it is damaged at the source")
+        raise FeatureError(
+            "what arrived is not what its name says; pull again, and if it is so again it is "
+            f"damaged at the source. {SEND_AGAIN}"
+        )
     if Shard(file).recipe.fingerprint != name.fingerprint:
         raise FeatureError("of another recipe than its name says")
 
@@ -277,7 +330,7 @@ def _fetch_clip(remote: Remote, clip: _RemoteClip, meter: Meter) -> tuple[str, F
         digest = clip_digest(table.header(index), streams[stream], valid[stream])
         if digest != table.digests[stream][index].tobytes() or valid[stream].max() > 1:
             raise FeatureError(
-                f"{remote.name}/{clip.shard}: clip {clip_id} is damaged at the source"
+                f"{remote.name}/{clip.shard}: clip {clip_id} is damaged at the source. {SEND_AGAIN}"
             )
     source = table.source[index].tobytes()
     return clip_id, Features(

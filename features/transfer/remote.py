@@ -347,7 +347,7 @@ class Remote:
         return list(found.get("Uploads", []))
 
     def _append(self, file: Path, meter: Meter) -> None:
-        """Send to a file system: append to a partial file, read it back, rename it."""
+        """Send to a file system: to a partial file, which is read back and renamed."""
         moved, connection = Moved(), (self._fs, self._root)
 
         def append() -> None:
@@ -366,14 +366,18 @@ class Remote:
             fs.rm_file(partial)
             done = 0
         meter.skip(done)
-        with open(file, "rb") as source, fs.open(partial, "ab" if done else "wb") as target:
+        fs.open(partial, "ab").close()
+        # of two pushes at once, each writes the same bytes in the same place, also when the other
+        # one has renamed the file: to append would damage what is sealed
+        with open(file, "rb") as source, fs.open(partial, "r+b") as target:
             source.seek(done)
+            target.seek(done)
             while block := source.read(CHUNK):
                 target.write(block)
                 target.flush()
                 moved.add(len(block))
                 meter.add(len(block))
-        with open(file, "rb") as source:
+        with open(file, "rb") as source, suppress(FileNotFoundError):  # the other was faster
 
             def compare(block: bytes) -> None:
                 moved.add(len(block))
@@ -385,7 +389,7 @@ class Remote:
 
             for at in range(0, size, BLOCK):
                 self._fetch_part(partial, at, min(at + BLOCK, size), compare)
-        fs.mv(partial, f"{root}/{file.name}")
+            fs.mv(partial, f"{root}/{file.name}")
 
     def _upload_parts(self, file: Path, meter: Meter) -> None:
         """Send to S3 as a multipart upload, keeping the parts of an earlier one cut off."""

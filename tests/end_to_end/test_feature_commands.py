@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +57,25 @@ def test_push_list_and_pull(store: Path, manifest: Path, tmp_path: Path) -> None
     assert "| b | 1 |" in (held_out / "CARD.md").read_text()
     avarnet("features", "pull", team, tmp_path / "all")
     assert not any(as_json("features", "diff", store, tmp_path / "all").values())
+
+
+def test_repair_without_videos(store: Path, tmp_path: Path) -> None:
+    """`verify` says how; what it says is run, with the address filled in."""
+    team, mine = f"file://{tmp_path}/team", tmp_path / "my store"
+    avarnet("features", "push", store, team)
+    avarnet("features", "pull", team, mine)
+    hurt = [sorted(tmp_path.joinpath(where).glob("*.h5"))[0] for where in ("team", "my store")]
+    for shard in hurt:
+        shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    assert "0 shards travelled" in avarnet("features", "pull", team, mine)
+    said = avarnet("features", "verify", mine, code=1)
+    (command,) = re.findall("avarnet (features pull URL .*)", said)
+    words = [team if word == "URL" else word for word in shlex.split(command)]
+    assert "features push STORE URL --repair" in avarnet(*words, code=1)
+    assert "1 shard travelled" in avarnet("features", "push", store, team, "--repair")
+    assert "1 shard travelled, 3 there before" in avarnet(*words)
+    assert "12 clips intact, 0 damaged" in avarnet("features", "verify", mine)
+    assert "give no choice" in avarnet(*words, "--trim", code=2)
 
 
 def test_edit(store: Path, manifest: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,55 @@ def write_as_nobody(path: Path) -> None:
     assert same(Store(path)["a"], clip(4))
     with pytest.raises(WriteError, match=r"store: cannot write there \(permission denied\)"):
         write_some(path, 0, 1)
+
+
+def test_damage_on_a_read_only_disk_is_named(small_disk: Path) -> None:
+    store = small_disk / "store"
+    pack(store, {"a": clip(4), "b": clip(5, 1), "c": clip(6, 2)}.items(), RECIPE, shard_bytes=40)
+    cut, flipped = (Store(store).locate(clip_id).shard.path for clip_id in "bc")
+    content = bytearray(flipped.read_bytes())
+    content[content.index(clip(6, 2).video.tobytes())] ^= 1
+    flipped.write_bytes(content)
+    os.truncate(cut, 1000)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    intact, damages = verify(store)
+    assert intact == 1
+    assert {damage.shard: damage.clips for damage in damages} == {cut: [], flipped: ["c"]}
+    with pytest.raises(WriteError, match="read-only file system"):
+        repair(store, damages)
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    repair(store, damages)
+    assert list(Store(store)) == ["a"]
+
+
+def test_a_shard_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+    """Tried as a user who is not root, whom no file is closed to."""
+    fill(tmp_path, {"a": clip(4)})
+    fill(tmp_path, {"b": clip(5, 1)})
+    closed = Store(tmp_path).locate("b").shard.path
+    closed.chmod(0)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.owner() == tmp_path.owner():
+            folder.chmod(folder.stat().st_mode | 0o055)
+    receiving, sending = SERVER.Pipe(duplex=False)
+    SERVER.Process(target=verify_as_nobody, args=(tmp_path, sending)).start()
+    sending.close()
+    (damage,) = receiving.recv()
+    assert damage.shard == closed
+    assert "Permission denied" in damage.reason
+    assert "permission denied" in receiving.recv()
+    closed.chmod(0o644)
+    assert verify(tmp_path) == (2, [])  # it was not taken out
+
+
+def verify_as_nobody(path: Path, sending: Connection) -> None:
+    if os.geteuid() == 0:
+        os.setuid(65534)
+    damages = verify(path).damages
+    sending.send(damages)
+    with pytest.raises(FeatureError) as caught:
+        repair(path, damages)
+    sending.send(str(caught.value))
 
 
 CLIPS = {f"clip-{number}": clip(4 + number, number) for number in range(12)}

@@ -25,6 +25,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from memory import resident
 from small_stores import RECIPE, SIZES, clip, fill, same
 
 from features import FeatureError, Features, Flag, Recipe, Shard, Store, compact, verify
@@ -77,12 +78,6 @@ def in_limits(sending: Connection, work: Callable[..., None], *args: Any) -> Non
         work(sending, *args)
     except Exception:
         sending.send(AssertionError(traceback.format_exc()))
-
-
-def resident() -> int:
-    """Return the most memory, in bytes, that this process has held so far."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def jenkins(data: bytes | bytearray) -> int:

@@ -24,6 +24,7 @@ from features import (
     join,
     merge,
     push,
+    recover,
     verify,
 )
 from features.writer import pack
@@ -135,6 +136,26 @@ def test_another_recipe_is_refused_with_the_differing_fields(tmp_path: Path) -> 
     (tmp_path / "two" / shard.name).write_bytes(shard.read_bytes())
     with pytest.raises(FeatureError, match="another recipe"):
         Store(tmp_path / "two")
+
+
+def test_two_processes_make_a_store_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one is about to, the other does it, and removes what is unfinished."""
+    replace_path, late = Path.replace, True
+
+    def replace_late(path: Path, target: Path) -> Path:
+        nonlocal late
+        if late:
+            late = False
+            create(tmp_path, RECIPE)
+            recover(tmp_path)
+        return replace_path(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace_late)
+    create(tmp_path, RECIPE)
+    assert {file.name for file in tmp_path.iterdir()} == {"recipe.json"}
+    assert len(Store(tmp_path)) == 0
 
 
 def test_fingerprint_depends_on_values_not_on_where_the_weights_lay() -> None:

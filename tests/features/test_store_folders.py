@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-import resource
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.numpy
-from small_stores import RECIPE, clip, fill
+from memory import resident
+from small_stores import RECIPE, SIZES, clip, fill, same
 
 import features
 from extract.job.failures import Failure, add_failure, read_failures, write_failures
@@ -132,12 +133,68 @@ def spooled(folder: Path, content: bytes, order: int = 0) -> Path:
     return file
 
 
-def content_of(clip_id: str) -> bytes:
+def content_of(clip_id: str, change: dict[str, Any] | None = None) -> bytes:
     some = clip(4, 7)
     arrays = {f"{name}/rows": np.ascontiguousarray(rows) for name, rows in some.streams.items()}
     arrays |= {f"{name}/valid": mask for name, mask in some.valid.items()}
     about = {"id": clip_id, "snippet_seconds": "0.25", "duration": "1.0", "flags": "0"}
-    return bytes(safetensors.numpy.save(arrays, {**about, "source": ""}))
+    for name, value in (change or {}).items():
+        (about if isinstance(value, str) else arrays)[name] = value
+    return bytes(safetensors.numpy.save(arrays, {"source": "", **about}))
+
+
+HOSTILE: dict[str, dict[str, Any]] = {
+    "no end": {"duration": "nan"},
+    "endless": {"duration": "inf"},
+    "before its start": {"duration": "-1.0"},
+    "flags beyond a byte": {"flags": "256"},
+    "source that is no hash": {"source": "x"},
+    "source of another length": {"source": "ab"},
+    "source in capitals": {"source": "AB" * 32},
+    "rows in float32": {"video/rows": np.ones((4, 3), np.float32)},
+    "rows of integers": {"video/rows": np.ones((4, 3), np.int16)},
+    "rows of one dimension": {"video/rows": np.ones(4, np.float16)},
+    "rows of three": {"video/rows": np.ones((4, 3, 1), np.float16)},
+    "a single value": {"video/rows": np.ones((), np.float16)},
+    "validity in bytes": {"video/valid": np.full(4, 2, np.uint8)},
+    "validity of neither": {"video/valid": np.full(4, 2, np.uint8).view(bool)},
+    "validity in columns": {"video/valid": np.ones((4, 3), bool)},
+    "no rows": {
+        f"{name}/{part}": np.ones((0, width)[: 1 + (part == "rows")], dtype)
+        for name, width in SIZES.items()
+        for part, dtype in (("rows", np.float16), ("valid", bool))
+    },
+    "valid, and not finite": {
+        "video/rows": np.full((4, 3), np.nan, np.float16),
+        "video/valid": np.ones(4, bool),
+    },
+    "an id that leads out": {"id": "../x"},
+    "an id too long": {"id": "x" * 201},
+    "a stream more": {"flow/rows": np.ones((4, 3), np.float16), "flow/valid": np.ones(4, bool)},
+    "another grid": {"snippet_seconds": "0.5"},
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_no_writer_put_into_a_spool_is_not_sealed(store: Path, name: str) -> None:
+    """Nor does it hinder anything, now or later."""
+    (store / ".spool-0").mkdir()
+    spooled(store / ".spool-0", content_of("planted", HOSTILE[name]), 1)
+    spooled(store / ".spool-0", content_of("left by a killed writer"), 2)
+    assert features.compact(store).after == 1
+    assert set(Store(store)) == {"one", "two", "left by a killed writer"}
+    assert verify(store) == (3, [])
+    assert not (store / ".spool-0").exists()
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_is_planted_in_a_live_spool_is_left_out(store: Path, name: str) -> None:
+    with features.Writer(store, RECIPE) as writer:
+        mine = writer.add("three", clip(4, 3))
+        spooled(mine.parent, content_of("three", HOSTILE[name]), 9)
+    assert set(Store(store)) == {"one", "two", "three"}
+    assert same(Store(store)["three"], clip(4, 3))
+    assert verify(store) == (3, [])
 
 
 def test_a_spool_that_is_a_link_is_left_alone(store: Path, tmp_path: Path) -> None:
@@ -176,7 +233,6 @@ def test_a_file_of_holes_in_a_spool_takes_no_memory(store: Path) -> None:
     file = spooled(store / ".spool-0", b"")
     with open(file, "wb") as hole:
         hole.truncate(2**40)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident()
     assert recover(store) == []
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    assert grown < 2**20 * 100
+    assert resident() - before < 2**20 * 100

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from small_stores import RECIPE, clip, fill, same
 
+import features.store
 from features import (
     FeatureError,
     Features,
     Flag,
     Recipe,
+    Shard,
     Store,
     Writer,
     compact,
@@ -87,6 +89,25 @@ def test_compact(tmp_path: Path) -> None:
     before = list(tmp_path.glob("*.h5"))
     assert compact(tmp_path) == (1, 1)
     assert list(tmp_path.glob("*.h5")) == before
+
+
+def test_a_store_that_is_opened_while_it_is_compacted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shards are replaced after they were listed, when the first of them is opened."""
+    pack(tmp_path, CLIPS.items(), RECIPE, shard_bytes=1)
+    begun = False
+
+    def open_late(path: Path) -> Shard:
+        nonlocal begun
+        if not begun:
+            begun = True
+            compact(tmp_path)
+        return Shard(path)
+
+    monkeypatch.setattr(features.store, "Shard", open_late)
+    assert holds(tmp_path, CLIPS)
+    assert Store(tmp_path).unreadable == {}
 
 
 def test_compact_leaves_full_shards_alone(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -202,6 +203,86 @@ def test_damage_does_not_travel(store: Path, tmp_path: Path) -> None:
     with pytest.raises(FeatureError, match=f"{first.name}: damaged.*features verify"):
         push(tmp_path / "hurt", str(tmp_path / "nas"))
     assert len(Store(tmp_path / "nas").shards) == 2
+
+
+def hurt(store: Path, number: int = 0) -> Path:
+    """Change a byte in the middle of a shard, and return it."""
+    shard = sorted(store.glob("*.h5"))[number]
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    return shard
+
+
+@pytest.mark.parametrize("place", ["s3", "sftp"], indirect=True)
+def test_a_damaged_distant_shard_is_sent_again(store: Path, place: Place, tmp_path: Path) -> None:
+    features.merge([store], place.folder)
+    damaged = hurt(place.folder)
+    assert push(store, place.url).shards == []
+    with pytest.raises(FeatureError, match="'avarnet features push STORE URL --repair'"):
+        pull(place.url, tmp_path / "laptop")
+    transfer = push(store, place.url, repair=True)
+    assert (transfer.shards, transfer.already) == ([damaged.name], 2)
+    assert transfer.nbytes == damaged.stat().st_size
+    assert same(store, place.folder)
+    pull(place.url, tmp_path / "laptop")
+    assert same(store, tmp_path / "laptop")
+    assert push(store, place.url, repair=True).shards == []
+
+
+def test_a_store_that_is_compacted_while_it_is_pushed(store: Path, tmp_path: Path) -> None:
+    ours, begun = tmp_path / "ours", False
+    features.merge([store], ours)
+
+    def compact_late(done: int, of: int) -> None:
+        nonlocal begun
+        if not begun:
+            begun = True
+            features.compact(ours)
+
+    with pytest.raises(FeatureError, match=r"is gone: was its store compacted.*Push it again"):
+        push(ours, str(tmp_path / "nas"), progress=compact_late)
+    push(ours, str(tmp_path / "nas"))
+    assert set(Store(tmp_path / "nas")) == set(CLIPS)
+
+
+@pytest.mark.parametrize("kind", ["folder", "sftp"])
+def test_two_pushes_to_one_place_at_once(
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    kind: str,
+) -> None:
+    """One pauses in the middle of each shard, and goes on when the other one has sealed it."""
+    folder, url = tmp_path / "nas", str(tmp_path / "nas")
+    if kind == "sftp":
+        place = _place(kind, tmp_path, monkeypatch, request)
+        folder, url = place.folder, place.url
+    paused, go_on = threading.Event(), threading.Event()
+    outcomes: list[object] = []
+
+    def pause(done: int, _: int) -> None:
+        if done > 5 * MB:
+            paused.set()
+            go_on.wait(60)
+
+    def push_slowly() -> None:
+        try:
+            outcomes.append(push(store, url, progress=pause))
+        except FeatureError as error:
+            outcomes.append(error)
+
+    thread = threading.Thread(target=push_slowly)
+    thread.start()
+    assert paused.wait(60)
+    push(store, url)
+    assert same(store, folder)
+    go_on.set()
+    thread.join(60)
+    assert isinstance(outcomes[0], features.Transfer)
+    assert same(store, folder)
+    assert not list(folder.glob(".partial-*"))
 
 
 def test_names_that_lead_elsewhere_are_not_fetched(store: Path, tmp_path: Path) -> None:
