@@ -249,7 +249,7 @@ def bytes_bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
         try:
             yield lambda done, total: bar.update(task, completed=done, total=total)
         except KeyboardInterrupt:
-            fail("interrupted; run the same command again to go on")
+            fail("interrupted; run the same command again to resume")
 
 
 @contextmanager

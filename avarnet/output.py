@@ -36,7 +36,7 @@ def extraction_progress(store: Path) -> Iterator[dict[str, Callable[..., None]]]
                 "on_failure": lambda clip_id, reason: failed.append(clip_id),
             }
     except KeyboardInterrupt:
-        fail(f"interrupted; what is finished is in {store}: run the same command again to go on")
+        fail(f"interrupted; what is finished is in {store}: run the same command again to resume")
 
 
 def print_summary(summary: Summary, store: Path) -> None:

@@ -252,7 +252,7 @@ def extract(
     if summary.left:
         fail(
             f"interrupted with {counted(len(summary.left), 'clip')} left; what is finished is in "
-            f"{store}: run the same command again to go on"
+            f"{store}: run the same command again to resume"
         )
     raise typer.Exit(SOME_FAILED if summary.failed else DONE)
 

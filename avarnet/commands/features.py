@@ -146,7 +146,7 @@ def features_push(
 
     With --repair, all that is there is read as well.
 
-    Cut off? Run the same command again: it goes on where it stopped.
+    Interrupted? Run the same command again to resume.
     """
     with bytes_bar("pushing", as_json) as progress:
         transfer = features.push(store, url, progress, repair)
@@ -172,7 +172,7 @@ def features_pull(
     """Fetch a store, or the shards of some clips: only what is missing here travels.
 
     With --repair, only what is damaged here travels.
-    Cut off? Run the same command again: it goes on where it stopped.
+    Interrupted? Run the same command again to resume.
     """
     wanted = _chosen_clips(manifest, split, labels, ids)
     if repair and (trim or wanted is not None):
@@ -221,7 +221,7 @@ def _print_transfer(transfer: features.Transfer, target: str, as_json: bool) -> 
     what = " and ".join(counted(n, kind) for kind, n in kinds.items() if n) or "0 shards"
     rate = round(transfer.nbytes / transfer.seconds) if transfer.seconds else 0
     out.print(
-        f"{what} travelled, {transfer.already} there before: {decimal(transfer.nbytes)} in "
+        f"{what} transferred, {transfer.already} already there: {decimal(transfer.nbytes)} in "
         f"{transfer.seconds:.1f} s ({decimal(rate)}/s) -> {plain(target)}"
     )
 

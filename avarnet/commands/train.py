@@ -250,7 +250,7 @@ def sweep(
     skip_unreadable: SkipUnreadable = False,
     as_json: Json = False,
 ) -> None:
-    """Search settings by random draws and successive halving; the same command goes on."""
+    """Search settings by random draws and successive halving; the same command resumes."""
     import train as stage2
 
     search = stage2.Search.load(file)

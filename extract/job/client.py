@@ -39,7 +39,7 @@ def extract(
     """Extract every clip that the store does not hold yet, or holds damaged.
 
     What the store holds is verified first, every byte of it. Interrupted or killed at any moment,
-    the same call goes on where it stopped: a finished clip is never done twice, and nothing
+    the same call resumes: a finished clip is never done twice, and nothing
     half-written is ever read. At the first Ctrl-C, and at SIGTERM, the clips in progress are
     finished, at the second they are not. A clip counts when this machine finds it in the
     store. What a worker does not see and this machine does is tried on another one, and is no

@@ -44,7 +44,7 @@ class Summary:
 
     def __str__(self) -> str:
         text = (
-            f"{len(self.extracted)} extracted, {len(self.already)} there before, "
+            f"{len(self.extracted)} extracted, {len(self.already)} already there, "
             f"{len(self.failed)} failed, {len(self.left)} left; {self.footage:.0f} s of video in "
             f"{self.seconds:.0f} s"
         )

@@ -26,7 +26,7 @@ class Meter:
         progress: called with (bytes done, bytes in all).
 
     Attributes:
-        moved: bytes that travelled, without those that an earlier try had moved.
+        moved: bytes transferred, without those that an earlier try had moved.
     """
 
     def __init__(self, total: int, progress: Progress) -> None:
@@ -54,7 +54,7 @@ class Meter:
             self._progress(self._done, self._total)
 
     def add(self, nbytes: int) -> None:
-        """Count what has travelled."""
+        """Count what was transferred."""
         with self._lock:
             self.moved += nbytes
         self.skip(nbytes)

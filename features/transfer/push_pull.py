@@ -42,11 +42,11 @@ class Transfer:
     """What a push or a pull did.
 
     Attributes:
-        shards: those that travelled, whole.
-        clips: those that travelled alone (`pull` with ``trim``).
+        shards: transferred whole.
+        clips: transferred alone (`pull` with ``trim``).
         already: how many shards (or clips) had been there before.
         missing: clips asked for that the distant store lacks.
-        nbytes: that travelled.
+        nbytes: transferred.
         seconds: it took.
     """
 

@@ -299,7 +299,7 @@ def test_one_failed_clip_is_exit_code_3(clips: Path, sound_model: str, tmp_path:
     command += ["--audio-model", sound_model, "--workers", "1"]
     said = avarnet(*command, code=3)
     assert "Normal/bad [x]" in said
-    assert "3 clips extracted, 0 there before, 1 failed" in " ".join(said.split())
+    assert "3 clips extracted, 0 already there, 1 failed" in " ".join(said.split())
     assert list(as_json(*command, code=3)["failed"]) == ["Normal/bad [x]"]
     # another recipe on the same store is refused with the fields that differ
     said = avarnet(*command, "--snippet-seconds", 0.5, code=1)

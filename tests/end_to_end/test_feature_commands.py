@@ -42,7 +42,7 @@ def test_push_list_and_pull(store: Path, manifest: Path, tmp_path: Path) -> None
     team = f"file://{tmp_path}/team"
     pushed = as_json("features", "push", store, team)
     assert len(pushed["shards"]) == len(Store(store).shards)
-    assert "0 shards travelled, 4 there before: 0 bytes" in avarnet("features", "push", store, team)
+    assert "0 shards transferred, 4 already there: 0 bytes" in avarnet("features", "push", store, team)
     assert {row["clip"] for row in as_json("features", "list", team)} == set(CLIPS)
     (tmp_path / "ids.txt").write_text("a/0\nb/5\nnowhere\n")
     part = tmp_path / "part"
@@ -67,13 +67,13 @@ def test_repair_without_videos(store: Path, tmp_path: Path) -> None:
     hurt = [sorted(tmp_path.joinpath(where).glob("*.h5"))[0] for where in ("team", "my store")]
     for shard in hurt:
         shard.write_bytes(shard.read_bytes()[:-1] + b"x")
-    assert "0 shards travelled" in avarnet("features", "pull", team, mine)
+    assert "0 shards transferred" in avarnet("features", "pull", team, mine)
     said = avarnet("features", "verify", mine, code=1)
     (command,) = re.findall("avarnet (features pull URL .*)", said)
     words = [team if word == "URL" else word for word in shlex.split(command)]
     assert "features push STORE URL --repair" in avarnet(*words, code=1)
-    assert "1 shard travelled" in avarnet("features", "push", store, team, "--repair")
-    assert "1 shard travelled, 3 there before" in avarnet(*words)
+    assert "1 shard transferred" in avarnet("features", "push", store, team, "--repair")
+    assert "1 shard transferred, 3 already there" in avarnet(*words)
     assert "12 clips intact, 0 damaged" in avarnet("features", "verify", mine)
     assert "give no choice" in avarnet(*words, "--trim", code=2)
 

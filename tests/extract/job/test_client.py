@@ -91,7 +91,7 @@ def test_failures_are_kept_and_not_tried_again(tmp_path: Path) -> None:
     assert list(read_failures(store)) == ["1"]
     log = (store / "extract.log").read_text()
     assert "4 clips" in log or "of 1 clips" in log
-    assert "end: 2 extracted, 0 there before, 2 failed" in log
+    assert "end: 2 extracted, 0 already there, 2 failed" in log
 
 
 def test_a_worker_that_dies_loses_nothing(tmp_path: Path) -> None:
