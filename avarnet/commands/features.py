@@ -142,7 +142,7 @@ def features_verify(store: StorePath, as_json: Json = False) -> None:
 def features_push(
     store: StorePath, url: Url, repair: Repair = False, as_json: Json = False
 ) -> None:
-    """Send a store to a team: only the shards that are missing there travel.
+    """Send a store to a team: only the shards that are missing there.
 
     With --repair, all that is there is read as well.
 
@@ -169,9 +169,9 @@ def features_pull(
     repair: Repair = False,
     as_json: Json = False,
 ) -> None:
-    """Fetch a store, or the shards of some clips: only what is missing here travels.
+    """Fetch a store, or the shards of some clips: only what is missing here.
 
-    With --repair, only what is damaged here travels.
+    With --repair, only what is damaged here.
     Interrupted? Run the same command again to resume.
     """
     wanted = _chosen_clips(manifest, split, labels, ids)

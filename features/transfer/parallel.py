@@ -19,7 +19,7 @@ Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 
 
 class Meter:
-    """Counts what travels, over several threads; fsspec's callbacks have neither lock nor stop.
+    """Counts bytes transferred by several threads; fsspec's callbacks have neither lock nor stop.
 
     Args:
         total: bytes in all.

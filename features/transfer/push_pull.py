@@ -1,7 +1,7 @@
 """Sharing stores: push and pull over whatever fsspec reaches, shard by shard.
 
-A shard's name says its content, so only missing shards travel, what arrives is compared with its
-name, and a transfer that was cut off resumes where it stopped.
+A shard's name says its content, so only missing shards are transferred, what arrives is compared
+with its name, and an interrupted transfer resumes.
 """
 
 from __future__ import annotations

@@ -37,8 +37,8 @@ from features.transfer.response_limits import (
 )
 from features.transfer.stall_timeout import Moved, StalledError, in_a_thread, result_of
 
-PARTIAL = ".partial-"  # before a shard's name, while it travels
-BLOCK = 8 * 2**20  # bytes that travel at once; what a cut can lose
+PARTIAL = ".partial-"  # before a shard's name, while it is transferred
+BLOCK = 8 * 2**20  # bytes transferred at once; what an interruption can lose
 TABLE_BLOCK = 2**20  # bytes read at once from a distant shard's tables
 SMALL_FILE = 2**20  # most bytes of a recipe or card
 MOST_SHARDS = 100_000  # of a store
@@ -500,7 +500,7 @@ class Remote:
         """Turn whatever a file system raises into an error that says what to do.
 
         Args:
-            name: of the shard that travels, if one does.
+            name: of the shard that is transferred, if one is.
         """
         try:
             yield
@@ -529,7 +529,7 @@ def _options(scheme: str) -> dict[str, Any]:
 
 
 class _CountedBody(io.BytesIO):
-    """Bytes that travel, counted when they are taken."""
+    """Bytes to be sent, counted when they are taken."""
 
     def __init__(self, body: bytes, moved: Moved) -> None:
         super().__init__(body)

@@ -42,7 +42,8 @@ def test_push_list_and_pull(store: Path, manifest: Path, tmp_path: Path) -> None
     team = f"file://{tmp_path}/team"
     pushed = as_json("features", "push", store, team)
     assert len(pushed["shards"]) == len(Store(store).shards)
-    assert "0 shards transferred, 4 already there: 0 bytes" in avarnet("features", "push", store, team)
+    again = avarnet("features", "push", store, team)
+    assert "0 shards transferred, 4 already there: 0 bytes" in again
     assert {row["clip"] for row in as_json("features", "list", team)} == set(CLIPS)
     (tmp_path / "ids.txt").write_text("a/0\nb/5\nnowhere\n")
     part = tmp_path / "part"
