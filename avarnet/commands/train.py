@@ -51,7 +51,7 @@ ConfigFile = Annotated[
     cls=in_panels(
         {
             "Task": "task normal causal",
-            "Model": "streams fusion model join",
+            "Model": "streams fusion model join skip_unreadable",
             "Training": "folds seed seeds epochs config resume tensorboard",
             "This machine": "device processes",
         }

@@ -14,7 +14,7 @@ from features.transfer.push_pull import Transfer, fetch_shards, pull
 from features.transfer.remote import Remote
 
 
-def pull_repair(url: str, store: Path, progress: Progress = lambda *_: None) -> Transfer:
+def pull_repair(url: str, store: str | Path, progress: Progress = lambda *_: None) -> Transfer:
     """Fetch again what is damaged in the store in the folder `store`, and nothing else.
 
     A damaged shard that the distant store has too is replaced by it. Of another one, the intact
@@ -32,7 +32,7 @@ def pull_repair(url: str, store: Path, progress: Progress = lambda *_: None) -> 
             is repaired all the same.
         WriteError: the local store cannot be written.
     """
-    started = time.monotonic()
+    started, store = time.monotonic(), Path(store)
     damages = integrity.verify(store).damages
     remote = Remote(url)
     create(store, remote.recipe)
