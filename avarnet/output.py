@@ -210,7 +210,7 @@ def print_robustness(metrics: CommonMetrics, measure: str) -> None:
     """
     from train.report.html import figure
 
-    table = Table("held-out clips", measure, "loss", "95 % interval")
+    table = Table("held-out clips", plain(measure), "loss", "95 % interval")
     for name, left in metrics["robustness"].items():
         cells = ["", ""]
         if lost := left["loss"]:
