@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from extract.live.stream_receiver import Gap
     from extract.precision import choose_precision
     from extract.recipe import make_recipe, read_otherwise
-    from extract.text import read_text
+    from extract.text_query import read_text
     from extract.thumbnail import Glimpse, glimpse
 
 __all__ = [
@@ -74,7 +74,7 @@ _MODULES = {
     "live_snippets": "live.live_features",
     "make_recipe": "recipe",
     "read_otherwise": "recipe",
-    "read_text": "text",
+    "read_text": "text_query",
     "status": "job.status",
 }
 

@@ -2,7 +2,7 @@
 
 from features.card import write_card
 from features.clip_features import Features, Flag
-from features.foreign_text import escaped, html_table, json_text, redacted, visible
+from features.foreign_text import escaped, html_table, json_text, visible
 from features.format.shard import Shard
 from features.integrity import Damage, repair, try_folder, verify
 from features.interop.export import export_npy, export_safetensors, export_webdataset
@@ -10,6 +10,7 @@ from features.interop.import_npy import ImportSummary, import_npy
 from features.joined_store import Joined, join
 from features.overview import Entry, Overview, entries, overview
 from features.recipe import FeatureError, Recipe, UnreadableShard, VersionError, WriteError
+from features.redaction import redacted
 from features.resample import resampled
 from features.similarity import Hit, Searcher, search
 from features.store import RECIPE_FILE, Store, create, read_recipe

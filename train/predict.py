@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from features import Features
 from train.data import Batch, Clips
-from train.evaluation.intervals import Anomaly, anomaly_scores
+from train.evaluation.anomaly_intervals import Anomaly, anomaly_scores
 from train.losses import POOLING
 from train.models.streams import Totals, totals_of
 from train.run import Run

@@ -29,8 +29,8 @@ from safetensors import SafetensorError
 from features import FeatureError, Joined, Recipe, Store, html_table, json_text, visible
 from manifests import NORMAL_LABELS, Clip, reason
 from train.config import Config, TrainError
+from train.evaluation.anomaly_intervals import Hysteresis
 from train.evaluation.figures import DetectionMetrics, Metrics, RecognitionMetrics
-from train.evaluation.intervals import Hysteresis
 from train.fitting.history import Epoch, best_epoch
 from train.fitting.restarts import NEAR_CHANCE
 from train.labels import CLASSES

@@ -45,7 +45,7 @@ class SplitIds(TypedDict):
 
 
 class HysteresisJson(TypedDict):
-    """See `train.evaluation.intervals.Hysteresis`."""
+    """See `train.evaluation.anomaly_intervals.Hysteresis`."""
 
     high: float
     low: float
@@ -59,7 +59,7 @@ class RunVersion(TypedDict):
 
 
 class Chosen(TypedDict):
-    """See `train.evaluation.intervals.Hysteresis.choose`."""
+    """See `train.evaluation.anomaly_intervals.Hysteresis.choose`."""
 
     clips: int
     balanced_accuracy: float | None

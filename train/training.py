@@ -17,7 +17,7 @@ from features import Joined, Store, json_text
 from manifests import Clip, reason
 from train.config import Config, TrainError
 from train.data import Clips
-from train.evaluation.intervals import Hysteresis, anomaly_scores
+from train.evaluation.anomaly_intervals import Hysteresis, anomaly_scores
 from train.fitting.automatic import with_layers
 from train.fitting.history import Epoch
 from train.fitting.trainer import SplitIndices, TrainingSet

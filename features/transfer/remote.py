@@ -18,11 +18,11 @@ import fsspec
 from fsspec.spec import AbstractBufferedFile
 
 from features.clip_features import Flag
-from features.foreign_text import redacted
 from features.format.shard_index import Table, read_table
 from features.format.shard_name import SHARD_NAME, ShardName
 from features.overview import Entry
 from features.recipe import FeatureError, Recipe
+from features.redaction import redacted
 from features.store import RECIPE_FILE
 from features.store_files import open_regular, replace_file
 from features.transfer.body_limits import CHUNK, MOST_BODY

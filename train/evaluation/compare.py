@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.config import TrainError
-from train.evaluation.curves import AREAS, Ranking
-from train.evaluation.frames import DEFAULT_FPS, frames
-from train.evaluation.resampling import (
+from train.evaluation.bootstrap import (
     BOOTSTRAPS,
     drawn_anew,
     group_numbers,
     interval,
     sign_flips,
 )
+from train.evaluation.curves import AREAS, Ranking
+from train.evaluation.frames import DEFAULT_FPS, frames
 from train.run import Run
 from train.run_files import read_run_file
 

@@ -16,6 +16,7 @@ from train.baselines.snippet_pooling import Pooling, PoolingBaseline
 from train.config import TrainError
 from train.data import Clips
 from train.evaluation.alarms import RECALL
+from train.evaluation.bootstrap import group_numbers
 from train.evaluation.figures import (
     CommonMetrics,
     DetectionMetrics,
@@ -26,7 +27,6 @@ from train.evaluation.figures import (
 )
 from train.evaluation.frames import detection, frame_figures
 from train.evaluation.recognition import accuracy_and_f1, recognition, spread
-from train.evaluation.resampling import group_numbers
 from train.evaluation.robustness import impaired, robustness
 from train.inference import ClipPrediction, SplitPredictions, predict_splits
 from train.labels import CLASSES

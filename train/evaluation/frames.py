@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from manifests import Clip
 from train.evaluation.alarms import RECALL, false_alarms
+from train.evaluation.bootstrap import BOOTSTRAPS, drawn_anew, interval
 from train.evaluation.curves import AREAS, Ranking
 from train.evaluation.figures import DetectionFigures, FrameFigures
-from train.evaluation.resampling import BOOTSTRAPS, drawn_anew, interval
 from train.evaluation.segments import segment_figures
 
 CURVE_POINTS = 300

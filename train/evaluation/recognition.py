@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from train.evaluation.bootstrap import BOOTSTRAPS, drawn_anew, interval
 from train.evaluation.figures import (
     Calibration,
     CalibrationBin,
@@ -14,7 +15,6 @@ from train.evaluation.figures import (
     RecognitionFigures,
     Spread,
 )
-from train.evaluation.resampling import BOOTSTRAPS, drawn_anew, interval
 
 BINS = 15  # of the calibration error, as its authors take
 

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.data import Clips
+from train.evaluation.bootstrap import BOOTSTRAPS, drawn_anew, group_numbers, interval
 from train.evaluation.curves import AREAS, Ranking
 from train.evaluation.figures import Estimate, Robustness
 from train.evaluation.frames import frames
-from train.evaluation.resampling import BOOTSTRAPS, drawn_anew, group_numbers, interval
 from train.inference import ClipPrediction
 from train.run import Run
 

@@ -17,7 +17,7 @@ from extract.synthetic import make_clip
 from features import Features, Recipe, Store, Writer
 from manifests import Clip, Interval, assign_split
 from train import Config, Predictor, Run, evaluate_run, judge_run, train_run
-from train.evaluation.intervals import Anomaly
+from train.evaluation.anomaly_intervals import Anomaly
 from train.report.comparison import write_comparison
 from train.report.examples import Preview
 from train.report.index import Row, write_index

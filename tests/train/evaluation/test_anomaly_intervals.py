@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from train.evaluation.intervals import Anomaly, Hysteresis
+from train.evaluation.anomaly_intervals import Anomaly, Hysteresis
 
 SCORES = st.lists(st.integers(0, 10), min_size=1, max_size=40)
 CLASSES = ["cry", "normal", "siren"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from train.evaluation.resampling import drawn_anew, group_numbers, interval, sign_flips
+from train.evaluation.bootstrap import drawn_anew, group_numbers, interval, sign_flips
 
 # clips of each recording of the Surveillance Camera Fight Dataset
 SIZES = [20, 17, 15, 15, 11, 10, 10, 10, 9, 9, 8, 7, 7, *[6] * 5, *[5] * 3, *[4] * 4, *[3] * 5]
