@@ -67,6 +67,7 @@ LIMITS: dict[str, Limit] = {
     "pooling": _one_of(POOLINGS),
     "scene_dropout": SHARE,
     "offset_noise": _at_least(0),
+    "outlier_limit": _at_least(0),
     "starts": _between(1, MOST),
     "sampling": _one_of(SAMPLINGS),
     "time_crop": (lambda value: 0 < value <= 1, "above 0, to 1"),
@@ -128,6 +129,9 @@ class Config:
             that what changes or stands out in it must tell; without effect if not ``centred``.
         offset_noise: deviation of a random constant that is added to each centred value of a
             training clip, in deviations of that value: what is constant is not to be learned.
+        outlier_limit: cut values off that are so many deviations from their mean; 0 for no limit.
+            What is zero in nearly all training clips, as most values of a sound network are, would
+            otherwise outweigh all else in the first clip where it is not.
         dropout: in the MTCN's layers.
         context_dropout: how often a training clip skips the MTCN's dilated layers, so that each
             snippet must also tell by itself.
@@ -171,6 +175,7 @@ class Config:
     centred: bool = True
     scene_dropout: float = 0.5
     offset_noise: float = 0.5
+    outlier_limit: float = 10.0
     dropout: float = 0.5
     context_dropout: float = AUTOMATIC
     input_dropout: float = AUTOMATIC

@@ -50,10 +50,12 @@ from train.splits import Split
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-VERSION = 4
+VERSION = 5
 MOST_HEADER = 2**20  # bytes of a file of weights that are none of the weights
-# what the settings that a run of version 3 does not know were then
+# what the settings that runs of these versions do not know were then
+VERSION_4: dict[str, Any] = {"outlier_limit": 0.0}
 VERSION_3: dict[str, Any] = {
+    **VERSION_4,
     "centred": False,
     "scene_dropout": 0.0,
     "offset_noise": 0.0,
@@ -163,13 +165,15 @@ class Run:
                 "'avarnet train MANIFEST STORE RUN'"
             ) from error
         version = parse_json(content, RunVersion, str(file))["version"]
-        if version not in (3, VERSION):
+        if version not in (3, 4, VERSION):
             raise TrainError(
                 f"{path} is a run of version {version}, this program reads {VERSION}; "
                 "update avarnet or train again"
             )
         whole: RunJson = parse_json(content, RunJson, str(file))
         settings = whole["config"]
+        if version == 4:
+            settings = {**VERSION_4, **settings}
         if version == 3:
             top = settings.get("task") == "detection"
             settings = {**VERSION_3, "pooling": "top" if top else "mean", **settings}

@@ -17,7 +17,7 @@ from train import Config, Predictor, Run, TrainError, evaluate_run, train_run
 from train.fitting.history import Epoch, best_epoch
 from train.losses import logsumexp_pool
 from train.models.streams import Streams, totals_of
-from train.run import VERSION_3
+from train.run import VERSION_3, VERSION_4
 
 SIZES = {"video": 12, "audio": 8}
 RECIPE = Recipe(0.25, "fp32", {name: {"features": size} for name, size in SIZES.items()})
@@ -167,6 +167,29 @@ def test_log_sum_exp_is_the_mean_of_probabilities_by_their_evidence() -> None:
     assert found.isfinite().all()
 
 
+def test_outliers_are_cut_off() -> None:
+    """A value that is zero in all training clips but few, and large in another one."""
+    rows = {"audio": torch.tensor([[[0.0, 1.0], [1000.0, -1.0], [0.0, 0.5]]])}
+    valid = {"audio": torch.ones(1, 3, dtype=torch.bool)}
+    moments = {
+        part: (torch.zeros(2), torch.tensor([0.1, 1.0])) for part in ("value", "change", "centred")
+    }
+
+    def prepared(**settings: float) -> torch.Tensor:
+        ready = Streams({"audio": 2}, centred=True, **settings).eval()
+        ready.standardise("audio", moments)
+        return ready(rows, valid)[0, :, :-1]
+
+    whole = prepared()
+    assert whole.abs().max() == 10_000
+    assert torch.equal(prepared(outlier_limit=10.0), whole.clamp(-10, 10))
+    # what training drops makes the rest larger, and the limit with it
+    ready = Streams({"audio": 2}, dropout=0.5, outlier_limit=10.0).train()
+    ready.standardise("audio", moments)
+    drawn = {float(value) for _ in range(20) for value in ready(rows, valid)[0, 1, :-1].abs()}
+    assert max(drawn) == 20
+
+
 @pytest.mark.parametrize(("task", "pooling"), [("recognition", "mean"), ("detection", "top")])
 def test_a_run_of_version_3_is_read_as_it_was(
     world: tuple[list[Clip], Store], tmp_path: Path, task: str, pooling: str
@@ -193,6 +216,11 @@ def test_a_run_of_version_3_is_read_as_it_was(
     safetensors.torch.save_file(then, run.path / "model-0.safetensors")
     old = Run.load(run.path)
     assert old.config == run.config
+    whole["config"] = {**VERSION_3, "pooling": pooling, **whole["config"]}
+    for name in VERSION_4:
+        del whole["config"][name]
+    (run.path / "run.json").write_text(json.dumps({**whole, "version": 4}))
+    assert Run.load(run.path).config == run.config
     assert np.array_equal(Predictor(old)(world[1]["c0"]).scores, expected.scores)
     if task == "recognition":  # then, a clip's answer was the mean of its snippets' logits
         logits = np.log(expected.scores).mean(0)

@@ -42,6 +42,7 @@ PLAIN: dict[str, Any] = {
     "smoothing_weight": 0.15,
     "label_smoothing": 0.0,
     "class_weights": False,
+    "outlier_limit": 0.0,
     "starts": 1,
 }
 TIMED = 30  # forward passes of which the median is the latency

@@ -35,6 +35,7 @@ class AVARNet(nn.Module):
             config.causal,
             config.scene_dropout,
             config.offset_noise,
+            config.outlier_limit,
         )
         self.sequence_model = SequenceModel(self.streams.out_sizes, num_classes, config)
 

@@ -38,6 +38,7 @@ class Streams(nn.Module):
         causal: let no row see the future.
         scene_dropout: how often the values of a clip are hidden, in training.
         offset_noise: deviation of what is added to the centred values of a clip, in training.
+        outlier_limit: deviations at which standardised values are cut off; 0 for no limit.
 
     Attributes:
         out_sizes: values per snippet of each stream when it is prepared: 2 D + 1, or 3 D + 1.
@@ -52,6 +53,7 @@ class Streams(nn.Module):
         causal: bool = False,
         scene_dropout: float = 0.0,
         offset_noise: float = 0.0,
+        outlier_limit: float = 0.0,
     ) -> None:
         super().__init__()
         self.sizes = dict(sizes)
@@ -62,6 +64,7 @@ class Streams(nn.Module):
         self.centred, self.causal = centred, causal
         self.scene_dropout = scene_dropout if centred else 0.0
         self.offset_noise = offset_noise
+        self.outlier_limit = outlier_limit
         for name, size in sizes.items():
             for part in self.parts:
                 self.register_buffer(f"{name}_{part}_mean", torch.zeros(size))
@@ -163,6 +166,10 @@ class Streams(nn.Module):
                 rate = rate.expand(len(rows), 1, -1)
                 rate = rate * dropout_mask(rate, self.dropout) / (1 - self.dropout)
         torch.addcmul(-mean * rate, rows, rate, out=out)
+        if self.outlier_limit:
+            limit = self.outlier_limit
+            limit /= 1 - self.dropout if self.training else 1
+            out.clamp_(-limit, limit)
 
     def _hidden(self, like: Tensor) -> Tensor | None:
         """Return (batch, streams), true where a clip's stream is hidden; None outside training."""
