@@ -86,8 +86,8 @@ def print_summary(summary: Summary, store: Path) -> None:
         )
     speed = summary.footage / summary.seconds if summary.seconds else 0.0
     out.print(
-        f"{counted(len(summary.extracted), 'clip')} extracted, {len(summary.already)} there "
-        f"before, {len(summary.failed)} failed: {clock(summary.footage)} of video in "
+        f"{counted(len(summary.extracted), 'clip')} extracted, {len(summary.already)} "
+        f"already there, {len(summary.failed)} failed: {clock(summary.footage)} of video in "
         f"{clock(summary.seconds)} ({speed:.1f} x real time) -> {plain(str(store))}"
     )
 

@@ -44,7 +44,7 @@ class Transfer:
     Attributes:
         shards: transferred whole.
         clips: transferred alone (`pull` with ``trim``).
-        already: how many shards (or clips) had been there before.
+        already: how many shards (or clips) were there already.
         missing: clips asked for that the distant store lacks.
         nbytes: transferred.
         seconds: it took.
