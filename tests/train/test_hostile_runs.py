@@ -111,7 +111,7 @@ DEEP = "[" * 100_000
     ("keys", "value", "message"),
     [
         (("version",), "4", "what it has for version cannot be"),
-        (("version",), 99, "a run of version 99, this program reads 4"),
+        (("version",), 99, "a run of version 99, this program reads 5"),
         (("sizes",), {"video": -3, "audio": 2}, "sizes"),
         (("sizes",), {"video": 10**9, "audio": 2}, "sizes"),
         (("sizes",), {"video": "3", "audio": 2}, "sizes"),
