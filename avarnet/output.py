@@ -103,19 +103,24 @@ def training_progress(
         quiet: print nothing.
     """
 
+    models, restarts = 1, 0
+
     def line(bar: Progress) -> str:  # one model has its rows
         done, total = bar.tasks[0].completed, bar.tasks[0].total or 0
-        return f"training: {done:.0f} of {total:.0f} epochs at most" if total > epochs else ""
+        return f"training: {done:.0f} of {total:.0f} epochs at most" if models > 1 else ""
 
     with progress_bar(line=line, quiet=quiet, transient=True) as bar:
         task = bar.add_task("training", total=None)
 
         def show(number: int, count: int, epoch: Epoch, best: bool) -> None:
+            nonlocal models, restarts
+            models = count
+            restarts += epoch.start > 0 and epoch.epoch == 1
             if count == 1 and not quiet:
                 if epoch.epoch == 1:
                     out.print(EPOCH_HEADER, highlight=False)
                 out.print(_epoch_row(vars(epoch)) + ("  best" if best else ""), highlight=False)
-            bar.update(task, total=count * epochs, advance=1)
+            bar.update(task, total=(count + restarts) * epochs, advance=1)
 
         yield show
 

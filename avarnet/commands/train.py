@@ -211,7 +211,9 @@ def ablate(
         def show(name: str, number: int, count: int, epoch: Any, best: bool) -> None:
             if name not in tasks:
                 tasks[name] = bar.add_task(name, total=count * settings.epochs)
-            bar.update(tasks[name], advance=1)
+            restarted = epoch.start > 0 and epoch.epoch == 1
+            total = (bar.tasks[tasks[name]].total or 0) + restarted * settings.epochs
+            bar.update(tasks[name], total=total, advance=1)
 
         rows = stage2.ablate(clips, opened, folder, settings, processes or joblib.cpu_count(), show)
     if as_json:

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command import PLAIN, at_a_terminal, drawn, in_a_process
+from rich.progress import Progress
 from small_stores import clip, fill
 
 from avarnet.console import _Console, bytes_bar, plain
@@ -227,3 +229,22 @@ def test_little_is_imported_to_answer(words: list[str], environment: dict[str, s
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
     assert "typer" in imported
     assert not HEAVY & imported
+
+
+def test_epochs_of_further_starts_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that is started again has as many epochs more, and the bar never passes its end."""
+    bars: list[Progress] = []
+    add_task = Progress.add_task
+
+    def noted(bar: Progress, *args: Any, **settings: Any) -> Any:
+        bars.append(bar)
+        return add_task(bar, *args, **settings)
+
+    monkeypatch.setattr(Progress, "add_task", noted)
+    with training_progress(2, quiet=True) as show:
+        for start in (0, 1):
+            for number in (1, 2):
+                for model in (0, 1) if start == 0 else (1,):
+                    show(model, 2, Epoch(number, 1.0, 1.0, 0.5, 0.5, start=start), False)
+    (task,) = bars[0].tasks
+    assert (task.completed, task.total) == (6, 6)
