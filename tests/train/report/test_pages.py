@@ -315,6 +315,25 @@ def test_a_report_stands_alone(
     visit.check(page)
 
 
+def test_plots_have_their_place_before_the_page_is_whole(
+    world: tuple[list[Clip], Store], run: Run, browser: Browser, tmp_path: Path
+) -> None:
+    """A page that is captured at once: the event that fits plots in has no effect yet."""
+    file = tmp_path / "report.html"
+    write_report(run, judge_run(run, world[1]), file, lambda _: None)
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.add_init_script("dispatchEvent = () => true")
+    page.goto(file.as_uri())
+    beyond = page.evaluate(
+        """[...document.querySelectorAll('.pair .main-svg')].map(plot =>
+            plot.getBoundingClientRect().right
+            - plot.closest('.pair > *').getBoundingClientRect().right)"""
+    )
+    assert beyond
+    assert max(beyond) < 1
+    page.close()
+
+
 def test_runs_side_by_side(
     world: tuple[list[Clip], Store], run: Run, browser: Browser, tmp_path: Path
 ) -> None:
