@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 import wave
@@ -30,7 +31,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the package as pip installs it."""
     folder = tmp_path_factory.mktemp("site")
     words = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--target", str(folder)]
-    source = ROOT / "examples" / "yamnet"
+    # pip leaves what it builds beside the source
+    source = shutil.copytree(
+        ROOT / "examples" / "yamnet", tmp_path_factory.mktemp("source") / "yamnet"
+    )
     subprocess.run([sys.executable, "-m", "pip", "install", *words, str(source)], check=True)
     return folder
 
