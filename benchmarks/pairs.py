@@ -35,7 +35,7 @@ from train import Config, evaluate_run, train_run  # noqa: E402
 
 RATE = 16_000
 SECONDS = 2.0
-STREAMS = {"both": ["video", "yamnet"], "picture": ["video"], "sound": ["yamnet"]}
+STREAMS = {"both": ("video", "yamnet"), "picture": ("video",), "sound": ("yamnet",)}
 
 
 def siren(rng: np.random.Generator, time: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -60,11 +60,11 @@ def refuse_to_lose_splits(path: str | Path, clips: Sequence[Clip]) -> None:
     if not path.is_file():
         return
     sides = {clip.id: clip.split for clip in clips}
-    there = [line.clip for line in parse(path) if isinstance(line.clip, Clip)]
-    lost = [clip for clip in there if clip.split and sides.get(clip.id) != clip.split]
+    present = [line.clip for line in parse(path) if isinstance(line.clip, Clip)]
+    lost = [clip for clip in present if clip.split and sides.get(clip.id) != clip.split]
     if lost:
         raise ManifestError(
             f"{path} is divided already, and this would erase the split of {len(lost)} of its "
-            f"{len(there)} clips ({lost[0].id}: {lost[0].split}); 'avarnet manifest add' keeps it "
-            "and adds what is new, --force overwrites it"
+            f"{len(present)} clips ({lost[0].id}: {lost[0].split}); 'avarnet manifest add' keeps "
+            "it and adds what is new, --force overwrites it"
         )

@@ -288,7 +288,7 @@ class Run:
         """Return `epochs` as a data frame; this needs pandas.
 
         Raises:
-            TrainError: pandas lacks.
+            TrainError: pandas is not installed.
         """
         return _pandas().DataFrame(self.epochs())
 
@@ -300,7 +300,7 @@ class Run:
         when, and the scores of both.
 
         Raises:
-            TrainError: pandas lacks, or the run was not evaluated.
+            TrainError: pandas is not installed, or the run was not evaluated.
         """
         texts = ["clip", "label"]
         if self.config.task == "recognition":

@@ -85,7 +85,7 @@ def features_drop(
 ) -> None:
     """Take clips out of a store for good, and out of copies of it that were pushed.
 
-    What else may have them is listed. Cut off? Run the same command again.
+    What else may have them is listed. Interrupted? Run the same command again to resume.
     """
     wanted = ids_in(ids)
     dropped = features.drop(store, wanted)

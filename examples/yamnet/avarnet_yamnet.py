@@ -8,6 +8,7 @@ The file is a TensorFlow Lite model that takes one log-mel patch, (1, 96, 64) fl
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -118,6 +119,7 @@ def log_mel(samples: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.log(magnitude @ _mel_bands() + OFFSET).astype(np.float32)
 
 
+@cache
 def _mel_bands() -> NDArray[np.float64]:
     """Return (257, 64): triangles that are equally wide in mel (HTK's, 1127 ln(1 + f / 700))."""
     mel = 1127 * np.log1p(np.arange(FFT // 2 + 1) * SAMPLE_RATE / FFT / 700)

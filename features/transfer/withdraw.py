@@ -17,8 +17,8 @@ def withdraw(store: str | Path, url: str, ids: Collection[str]) -> list[str]:
     """Take clips out of the store at a URL for good; return those that it had.
 
     Of each shard there that has one, the other clips are sent in a new shard first, and then it is
-    deleted, so that a cut loses nothing: the same call goes on. What pushes that were cut off have
-    left there is deleted too. A place that keeps old versions (S3 with versioning, the hub's
+    deleted, so that an interruption loses nothing: the same call resumes. What interrupted pushes
+    have left there is deleted too. A place that keeps old versions (S3 with versioning, the hub's
     history) has them until these are deleted by its own tools.
 
     Args:
@@ -38,8 +38,8 @@ def withdraw(store: str | Path, url: str, ids: Collection[str]) -> list[str]:
     unwanted = {clip_id.encode("utf-8", "surrogatepass") for clip_id in ids}
     tables = remote.tables()
     holding = [name for name, table in tables.items() if not unwanted.isdisjoint(table.ids)]
-    there = {clip_id for name in holding for clip_id in tables[name].ids}
-    if staying := {clip_id.decode() for clip_id in there - unwanted}:
+    present = {clip_id for name in holding for clip_id in tables[name].ids}
+    if staying := {clip_id.decode() for clip_id in present - unwanted}:
         with TemporaryDirectory(prefix="avarnet-") as folder:
             pull(url, folder, staying, trim=True)
             push(folder, url)
@@ -47,4 +47,4 @@ def withdraw(store: str | Path, url: str, ids: Collection[str]) -> list[str]:
         remote.delete(str(name))
     remote.delete_unfinished()
     remote.write(CARD_FILE, card)
-    return sorted(clip_id.decode() for clip_id in there & unwanted)
+    return sorted(clip_id.decode() for clip_id in present & unwanted)

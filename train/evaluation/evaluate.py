@@ -139,10 +139,11 @@ class HeldOut:
         """Return what both tasks have, but for ``seeds``."""
         ids = {clip.id for clip in clips}
         valid = [own for i, own in zip(self.data.ids, self.data.valid, strict=True) if i in ids]
-        found = {
-            name: robustness(self.run, clips, self._impaired(data))
+        less = {
+            name: self._impaired(data)
             for name, data in impaired(self.data, self.run.config.seed).items()
         }
+        found = robustness(self.run, clips, less)
         return {
             "format": EVALUATION_FORMAT,
             "held_out": self.which,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ def impaired(clips: Clips, seed: int) -> dict[str, Clips]:
         seed: chooses the snippets.
     """
     found = {
-        f"{share:.0%} of snippets lost".replace("%", " %"): clips.with_snippets_lost(share, seed)
+        f"{100 * share:.0f} % of snippets lost": clips.with_snippets_lost(share, seed)
         for share in LOST_SHARES
     }
     if len(clips.sizes) > 1:
@@ -35,37 +35,49 @@ def impaired(clips: Clips, seed: int) -> dict[str, Clips]:
 
 
 def robustness(
-    run: Run, whole: Sequence[ClipPrediction], less: Sequence[ClipPrediction]
-) -> Robustness:
+    run: Run,
+    whole: Sequence[ClipPrediction],
+    less: Mapping[str, Sequence[ClipPrediction]],
+) -> dict[str, Robustness]:
     """Return the accuracy or AP of impaired clips, and how much was lost.
 
     Args:
         run: whose predictions they are.
         whole: of the clips as they are.
-        less: of the same clips, impaired.
+        less: what is missing -> those of the same clips, impaired.
     """
     groups = group_numbers([clip.id for clip in whole], run.groups)
     drawn = list(drawn_anew(groups, BOOTSTRAPS, np.random.default_rng(run.config.seed)))
-    if run.config.task == "recognition":
-        right = [np.array([c.predicted == c.label for c in own]) for own in (whole, less)]
-        lost = right[0].astype(float) - right[1]
-        draws = np.array([times @ lost / times.sum() for times in drawn])
-        return {
-            "value": float(right[1].mean()),
-            "loss": _estimate(float(lost.mean()), draws, groups),
-        }
-    truth = [run.truth[clip.id] for clip in whole]
+    figures = _accuracies if run.config.task == "recognition" else _precisions
+    before, draws_before = figures(run, whole, drawn)
+    found: dict[str, Robustness] = {}
+    for name, own in less.items():
+        value, draws = figures(run, own, drawn)
+        lost = draws_before - draws
+        lost = lost[~np.isnan(lost)]
+        loss = _estimate(before - value, lost, groups) if len(lost) else None
+        found[name] = {"value": value, "loss": loss}
+    return found
+
+
+def _accuracies(
+    run: Run, clips: Sequence[ClipPrediction], drawn: Sequence[NDArray[np.int64]]
+) -> tuple[float, NDArray[np.float64]]:
+    """Return the accuracy, and that of each draw."""
+    right = np.array([clip.predicted == clip.label for clip in clips], dtype=np.float64)
+    return float(right.mean()), np.array([times @ right / times.sum() for times in drawn])
+
+
+def _precisions(
+    run: Run, clips: Sequence[ClipPrediction], drawn: Sequence[NDArray[np.int64]]
+) -> tuple[float, NDArray[np.float64]]:
+    """Return the AP of frames, and that of each draw: not a number where all are of one kind."""
+    truth = [run.truth[clip.id] for clip in clips]
+    scores = [clip.snippets[:, 1] for clip in clips]
+    ranking = Ranking(*frames(truth, scores, run.recipe.snippet_seconds))
     ap = AREAS.index("ap")
-    values, areas = [], []
-    for own in (whole, less):
-        scores = [clip.snippets[:, 1] for clip in own]
-        ranking = Ranking(*frames(truth, scores, run.recipe.snippet_seconds))
-        values.append(float(ranking.areas(np.ones(len(groups), np.int64))[ap]))
-        areas.append(ranking.all_areas(drawn)[:, ap])
-    draws = areas[0] - areas[1]
-    draws = draws[~np.isnan(draws)]
-    loss = _estimate(values[0] - values[1], draws, groups) if len(draws) else None
-    return {"value": values[1], "loss": loss}
+    value = ranking.areas(np.ones(len(clips), np.int64))[ap]
+    return float(value), ranking.all_areas(drawn)[:, ap]
 
 
 def _estimate(value: float, draws: NDArray[np.float64], groups: NDArray[np.int64]) -> Estimate:
