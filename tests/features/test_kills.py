@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import pytest
+from kills import run_and_kill
 from small_stores import RECIPE, clip, same
 
 from features import Store, Writer, compact, pack, pull, push, verify
@@ -22,9 +20,6 @@ pytestmark = pytest.mark.slow
 CLIPS = {f"clip-{number}": clip(2000 + number, number) for number in range(24)}  # 24 kB each
 LEFT = clip(50, 99)  # in the spool of a killed writer
 Act = Callable[[Path, Path], object]
-
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["features", "small_stores"])
 
 
 def pull_all(ours: Path, theirs: Path) -> None:
@@ -37,25 +32,6 @@ def push_all(ours: Path, theirs: Path) -> None:
 
 def compact_all(ours: Path, theirs: Path) -> None:
     compact(ours)
-
-
-def run(act: Act, ours: Path, theirs: Path, begun: Connection) -> None:
-    begun.send(None)
-    act(ours, theirs)
-
-
-def run_and_kill(act: Act, ours: Path, theirs: Path, seconds: float) -> bool:
-    """Return whether it was killed before it ended."""
-    receiving, sending = SERVER.Pipe(duplex=False)
-    process = SERVER.Process(target=run, args=(act, ours, theirs, sending))
-    process.start()
-    sending.close()
-    receiving.recv()
-    process.join(seconds)
-    process.kill()
-    process.join()
-    assert process.exitcode in (0, -signal.SIGKILL)
-    return process.exitcode != 0
 
 
 def check(path: Path, every: bool) -> None:
@@ -103,7 +79,7 @@ def test_killed_at_any_moment(kills: int, act: Act, tmp_path: Path) -> None:
     usual = time.monotonic() - started
     killed, number, path = 0, 1, fresh(1)
     while killed < kills:
-        cut = run_and_kill(act, path, theirs, rng.uniform(0, usual))
+        cut = run_and_kill(act, (path, theirs), rng.uniform(0, usual))
         killed += cut
         check(path, every=compacting or not cut)
         if compacting or not cut or killed == kills:
