@@ -22,9 +22,11 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 
 from train.config import Config
+from train.data import Batch
 from train.fitting.memory import FEW_SNIPPETS
 from train.models.network import AVARNet
 from train.models.random_numbers import drawing_from, seeds
+from train.models.streams import Streams
 
 
 @dataclass(frozen=True)
@@ -42,25 +44,32 @@ class ModelBatch:
     targets: Tensor
 
     @classmethod
-    def of(cls, batches: Sequence[tuple[Tensor, Tensor, Tensor]]) -> ModelBatch:
-        """Stack each model's (inputs, mask, targets)."""
-        if len(batches) == 1:  # not a copy: they may be large
-            return cls(*(tensor[None] for tensor in batches[0]))
-        clips = max(len(mask) for _, mask, _ in batches)
-        time = max(mask.shape[1] for _, mask, _ in batches)
-        inputs, masks, targets = zip(*batches, strict=True)
+    def empty(
+        cls, models: int, clips: int, time: int, features: int, classes: int, device: torch.device
+    ) -> ModelBatch:
+        """Return a batch whose `inputs` hold anything yet, and whose clips have no snippets."""
         return cls(
-            torch.stack([_padded(x, clips, time) for x in inputs]),
-            torch.stack([_padded(mask, clips, time) for mask in masks]),
-            torch.stack([_padded(target, clips) for target in targets]),
+            torch.empty(models, clips, time, features, device=device),
+            torch.zeros(models, clips, time, dtype=torch.bool, device=device),
+            torch.zeros(models, clips, classes, device=device),
         )
 
+    def fill(self, number: int, batch: Batch, targets: Tensor, streams: Streams) -> None:
+        """Prepare the clips of one model where they will be read: a copy would be felt.
 
-def _padded(x: Tensor, *sizes: int) -> Tensor:
-    """Pad the first dimensions to these sizes."""
-    rest = [0, 0] * (x.dim() - len(sizes))
-    more = [(0, size - have) for have, size in zip(x.shape, sizes, strict=False)]
-    return F.pad(x, [*rest, *(end for pair in reversed(more) for end in pair)])
+        Args:
+            number: of the model.
+            batch: its clips, no more and no longer than there is room.
+            targets: (clips, classes) of these.
+            streams: prepares them.
+        """
+        clips, time = batch.mask.shape
+        own = self.inputs[number]
+        streams(batch.streams, batch.valid, out=own[:clips, :time])
+        own[:clips, time:] = 0
+        own[clips:] = 0
+        self.mask[number, :clips, :time] = batch.mask
+        self.targets[number, :clips] = targets
 
 
 def stackable(config: Config) -> bool:

@@ -135,7 +135,7 @@ class Trainer:
 
     def step(self, indices: Sequence[NDArray[np.int64]]) -> Tensor:
         """Take one step with some clips for each model; return the loss of each."""
-        batch = ModelBatch.of([self.batch(n, chosen) for n, chosen in enumerate(indices)])
+        batch = self.batch(indices)
         logits = self.stack.forward(batch)
         losses = self.stack.each(self.loss)(logits, batch.mask, batch.targets, self.class_weights)
         self.optimiser.zero_grad()
@@ -152,15 +152,22 @@ class Trainer:
         self.steps += 1
         return losses.detach()
 
-    def batch(self, number: int, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return inputs, mask and soft targets of some clips for one model."""
-        batch = augment(self.data.clips.batch(indices), self.config)
-        targets = self.one_hot[indices]
-        if self.config.mixup:
-            batch, targets = mixup(batch, targets, self.config.mixup)
-        batch = batch.to(self.device)
-        inputs = self.stack.streams[number](batch.streams, batch.valid)
-        return inputs, batch.mask, targets.to(self.device)
+    def batch(self, indices: Sequence[NDArray[np.int64]]) -> ModelBatch:
+        """Return inputs, mask and soft targets of some clips for each model."""
+        streams = self.stack.streams
+        clips = max(map(len, indices))
+        time = max(int(self.data.clips.lengths[chosen].max()) for chosen in indices)
+        features = sum(streams[0].out_sizes)
+        filled = ModelBatch.empty(
+            len(indices), clips, time, features, self.data.num_classes, self.device
+        )
+        for number, chosen in enumerate(indices):
+            batch = augment(self.data.clips.batch(chosen), self.config)
+            targets = self.one_hot[chosen]
+            if self.config.mixup:
+                batch, targets = mixup(batch, targets, self.config.mixup)
+            filled.fill(number, batch.to(self.device), targets, streams[number])
+        return filled
 
     def shuffled(self) -> Iterator[tuple[NDArray[np.int64], ...]]:
         """Yield the clips of each model, step by step, for an epoch."""

@@ -93,6 +93,7 @@ class Streams(nn.Module):
         streams: Mapping[str, Tensor],
         valid: Mapping[str, Tensor],
         totals: Totals | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """Prepare the streams.
 
@@ -101,13 +102,15 @@ class Streams(nn.Module):
             valid: name -> (batch, time), true where the stream has something to say.
             totals: where the rows are a stretch of a clip: sum and count of all its valid rows;
                 if causal, of those before the stretch. See `totals_of`.
+            out: where to write what is returned.
 
         Returns:
             (batch, time, sum of `out_sizes`), the streams side by side.
         """
         first = next(iter(streams.values()))
         hidden = self._hidden(first)
-        prepared = first.new_empty(*first.shape[:2], sum(self.out_sizes), dtype=torch.float32)
+        shape = (*first.shape[:2], sum(self.out_sizes))
+        prepared = first.new_empty(shape, dtype=torch.float32) if out is None else out
         parts = torch.split(prepared, self.out_sizes, dim=2)
         scene = None
         if self.training and self.scene_dropout:
@@ -132,6 +135,9 @@ class Streams(nn.Module):
                 centre = self._centre(rows, present, None if totals is None else totals[name])
                 self._scale(name, "centred", rows - centre, more[0])
                 more[0][torch.where(~present)] = 0
+            if self.outlier_limit:
+                limit = self.outlier_limit / (1 - self.dropout if self.training else 1)
+                parts[number].clamp_(-limit, limit)
             absent.copy_(~present[..., None])
         return prepared
 
@@ -166,10 +172,6 @@ class Streams(nn.Module):
                 rate = rate.expand(len(rows), 1, -1)
                 rate = rate * dropout_mask(rate, self.dropout) / (1 - self.dropout)
         torch.addcmul(-mean * rate, rows, rate, out=out)
-        if self.outlier_limit:
-            limit = self.outlier_limit
-            limit /= 1 - self.dropout if self.training else 1
-            out.clamp_(-limit, limit)
 
     def _hidden(self, like: Tensor) -> Tensor | None:
         """Return (batch, streams), true where a clip's stream is hidden; None outside training."""
