@@ -30,7 +30,8 @@ from features.recipe import FeatureError
 from features.store import Store, create, read_recipe
 from features.store_files import open_regular, read_file, replace_file
 from features.transfer.parallel import Meter, Progress, at_once
-from features.transfer.remote import PARTIAL, SMALL_FILE, Remote
+from features.transfer.remote import SMALL_FILE, Remote
+from features.transfer.upload import PARTIAL
 from features.writer import pack
 
 CLIPS_AHEAD = 64  # clips fetched before they are written

@@ -14,6 +14,8 @@ import servers
 from command import avarnet
 
 from features import FeatureError, Features, Recipe, Remote, Store, pack, pull, push, withdraw
+from features.transfer.connection import Connection
+from features.transfer.upload import unfinished_uploads
 
 pytestmark = pytest.mark.slow
 
@@ -101,19 +103,19 @@ def test_no_byte_of_them_stays(place: Place, store: Path, tmp_path: Path) -> Non
 
 def test_what_a_push_that_was_cut_off_has_left_goes_too(place: Place, store: Path) -> None:
     push(store, place.url)
-    remote = Remote(place.url)
+    connection = Connection(place.url)
     shard = next(file for file in store.glob("*.h5"))
     if place.url.startswith("s3"):
         upload = {"Bucket": "team", "Key": f"store/{shard.name}"}
-        upload["UploadId"] = remote._call_s3("create_multipart_upload", **upload)["UploadId"]
-        remote._call_s3("upload_part", shard.read_bytes(), **upload, PartNumber=1)
-        assert len(remote._uploads("team", "store/")) == 1
+        upload["UploadId"] = connection.call_s3("create_multipart_upload", **upload)["UploadId"]
+        connection.call_s3("upload_part", shard.read_bytes(), **upload, PartNumber=1)
+        assert len(unfinished_uploads(connection, "team", "store/")) == 1
     else:
         (place.folder / f".partial-{shard.name}").write_bytes(shard.read_bytes()[:5000])
     withdraw(store, place.url, UNWANTED)
     assert not [*place.folder.glob(".partial-*")]
     if place.url.startswith("s3"):
-        assert remote._uploads("team", "store/") == []
+        assert unfinished_uploads(connection, "team", "store/") == []
 
 
 def test_a_cut_loses_no_other_clip(
