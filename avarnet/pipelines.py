@@ -229,7 +229,7 @@ def evaluate(
         page: the report; None takes ``RUN/report.html``.
         recall: detection: share of the anomalies to be noticed, at which false alarms are counted;
             None takes that of the last time.
-        skip_unreadable: go on without shards that cannot be read.
+        skip_unreadable: continue without shards that cannot be read.
 
     Returns:
         The metrics; see `train.judge_run`.

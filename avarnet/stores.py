@@ -20,7 +20,7 @@ def open_stores(
 
     Args:
         stores: their folders.
-        skip_unreadable: go on, with a warning, without shards that cannot be read.
+        skip_unreadable: continue, with a warning, without shards that cannot be read.
 
     Raises:
         FeatureError: a folder is no store, they cannot be joined, or shards cannot be read.
@@ -34,7 +34,7 @@ def open_stores(
         more = f" (and {len(reasons) - 1} more shards)" if len(reasons) > 1 else ""
         raise features.FeatureError(
             f"{reasons[0]}{more}. What clips it has is unknown: 'avarnet features verify' names "
-            "all such shards; --skip-unreadable goes on without them"
+            "all such shards; --skip-unreadable continues without them"
         )
     return opened[0] if len(opened) == 1 else features.join(*opened)
 

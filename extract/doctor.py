@@ -18,7 +18,7 @@ import timm
 from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 
-from extract.cluster.cluster import QUEUES
+from extract.cluster.batch_system import QUEUES
 from extract.decoding.messages import End, Failed, Frame, Message, Sound
 from extract.decoding.reader import Reader
 from extract.job.batching import Task

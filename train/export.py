@@ -83,7 +83,7 @@ def export_run(run: Run, file: str | Path) -> float:
         The largest difference to torch's own results, for clips of several lengths.
 
     Raises:
-        TrainError: another ending, a package lacks, the models cannot be exported, or what was
+        TrainError: another ending, a package is missing, the models cannot be exported, or what was
             exported computes something else. What was in the file is then as it was.
     """
     file = Path(file)

@@ -9,7 +9,8 @@ from typing import Any
 from dask.distributed import Client
 
 from extract.cluster import slurm
-from extract.cluster.cluster import SILENCE, Cluster
+from extract.cluster.batch_system import SILENCE
+from extract.cluster.cluster import Cluster
 from extract.cluster.versions import ClusterError, need_same_versions
 
 LOST = 60.0  # seconds without its workers after which a job is over, if its queue cannot be asked

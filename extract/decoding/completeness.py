@@ -129,13 +129,13 @@ def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
 
 
 def _mp4_inside(file: BinaryIO, size: int) -> bool:
-    """Tell whether the last fragment goes on behind the file's end; only fragments tell it."""
+    """Tell whether the last fragment extends beyond the file's end; only fragments tell it."""
     boxes = list(_boxes(file, size))
     return any(kind == b"moof" for kind, _ in boxes) and boxes[-1][1] > size
 
 
 def _matroska_inside(file: BinaryIO, size: int) -> bool:
-    """Tell whether the last element, such as a frame, goes on behind the file's end."""
+    """Tell whether the last element, such as a frame, extends beyond the file's end."""
     at = 0
     while at < size:
         file.seek(at)

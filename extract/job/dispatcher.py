@@ -11,7 +11,8 @@ from queue import Empty, SimpleQueue
 
 from dask.distributed import CancelledError, Client, Future, KilledWorker
 
-from extract.cluster.cluster import SILENCE, Cluster
+from extract.cluster.batch_system import SILENCE
+from extract.cluster.cluster import Cluster
 from extract.cluster.monitor import WorkerMonitor
 from extract.cluster.versions import ClusterError
 from extract.job import worker

@@ -111,7 +111,7 @@ class TimeGrid:
         """Yield (number, pixels, sound) of the snippets of which all has come; see `SnippetData`.
 
         Args:
-            last: nothing more comes, so that what lacks is not waited for.
+            last: nothing more comes, so that what is missing is not waited for.
         """
         if last:
             self._keep(self._placing.finish())

@@ -82,8 +82,8 @@ class Remote:
                     if len(found) > MOST_SHARDS:
                         raise FeatureError(f"{self.name}: lists more than {MOST_SHARDS} shards")
             sizes = {}
-            for name, told in sorted(found.items()):
-                size = self._connection.size(str(name)) if told is None else told
+            for name, listed in sorted(found.items()):
+                size = self._connection.size(str(name)) if listed is None else listed
                 if size is None:
                     raise FeatureError(f"{self.name}/{name}: its server does not tell its size")
                 sizes[name] = size
@@ -213,8 +213,8 @@ class Remote:
             except FeatureError as error:
                 raise FeatureError(f"{self.name}/{name}: {error}") from error
             if len(content) > most:
-                said = "too large to be one" if size is None else f"its server says {size} bytes"
-                raise FeatureError(f"{self.name}/{name}: more than {most} bytes came; {said}")
+                why = "too large to be one" if size is None else f"its server says {size} bytes"
+                raise FeatureError(f"{self.name}/{name}: more than {most} bytes came; {why}")
             return bytes(content)
 
     def write(self, name: str, content: bytes) -> None:

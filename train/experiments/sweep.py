@@ -92,8 +92,8 @@ def sweep(
         progress: called with trials done and trials in all.
 
     Raises:
-        TrainError: Optuna lacks, the sweep in the folder was begun with another search or is at
-            work, or as `train_run` does.
+        TrainError: Optuna is missing, the sweep in the folder was begun with another search or is
+            at work, or as `train_run` does.
     """
     folder = Path(folder)
     try:

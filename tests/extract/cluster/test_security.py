@@ -20,6 +20,7 @@ from servers import free_port
 from small_stores import RECIPE
 
 from extract import Cluster, ClusterError, Task, extract
+from extract.cluster.batch_system import queue
 
 pytestmark = pytest.mark.slow
 
@@ -148,7 +149,7 @@ def test_a_running_cluster_with_tls(
     (tmp_path / "other.pem").write_text(other.tls_ca_file)
     (tmp_path / "other.key").write_text(other.tls_client_key)
     theirs = {"tls_cert": tmp_path / "other.pem", "tls_key": tmp_path / "other.key"}
-    monkeypatch.setattr("extract.cluster.cluster.FIRST_WORKER", 3.0)
+    monkeypatch.setattr("extract.cluster.running_cluster.FIRST_WORKER", 3.0)
     with pytest.raises(ClusterError, match="no worker of a Dask cluster answers at tls://"):
         extracted(Cluster(running.address, tls_ca=running.ca, **theirs), tmp_path)
     with pytest.raises(ClusterError, match="needs certificates: give --tls-ca"):
@@ -187,7 +188,7 @@ def test_the_key_of_jobs_is_the_users_alone(
     site = tmp_path / "site.toml"
     site.write_text('disk = "1GB"\n' if kind == "htcondor" else "")
     cluster = Cluster(kind, config=site, interface=interface)
-    with dask.config.set({"distributed.scheduler.http.routes": []}), cluster._queue() as started:
+    with dask.config.set({"distributed.scheduler.http.routes": []}), queue(cluster) as started:
         script = started.job_script()
         keys = list((tmp_path / "cache" / "avarnet" / "keys").iterdir())
         assert len(keys) == 3  # of the authority, the certificate and its key

@@ -105,8 +105,8 @@ def test_jobs_that_do_not_reach_this_machine(
     what: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("extract.cluster.cluster.SILENCE", silence)
-    monkeypatch.setattr("extract.cluster.cluster.LOOK", 0.2)
+    monkeypatch.setattr("extract.cluster.batch_system.SILENCE", silence)
+    monkeypatch.setattr("extract.cluster.batch_system.LOOK", 0.2)
     assert cluster.config is not None
     site = tmp_path / "site.toml"
     site.write_text(

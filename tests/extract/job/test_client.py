@@ -279,7 +279,7 @@ def test_a_running_cluster_goes_away(
 ) -> None:
     monkeypatch.setattr("extract.job.dispatcher.CHECK_SECONDS", 0.5)
     monkeypatch.setattr("extract.cluster.monitor.SILENCE", 2.0)
-    monkeypatch.setattr("extract.cluster.cluster.FIRST_WORKER", 10.0)
+    monkeypatch.setattr("extract.cluster.running_cluster.FIRST_WORKER", 10.0)
     some = tasks(tmp_path / "v", ["slow 0.3"] * 20)
     cluster = Cluster(running.address)
     ended = when_finished(tmp_path / "s", 3, lambda: running.end(getattr(running, gone)))
@@ -308,7 +308,7 @@ def test_a_file_that_kills_its_worker_has_no_known_length(tmp_path: Path) -> Non
 def test_clusters_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ClusterError, match="slurm"):
         Cluster("slrum")
-    monkeypatch.setattr("extract.cluster.cluster.FIRST_WORKER", 0.5)
+    monkeypatch.setattr("extract.cluster.running_cluster.FIRST_WORKER", 0.5)
     some = tasks(tmp_path / "v", [""])
     with pytest.raises(ClusterError, match=r"dask worker tcp://127\.0\.0\.1:9"):
         extract(some, tmp_path / "s", RECIPE, cluster=Cluster("tcp://127.0.0.1:9"))
