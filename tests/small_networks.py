@@ -27,7 +27,7 @@ LITTLE = {
 
 
 def save_wav2vec2(folder: Path, seed: int = 3) -> Wav2Vec2Model:
-    """Write a little checkpoint with random weights in the hub's format, and return its network."""
+    """Write a small checkpoint with random weights in the hub's format, and return its network."""
     torch.manual_seed(seed)
     model = Wav2Vec2Model(Wav2Vec2Config(**LITTLE)).eval()
     model.save_pretrained(folder)
@@ -35,7 +35,7 @@ def save_wav2vec2(folder: Path, seed: int = 3) -> Wav2Vec2Model:
 
 
 def save_clip(folder: Path, seed: int = 3) -> CLIPModel:
-    """Write a little CLIP that spells, with random weights, and return its network."""
+    """Write a small CLIP with a vocabulary of letters, with random weights, and return its network."""
     torch.manual_seed(seed)
     half = {
         "hidden_size": 32,

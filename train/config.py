@@ -115,8 +115,8 @@ class Config:
         model: what reads that sequence: ``mtcn``, ``tcn`` (one stage of it), ``lstm``,
             ``transformer`` or ``snippet_linear`` (each snippet for itself; alias ``linear``).
         causal: let no prediction see the future, for live streams.
-        stages, channels: of the MTCN; those of MS-TCN are 4 and 64. Further stages refine what is
-            said of each snippet, of which a clip's label tells nothing: they learn later, and no
+        stages, channels: of the MTCN; those of MS-TCN are 4 and 64. Further stages refine the
+            predictions of snippets, of which a clip's label says nothing: they learn later, and no
             more (benchmarks/RESULTS.md).
         layers: dilated layers per stage; 0 takes the fewest whose receptive field covers most
             training clips (6 at most): layers beyond that see nothing but padding; in

@@ -99,7 +99,7 @@ def sweep(
     try:
         import optuna
     except ImportError as error:
-        raise TrainError("a sweep needs a package more: pip install optuna") from error
+        raise TrainError("a sweep needs Optuna, which is missing: pip install optuna") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with locked(folder):
         try:

@@ -1,10 +1,10 @@
 """Several models of one architecture that are trained as one, and steps that use two cores.
 
 Small models leave a core idle between operations. Five folds of them in one stack, whose weights
-are tensors with a first dimension more, take little longer than one (`torch.func.vmap`). Long clips
-keep a core busy; there the batch of a single model is read in two parts, in a thread each:
-PyTorch's own threads share every single operation, and wait for each other hundreds of times in a
-step.
+are tensors with an additional first dimension, take little longer than one (`torch.func.vmap`).
+Long clips keep a core busy; there the batch of a single model is read in two parts, in a thread
+each: PyTorch's own threads share every single operation, and wait for each other hundreds of times
+in a step.
 """
 
 from __future__ import annotations
