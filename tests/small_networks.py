@@ -35,7 +35,7 @@ def save_wav2vec2(folder: Path, seed: int = 3) -> Wav2Vec2Model:
 
 
 def save_clip(folder: Path, seed: int = 3) -> CLIPModel:
-    """Write a small CLIP with a vocabulary of letters, with random weights, and return its network."""
+    """Write a small CLIP that knows letters, with random weights, and return its network."""
     torch.manual_seed(seed)
     half = {
         "hidden_size": 32,
