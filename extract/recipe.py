@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from extract.backbones.base import (
     load_backbone,
     refuse_random,
 )
+from extract.decoding.sound_placement import SAMPLE_RATE
 from extract.live.trailing_windows import TRAILING, trailing_seconds
 from features import Recipe
 from features.recipe import READING
@@ -41,8 +43,8 @@ def make_recipe(
     Args:
         video_model: a timm model (``timm.list_models("mobilevit*")``), or a folder in the hub's
             format.
-        audio_model: a transformers encoder of waveforms (Wav2Vec2, HuBERT, WavLM): its name on the
-            hub, or a folder.
+        audio_model: a transformers encoder of sound (Wav2Vec2, HuBERT, WavLM, AST, Whisper): its
+            name on the hub, or a folder.
         weights: ``pretrained``, or ``random`` for seeded weights that know nothing.
         video_weights: a weights file for `video_model`, instead of the hub's.
         snippet_seconds: one step of the time grid.
@@ -99,6 +101,8 @@ def make_recipe(
                     f"snippet seconds: {snippet_seconds}; the stream {stream} looks at frames "
                     f"{2 * span:g} s apart, which must lie in one snippet"
                 )
+        else:
+            _check_windows(stream, network, snippet_seconds, source[stream].get(TRAILING, 0.0))
         if "weights_sha256" not in network.recipe:
             source[stream].pop("weights", None)  # nothing in it was learned
     for stream, network in networks.items():
@@ -107,6 +111,31 @@ def make_recipe(
             source[stream]["assumed"] = assumed
     streams = {stream: network.recipe for stream, network in networks.items()}
     return Recipe(float(snippet_seconds), precision, streams, source)
+
+
+def _check_windows(
+    stream: str, network: SoundBackbone, snippet_seconds: float, trailing: float
+) -> None:
+    """Refuse a time grid on which a network would leave snippets out, or their sound in part.
+
+    Args:
+        stream: the network's.
+        network: that reads the sound.
+        snippet_seconds: one step of the time grid.
+        trailing: the length of the windows of a live stream; 0 for others.
+    """
+    shortest = network.stride / SAMPLE_RATE
+    longest = (getattr(network, "window", None) or math.inf) / SAMPLE_RATE
+    if snippet_seconds < shortest:
+        raise ValueError(
+            f"snippet seconds: {snippet_seconds}; expected at least {shortest:g}, as the network "
+            f"of the stream {stream} has no more than one row in that time"
+        )
+    if max(snippet_seconds, trailing) > longest:
+        raise ValueError(
+            f"snippet seconds: {snippet_seconds}; the network of the stream {stream} reads "
+            f"{longest:g} s of sound at once: expected no more (and a live stream needs 1 s)"
+        )
 
 
 def load_networks(

@@ -6,12 +6,18 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    ASTConfig,
+    ASTFeatureExtractor,
+    ASTModel,
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
     CLIPTokenizer,
     Wav2Vec2Config,
     Wav2Vec2Model,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperModel,
 )
 
 # the architecture of a Wav2Vec2, HuBERT or WavLM that runs in no time
@@ -56,4 +62,53 @@ def save_clip(folder: Path, seed: int = 3) -> CLIPModel:
     ).save_pretrained(folder)
     vocabulary = {token: number for number, token in enumerate(tokens)}
     CLIPTokenizer(vocab=vocabulary, merges=[]).save_pretrained(folder)
+    return model
+
+
+def save_ast(folder: Path, length: int = 128, seed: int = 3) -> ASTModel:
+    """Write a little AST with random weights and its feature extractor, and return its network.
+
+    Args:
+        folder: in the hub's format.
+        length: spectra of 10 ms that it reads at once.
+        seed: of the weights.
+    """
+    torch.manual_seed(seed)
+    half = {"num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+    config = ASTConfig(hidden_size=32, max_length=length, num_mel_bins=32, **half)
+    model = ASTModel(config).eval()
+    for weights in (model.embeddings.cls_token, model.embeddings.position_embeddings):
+        torch.nn.init.normal_(weights)  # zeros else
+    model.save_pretrained(folder)
+    ASTFeatureExtractor(num_mel_bins=32, max_length=length, mean=-5.0, std=3.0).save_pretrained(
+        folder
+    )
+    return model
+
+
+def save_whisper(folder: Path, seconds: int = 2, seed: int = 3) -> WhisperModel:
+    """Write a little Whisper with random weights and its feature extractor; return its network.
+
+    Args:
+        folder: in the hub's format.
+        seconds: that it reads at once.
+        seed: of the weights.
+    """
+    torch.manual_seed(seed)
+    parts = ("encoder", "decoder")
+    config = WhisperConfig(
+        d_model=32,
+        num_mel_bins=16,
+        max_source_positions=50 * seconds,
+        vocab_size=10,
+        encoder_layers=3,
+        decoder_layers=1,
+        **{f"{part}_attention_heads": 2 for part in parts},
+        **{f"{part}_ffn_dim": 64 for part in parts},
+        **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0),
+        decoder_start_token_id=0,
+    )
+    model = WhisperModel(config).eval()
+    model.save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=16, chunk_length=seconds).save_pretrained(folder)
     return model

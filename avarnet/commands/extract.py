@@ -68,7 +68,9 @@ def extract(
     ] = VIDEO_MODEL,
     audio_model: Annotated[
         str,
-        typer.Option(help="A Wav2Vec2, HuBERT or WavLM: its name on the hub, or a folder."),
+        typer.Option(
+            help="A Wav2Vec2, HuBERT, WavLM, AST or Whisper: its name on the hub, or a folder."
+        ),
     ] = AUDIO_MODEL,
     layers: Annotated[
         str,

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from extract.audio_windows import OVERLAP_SECONDS, WINDOW_SECONDS
+from extract.audio_windows import OVERLAP, window_seconds
 from extract.live.trailing_windows import TRAILING
 from extract.preprocessing import Prepare
 from features.recipe import READING, READING_CHANGES
@@ -84,6 +84,9 @@ class SoundBackbone(Protocol):
         recipe: as a `FrameBackbone`'s; `load_backbone` adds to it how the sound is cut.
         field: samples that one output frame sees.
         stride: samples from one output frame to the next.
+        centre: the sample on which the first one is centred; may be absent where that is
+            ``field / 2``.
+        window: samples that it can read at once; may be absent, or None, where that is any number.
     """
 
     reads: Literal["sound"]
@@ -131,7 +134,8 @@ def load_backbone(
             "of the picture and the sound are chosen by --video-model and --audio-model"
         ) from error
     if made.reads == "sound":
-        cut = {"window_seconds": WINDOW_SECONDS, "overlap_seconds": OVERLAP_SECONDS}
+        seconds = window_seconds(made)
+        cut = {"window_seconds": seconds, "overlap_seconds": OVERLAP * seconds}
         if TRAILING in source:
             cut = {TRAILING: source[TRAILING]}
         made.recipe = {**made.recipe, **cut}

@@ -108,7 +108,7 @@ def load_complete(kind: Any, name: str, spare: Collection[str] = ()) -> Any:
     Args:
         kind: a class of transformers that has ``from_pretrained``.
         name: on the hub, or a folder.
-        spare: weights that the checkpoint may lack.
+        spare: how the names of weights begin that the checkpoint may lack.
 
     Raises:
         WeightsError: it lacks others, which would be random.
@@ -116,7 +116,7 @@ def load_complete(kind: Any, name: str, spare: Collection[str] = ()) -> Any:
     # left to itself, transformers keeps the half precision in which many checkpoints are stored
     options = {"output_loading_info": True, "dtype": torch.float32}
     model, report = cache_first(lambda: kind.from_pretrained(name, **options))
-    lost = sorted(set(report["missing_keys"]) - set(spare))
+    lost = sorted(key for key in report["missing_keys"] if not key.startswith(tuple(spare)))
     lost += sorted(str(key) for key, *_ in report.get("mismatched_keys", ()))
     if lost:
         found = sorted(report.get("unexpected_keys", ()))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from extract.audio_windows import frame_centres
 from extract.decoding.sound_placement import SAMPLE_RATE
 
 if TYPE_CHECKING:  # the receiving process must stay without torch
@@ -110,7 +111,7 @@ def frames_of(network: SoundBackbone, tails: Sequence[Tail]) -> list[NDArray[np.
     if len(tails[0].window) < network.field:
         return [np.empty((0, network.features), np.float32)] * len(tails)
     outputs = network(np.stack([tail.window for tail in tails]))
-    centres = network.stride * np.arange(outputs.shape[1]) + network.field / 2
+    centres = frame_centres(network, outputs.shape[1])
     return [frames[centres >= tail.since] for frames, tail in zip(outputs, tails, strict=True)]
 
 
