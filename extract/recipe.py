@@ -17,6 +17,7 @@ from extract.backbones.base import (
     load_backbone,
     refuse_random,
 )
+from extract.centred_windows import STRIDE
 from extract.decoding.sound_placement import SAMPLE_RATE
 from extract.live.trailing_windows import TRAILING, trailing_seconds
 from features import Recipe
@@ -37,6 +38,7 @@ def make_recipe(
     further: Sequence[str] = (),
     live: bool = False,
     only: Sequence[str] = (),
+    audio_stride: float | None = None,
 ) -> Recipe:
     """Load the networks once and return the recipe of their features.
 
@@ -55,6 +57,8 @@ def make_recipe(
         live: read the sound of each snippet as `live_snippets` does, in a window that ends with it.
         only: the streams to make, such as ``flow`` or ``audio``, instead of picture, sound and
             further ones.
+        audio_stride: seconds from one window to the next, of an `audio_model` without a time axis
+            (CLAP); one snippet if None.
 
     Raises:
         WeightsError: a network cannot be loaded; the message gives the ways out.
@@ -78,6 +82,8 @@ def make_recipe(
         standard["video"]["file"] = video_weights
     if layers != "last":
         standard["audio"]["layers"] = layers
+    if audio_stride is not None:
+        standard["audio"][STRIDE] = audio_stride
     source: dict[str, dict[str, Any]] = {}
     for text in only or (*standard, *further):
         name, _, model = text.partition("=")
@@ -102,7 +108,7 @@ def make_recipe(
                     f"{2 * span:g} s apart, which must lie in one snippet"
                 )
         else:
-            _check_windows(stream, network, snippet_seconds, source[stream].get(TRAILING, 0.0))
+            _check_windows(stream, network, snippet_seconds, source[stream])
         if "weights_sha256" not in network.recipe:
             source[stream].pop("weights", None)  # nothing in it was learned
     for stream, network in networks.items():
@@ -114,7 +120,7 @@ def make_recipe(
 
 
 def _check_windows(
-    stream: str, network: SoundBackbone, snippet_seconds: float, trailing: float
+    stream: str, network: SoundBackbone, snippet_seconds: float, source: dict[str, Any]
 ) -> None:
     """Refuse a time grid on which a network would leave snippets out, or their sound in part.
 
@@ -122,7 +128,7 @@ def _check_windows(
         stream: the network's.
         network: that reads the sound.
         snippet_seconds: one step of the time grid.
-        trailing: the length of the windows of a live stream; 0 for others.
+        source: the network's settings.
     """
     shortest = network.stride / SAMPLE_RATE
     longest = (getattr(network, "window", None) or math.inf) / SAMPLE_RATE
@@ -131,10 +137,24 @@ def _check_windows(
             f"snippet seconds: {snippet_seconds}; expected at least {shortest:g}, as the network "
             f"of the stream {stream} has no more than one row in that time"
         )
-    if max(snippet_seconds, trailing) > longest:
+    if max(snippet_seconds, source.get(TRAILING, 0)) > longest:
         raise ValueError(
             f"snippet seconds: {snippet_seconds}; the network of the stream {stream} reads "
             f"{longest:g} s of sound at once: expected no more (and a live stream needs 1 s)"
+        )
+    if STRIDE not in source:
+        return
+    if network.stride or TRAILING in source:
+        raise ValueError(
+            "the audio stride is for networks without a time axis, such as CLAP, and not for live "
+            "streams: leave it away"
+        )
+    snippets = source[STRIDE] / snippet_seconds
+    whole = math.isclose(snippets, round(snippets), abs_tol=1e-6)
+    if not (whole and round(snippets) >= 1 and source[STRIDE] <= longest):
+        raise ValueError(
+            f"audio stride: {source[STRIDE]}; expected a multiple of a snippet's "
+            f"{snippet_seconds:g} s, up to {longest:g} s"
         )
 
 

@@ -9,6 +9,9 @@ from transformers import (
     ASTConfig,
     ASTFeatureExtractor,
     ASTModel,
+    ClapConfig,
+    ClapFeatureExtractor,
+    ClapModel,
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
@@ -111,4 +114,30 @@ def save_whisper(folder: Path, seconds: int = 2, seed: int = 3) -> WhisperModel:
     model = WhisperModel(config).eval()
     model.save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=16, chunk_length=seconds).save_pretrained(folder)
+    return model
+
+
+def save_clap(folder: Path, fused: bool = True, seed: int = 3) -> ClapModel:
+    """Write a little CLAP that hears 2 s, with random weights, and return its network.
+
+    Args:
+        folder: in the hub's format.
+        fused: whether it is one that takes longer sound by four pictures of it.
+        seed: of the weights.
+    """
+    torch.manual_seed(seed)
+    audio = {"spec_size": 64, "num_mel_bins": 16, "window_size": 4, "hidden_size": 32}
+    audio |= {"depths": [1, 1], "num_attention_heads": [2, 2], "patch_embeds_hidden_size": 16}
+    audio |= {"num_hidden_layers": 2, "enable_fusion": fused, "aff_block_r": 2}
+    text = {"vocab_size": 10, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text |= {"intermediate_size": 64, "max_position_embeddings": 16}
+    model = ClapModel(ClapConfig(text_config=text, audio_config=audio, projection_dim=24)).eval()
+    model.save_pretrained(folder)
+    ClapFeatureExtractor(
+        feature_size=16,
+        hop_length=480,
+        max_length_s=2,
+        frequency_min=50,
+        truncation="fusion" if fused else "rand_trunc",
+    ).save_pretrained(folder)
     return model

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from extract.audio_windows import OVERLAP, window_seconds
+from extract.centred_windows import STRIDE
 from extract.live.trailing_windows import TRAILING
 from extract.preprocessing import Prepare
 from features.recipe import READING, READING_CHANGES
@@ -83,7 +84,8 @@ class SoundBackbone(Protocol):
         features: values in a row.
         recipe: as a `FrameBackbone`'s; `load_backbone` adds to it how the sound is cut.
         field: samples that one output frame sees.
-        stride: samples from one output frame to the next.
+        stride: samples from one output frame to the next; 0 if it has no time axis, but one frame
+            for whatever it is given, up to `window`.
         centre: the sample on which the first one is centred; may be absent where that is
             ``field / 2``.
         window: samples that it can read at once; may be absent, or None, where that is any number.
@@ -110,6 +112,8 @@ def load_backbone(
         source: where its weights come from; ``backbone`` is the name of an entry point. The
             streams ``video`` and ``audio`` have ``timm`` and ``transformers`` if it is absent.
             With ``trailing_seconds``, sound is read as in a live stream; see `TrailingWindows`.
+            With ``stride_seconds``, one without a time axis reads a window in that time; see
+            `CentredWindows`.
         device: where it runs.
         precision: ``fp32`` or ``bf16``.
 
@@ -135,7 +139,11 @@ def load_backbone(
         ) from error
     if made.reads == "sound":
         seconds = window_seconds(made)
-        cut = {"window_seconds": seconds, "overlap_seconds": OVERLAP * seconds}
+        cut = {"window_seconds": seconds}
+        if made.stride:
+            cut["overlap_seconds"] = OVERLAP * seconds
+        elif STRIDE in source:
+            cut[STRIDE] = source[STRIDE]
         if TRAILING in source:
             cut = {TRAILING: source[TRAILING]}
         made.recipe = {**made.recipe, **cut}

@@ -8,7 +8,6 @@ extractor makes.
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,10 +17,8 @@ from torch import Tensor, nn
 from transformers import (
     ASTFeatureExtractor,
     ASTModel,
-    AutoConfig,
     AutoModel,
     PretrainedConfig,
-    Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
     WhisperFeatureExtractor,
     WhisperForAudioClassification,
@@ -29,7 +26,6 @@ from transformers import (
 from transformers.utils import is_speech_available
 
 from extract.backbones.base import WeightsError, seeded
-from extract.backbones.checkpoint import check_folder
 from extract.backbones.hub import cache_first, load_complete, published_settings
 from extract.decoding.sound_placement import SAMPLE_RATE
 
@@ -37,7 +33,7 @@ PROCESSOR = "preprocessor_config.json"
 
 
 class SoundEncoder:
-    """A kind of network.
+    """A kind of network; `AudioBackbone` runs it.
 
     Args:
         name: of the checkpoint on the hub, or a folder.
@@ -50,6 +46,8 @@ class SoundEncoder:
         extractor: makes of waveforms what it takes.
         field, stride, centre, window: see `SoundBackbone`.
         takes: which outputs of the extractor go into the network.
+        gives: which of the network's outputs is taken, where no hidden layer is.
+        pooling: how a row is made of frames.
         features: values in a row.
         recipe: what decides a row's value beside the weights.
         assumed: what could not be known of the checkpoint.
@@ -62,7 +60,9 @@ class SoundEncoder:
     stride: int
     centre: float
     window: int | None = None
-    takes: ClassVar[str] = "input_values"
+    takes: ClassVar[tuple[str, ...]] = ("input_values",)
+    gives: ClassVar[str] = "last_hidden_state"
+    pooling: ClassVar[str] = "mean over the frames centred in the snippet"
     features: int
     recipe: dict[str, Any]
     assumed = ""
@@ -70,10 +70,19 @@ class SoundEncoder:
     def __init__(self, name: str, config: PretrainedConfig, weights: str) -> None:
         raise NotImplementedError
 
-    def inputs(self, windows: NDArray[np.float32]) -> Tensor:
+    def inputs(self, windows: NDArray[np.float32]) -> dict[str, Tensor]:
         """Turn (n, samples) into what the network takes."""
-        given: Any = self.extractor(list(windows), sampling_rate=SAMPLE_RATE, return_tensors="pt")
-        return given[self.takes]  # type: ignore[no-any-return]
+        return self.prepared(windows, SAMPLE_RATE)
+
+    def prepared(self, sound: NDArray[np.float32], rate: int) -> dict[str, Tensor]:
+        """Return what the extractor makes of sound.
+
+        Args:
+            sound: (n, samples).
+            rate: samples in a second.
+        """
+        given: Any = self.extractor(list(sound), sampling_rate=rate, return_tensors="pt")
+        return {name: given[name] for name in self.takes}
 
     def frames(self, outputs: Tensor, samples: int) -> Tensor:
         """Turn outputs of a layer into (n, frames, features), without frames of padding alone.
@@ -121,7 +130,7 @@ class Waveforms(SoundEncoder):
         self.features = int(given.hidden_size)
         self.recipe = {
             "model": given.model_type,
-            "architecture": _settings(
+            "architecture": settings_of(
                 given,
                 "num_hidden_layers num_attention_heads feat_extract_norm do_stable_layer_norm "
                 "hidden_act layer_norm_eps",
@@ -144,8 +153,14 @@ class Ast(SoundEncoder):
 
     def __init__(self, name: str, config: PretrainedConfig, weights: str) -> None:
         given: Any = config
-        self.extractor = _spectrogram_extractor(ASTFeatureExtractor, name)
-        _expect(name, self.extractor, max_length=given.max_length, num_mel_bins=given.num_mel_bins)
+        self.extractor = spectrogram_extractor(ASTFeatureExtractor, name)
+        _expect(
+            name,
+            self.extractor,
+            sampling_rate=SAMPLE_RATE,
+            max_length=given.max_length,
+            num_mel_bins=given.num_mel_bins,
+        )
         if weights == "random":
             with seeded():
                 model: Any = ASTModel(config)
@@ -161,12 +176,12 @@ class Ast(SoundEncoder):
         self.features = int(given.hidden_size)
         self.recipe = {
             "model": given.model_type,
-            "architecture": _settings(
+            "architecture": settings_of(
                 given,
                 "num_hidden_layers num_attention_heads hidden_act layer_norm_eps patch_size "
                 "frequency_stride time_stride",
             ),
-            "preprocessing": _settings(
+            "preprocessing": settings_of(
                 self.extractor, "sampling_rate num_mel_bins max_length do_normalize mean std"
             )
             # the extractor uses torchaudio where it is installed, whose last digits are others
@@ -191,14 +206,15 @@ class Whisper(SoundEncoder):
         name, config, weights: see `SoundEncoder`.
     """
 
-    takes = "input_features"
+    takes = ("input_features",)
 
     def __init__(self, name: str, config: PretrainedConfig, weights: str) -> None:
         given: Any = config
-        self.extractor = _spectrogram_extractor(WhisperFeatureExtractor, name)
+        self.extractor = spectrogram_extractor(WhisperFeatureExtractor, name)
         _expect(
             name,
             self.extractor,
+            sampling_rate=SAMPLE_RATE,
             feature_size=given.num_mel_bins,
             nb_max_frames=2 * given.max_source_positions,
             dither=0.0,  # random numbers
@@ -220,11 +236,11 @@ class Whisper(SoundEncoder):
         self.features = int(given.d_model)
         self.recipe = {
             "model": given.model_type,
-            "architecture": _settings(
+            "architecture": settings_of(
                 given,
                 "encoder_layers encoder_attention_heads activation_function scale_embedding",
             ),
-            "preprocessing": _settings(
+            "preprocessing": settings_of(
                 self.extractor,
                 "sampling_rate feature_size hop_length chunk_length n_fft padding_value",
             ),
@@ -237,32 +253,6 @@ class Whisper(SoundEncoder):
             outputs, samples: see there.
         """
         return outputs[:, : math.ceil(samples / self.stride)]
-
-
-KINDS: dict[str, type[SoundEncoder]] = {
-    "audio-spectrogram-transformer": Ast,
-    "whisper": Whisper,
-}
-
-
-def load_encoder(name: str, weights: str) -> SoundEncoder:
-    """Return a network of sound.
-
-    Args:
-        name: on the hub, or a folder.
-        weights: ``pretrained``, or ``random`` for seeded ones.
-
-    Raises:
-        WeightsError: it is no network of a known kind, or not whole.
-        Exception: whatever the hub, its cache and every file format fail in.
-    """
-    if Path(name).is_dir():
-        check_folder(Path(name))
-    if name == "facebook/wav2vec2-base" and weights == "random":
-        config: PretrainedConfig = Wav2Vec2Config()  # needs no download
-    else:
-        config = cache_first(lambda: AutoConfig.from_pretrained(name))
-    return KINDS.get(config.model_type, Waveforms)(name, config, weights)
 
 
 def _waveform_extractor(name: str) -> tuple[Wav2Vec2FeatureExtractor, str]:
@@ -281,16 +271,19 @@ def _waveform_extractor(name: str) -> tuple[Wav2Vec2FeatureExtractor, str]:
     return extractor, ""
 
 
-def _spectrogram_extractor(kind: Any, name: str) -> Any:
-    """Return what makes the spectrograms that a network was trained on."""
+def spectrogram_extractor(kind: Any, name: str) -> Any:
+    """Return what makes the spectrograms that a network was trained on.
+
+    Args:
+        kind: a class of feature extractors.
+        name: of the checkpoint.
+    """
     if not any(published_settings(name, file) for file in (PROCESSOR, "processor_config.json")):
         raise WeightsError(
             f"no {PROCESSOR} of {name} was found, which says how its spectrograms are made; give "
             "the whole checkpoint"
         )
-    extractor = cache_first(lambda: kind.from_pretrained(name))
-    _expect(name, extractor, sampling_rate=SAMPLE_RATE)
-    return extractor
+    return cache_first(lambda: kind.from_pretrained(name))
 
 
 def _expect(name: str, extractor: Any, **settings: object) -> None:
@@ -309,7 +302,7 @@ def _expect(name: str, extractor: Any, **settings: object) -> None:
             )
 
 
-def _settings(given: object, names: str) -> dict[str, Any]:
+def settings_of(given: object, names: str) -> dict[str, Any]:
     """Return some attributes, as plain data.
 
     Args:

@@ -1,20 +1,30 @@
-"""Sound by a transformers encoder: Wav2Vec2, HuBERT, WavLM and their kin; AST, Whisper."""
+"""Sound by a transformers encoder: Wav2Vec2, HuBERT, WavLM and their kin; AST, Whisper, CLAP."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from transformers import AutoConfig, PretrainedConfig, Wav2Vec2Config
 
 from extract.backbones.base import WeightsError, autocast, freeze, weights_hash
-from extract.backbones.hub import no_weights, quiet_transformers
-from extract.backbones.sound_encoders import SoundEncoder, load_encoder
+from extract.backbones.checkpoint import check_folder
+from extract.backbones.clap_audio import ClapAudio
+from extract.backbones.hub import cache_first, no_weights, quiet_transformers
+from extract.backbones.sound_encoders import Ast, SoundEncoder, Waveforms, Whisper
 
+KINDS: dict[str, type[SoundEncoder]] = {  # by transformers' name for them; others read waveforms
+    "audio-spectrogram-transformer": Ast,
+    "whisper": Whisper,
+    "clap": ClapAudio,
+    "clap_audio_model": ClapAudio,
+}
 # names on the hub that are often meant, for those who mistype one
 USUAL = [
     f"facebook/{name}"
@@ -38,6 +48,9 @@ USUAL = [
     "openai/whisper-base",
     "openai/whisper-small",
     "openai/whisper-large-v3",
+    "laion/clap-htsat-fused",
+    "laion/clap-htsat-unfused",
+    "laion/larger_clap_general",
 ]
 LAST = "last"  # layer, and after it the normalisation that some networks end with
 
@@ -58,7 +71,12 @@ class AudioBackbone:
         self._encoder = encoder = _load(source)
         model, self.extractor, self.assumed = encoder.model, encoder.extractor, encoder.assumed
         whole = weights_hash(model)
-        self._layers = parse_layers(source.get("layers", LAST), len(encoder.layers))
+        layers = source.get("layers", LAST)
+        if layers != LAST and not encoder.layers:
+            raise WeightsError(
+                f"--layers {layers}: {source['name']} has one row for a window; expected last"
+            )
+        self._layers = parse_layers(layers, len(encoder.layers))
         self._outputs: dict[int, torch.Tensor] = {}
         if self._layers:
             self._watch(encoder.layers)
@@ -76,14 +94,15 @@ class AudioBackbone:
             "features": self.features,
             "weights_sha256": whole,
             "layer": "mean of " + ", ".join(map(str, self._layers)) if self._layers else LAST,
-            "pooling": "mean over the frames centred in the snippet",
+            "pooling": encoder.pooling,
         }
 
     def __call__(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
         """Turn (n, samples) into (n, frames, features): what it gives for each very window."""
-        given = self._encoder.inputs(windows).to(self.device)
+        inputs = self._encoder.inputs(windows)
+        given = {name: value.to(self.device) for name, value in inputs.items()}
         with torch.inference_mode(), autocast(self.device, self.precision):
-            outputs = self.model(given).last_hidden_state
+            outputs = getattr(self.model(**given), self._encoder.gives)
             if self._layers:
                 outputs = torch.stack([self._outputs[n] for n in self._layers]).float().mean(0)
         frames = self._encoder.frames(outputs.float(), windows.shape[1])
@@ -154,7 +173,13 @@ def _load(source: dict[str, Any]) -> SoundEncoder:
     name = source["name"]
     quiet_transformers()
     try:
-        return load_encoder(name, source["weights"])
+        if Path(name).is_dir():
+            check_folder(Path(name))
+        if name == "facebook/wav2vec2-base" and source["weights"] == "random":
+            config: PretrainedConfig = Wav2Vec2Config()  # needs no download
+        else:
+            config = cache_first(lambda: AutoConfig.from_pretrained(name))
+        return KINDS.get(config.model_type, Waveforms)(name, config, source["weights"])
     except WeightsError as error:
         raise WeightsError(f"audio network: {error}") from error
     except Exception as error:  # the hub, its cache and every file format fail in their own way

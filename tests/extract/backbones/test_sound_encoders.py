@@ -137,6 +137,24 @@ def test_long_sound_in_any_blocks(tmp_path: Path, kind: str) -> None:
     assert compared > 10
 
 
+@pytest.mark.parametrize(
+    ("save", "length"),
+    [(partial(save_ast, length=1024), 40), (partial(save_whisper, seconds=30), 120)],
+)
+def test_no_seams_between_windows(tmp_path: Path, save: Callable[[Path], Any], length: int) -> None:
+    """Where windows as long as the published networks' begin and end, rows change as always."""
+    save(tmp_path)
+    rng = np.random.default_rng(0)
+    loudness = np.interp(np.arange(60 * SECOND) / SECOND, range(61), rng.uniform(0.01, 0.5, 61))
+    sound = (rng.normal(0, 1, 60 * SECOND) * loudness).astype(np.float32)
+    rows, _ = rows_of(backbone(tmp_path), sound, 0, 240)
+    change = np.linalg.norm(np.diff(rows, axis=0), axis=1)
+    starts = [*range(length - length // 5, 240 - length, length - length // 5), 240 - length]
+    at_edges = change[[edge - 1 for start in starts for edge in (start, start + length // 5)]]
+    assert at_edges.max() < np.percentile(change, 99)
+    assert np.median(at_edges) < 1.5 * np.median(change)
+
+
 @kinds
 def test_as_in_a_live_stream(tmp_path: Path, kind: str) -> None:
     model = SAVE[kind](tmp_path)
