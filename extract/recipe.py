@@ -20,6 +20,7 @@ from extract.backbones.base import (
 from extract.centred_windows import STRIDE
 from extract.decoding.sound_placement import SAMPLE_RATE
 from extract.live.trailing_windows import TRAILING, trailing_seconds
+from extract.preprocessing import FrameWindow
 from features import Recipe
 from features.recipe import READING
 
@@ -102,7 +103,13 @@ def make_recipe(
         if network.reads == "frames":
             source[stream].pop(TRAILING, None)
             span = max(map(abs, network.prepare.instants))
-            if span > snippet_seconds / 2:
+            windowed = isinstance(network.prepare, FrameWindow)
+            if windowed and live:
+                raise ValueError(
+                    f"the stream {stream} looks at frames after its snippet, which a live stream "
+                    "does not have: leave it or --live away"
+                )
+            if span > snippet_seconds / 2 and not windowed:
                 raise ValueError(
                     f"snippet seconds: {snippet_seconds}; the stream {stream} looks at frames "
                     f"{2 * span:g} s apart, which must lie in one snippet"

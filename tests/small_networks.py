@@ -16,6 +16,9 @@ from transformers import (
     CLIPImageProcessor,
     CLIPModel,
     CLIPTokenizer,
+    VideoMAEConfig,
+    VideoMAEImageProcessor,
+    VideoMAEModel,
     Wav2Vec2Config,
     Wav2Vec2Model,
     WhisperConfig,
@@ -139,5 +142,31 @@ def save_clap(folder: Path, fused: bool = True, seed: int = 3) -> ClapModel:
         max_length_s=2,
         frequency_min=50,
         truncation="fusion" if fused else "rand_trunc",
+    ).save_pretrained(folder)
+    return model
+
+
+def save_videomae(folder: Path, seed: int = 3) -> VideoMAEModel:
+    """Write a little VideoMAE of 4 frames with random weights, and return its network.
+
+    Args:
+        folder: in the hub's format.
+        seed: of the weights.
+    """
+    torch.manual_seed(seed)
+    config = VideoMAEConfig(
+        image_size=32,
+        patch_size=8,
+        num_frames=4,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        initializer_range=0.2,
+    )
+    model = VideoMAEModel(config).eval()
+    model.save_pretrained(folder)
+    VideoMAEImageProcessor(
+        size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32}
     ).save_pretrained(folder)
     return model

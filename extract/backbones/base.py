@@ -54,7 +54,8 @@ class FrameBackbone(Protocol):
         recipe: all that decides a value of its rows, as plain data; ``features`` is part of it.
             `load_backbone` adds the version of the code that reads files.
         prepare: turns the frames of a snippet into what `__call__` takes; it is called in the
-            reading process, so it is pickled and its module imports no torch.
+            reading process, so it is pickled and its module imports no torch. Frames beyond the
+            snippet are read for a `FrameWindow`.
     """
 
     reads: Literal["frames"]
