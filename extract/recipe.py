@@ -46,8 +46,8 @@ def make_recipe(
     Args:
         video_model: a timm model (``timm.list_models("mobilevit*")``), or a folder in the hub's
             format.
-        audio_model: a transformers encoder of sound (Wav2Vec2, HuBERT, WavLM, AST, Whisper): its
-            name on the hub, or a folder.
+        audio_model: a transformers encoder of sound (Wav2Vec2, HuBERT, WavLM, AST, Whisper,
+            CLAP): its name on the hub, or a folder.
         weights: ``pretrained``, or ``random`` for seeded weights that know nothing.
         video_weights: a weights file for `video_model`, instead of the hub's.
         snippet_seconds: one step of the time grid.

@@ -44,6 +44,13 @@ class Action:
     """
 
     reads: Literal["frames"] = "frames"
+    model: nn.Module
+    prepare: FrameWindow
+    features: int
+    recipe: dict[str, Any]
+    _scale: tuple[list[float], list[float]]  # mean and deviation of red, green and blue
+    _channels_first: bool  # before the frames, in what the network takes
+    _rate: float  # frames a second
 
     def __init__(self, source: dict[str, Any], device: torch.device, precision: str) -> None:
         name, random = source["name"], source.get("weights") == "random"
@@ -76,14 +83,6 @@ class Action:
             "frames_a_second": self._rate,
             "window": "around the middle of the snippet, moved into the clip at its ends",
         }
-
-    model: nn.Module
-    prepare: FrameWindow
-    features: int
-    recipe: dict[str, Any]
-    _scale: tuple[list[float], list[float]]
-    _channels_first: bool
-    _rate: float  # frames a second
 
     def __call__(self, prepared: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Turn windows of (frames, H, W, 3), which `prepare` has made, into (n, features)."""

@@ -86,7 +86,7 @@ class SoundBackbone(Protocol):
         recipe: as a `FrameBackbone`'s; `load_backbone` adds to it how the sound is cut.
         field: samples that one output frame sees.
         stride: samples from one output frame to the next; 0 if it has no time axis, but one frame
-            for whatever it is given, up to `window`.
+            for whatever it is given, up to the `window` that it then must have.
         centre: the sample on which the first one is centred; may be absent where that is
             ``field / 2``.
         window: samples that it can read at once; may be absent, or None, where that is any number.
