@@ -13,8 +13,25 @@ from extract.decoding.sound_placement import SAMPLE_RATE
 if TYPE_CHECKING:  # which imports this module
     from extract.backbones.base import SoundBackbone
 
-WINDOW_SECONDS = 20.0  # of sound that a network reads at once
-OVERLAP_SECONDS = 4.0  # in which one window's rows fade into the next one's
+WINDOW_SECONDS = 20.0  # of sound that a network reads at once, if it can read any number
+OVERLAP = 0.2  # of a window, in which its rows fade into the next one's
+
+
+def frame_centres(network: SoundBackbone, frames: int) -> NDArray[np.float64]:
+    """Return on which sample of a window each of so many output frames is centred.
+
+    Args:
+        network: whose they are.
+        frames: how many.
+    """
+    first = getattr(network, "centre", network.field / 2)
+    return np.asarray(first + network.stride * np.arange(frames), np.float64)
+
+
+def window_seconds(network: SoundBackbone) -> float:
+    """Return how much sound a network reads at once."""
+    samples: int | None = getattr(network, "window", None)
+    return samples / SAMPLE_RATE if samples else WINDOW_SECONDS
 
 
 class AudioWindows:
@@ -34,8 +51,11 @@ class AudioWindows:
         self._network = network
         self._snippets = snippets
         self._step = snippet_seconds * SAMPLE_RATE  # samples per snippet
-        self._length = round(WINDOW_SECONDS / snippet_seconds)
-        self._overlap = round(OVERLAP_SECONDS / snippet_seconds)
+        seconds = window_seconds(network)
+        length = seconds / snippet_seconds
+        limited = getattr(network, "window", None) is not None
+        self._length = max(1, int(length) if limited else round(length))
+        self._overlap = min(round(OVERLAP * seconds / snippet_seconds), self._length - 1)
         self._rows = np.zeros((snippets, network.features), np.float32)
         self._weight = np.zeros(snippets, np.float32)
         self._count = np.zeros(snippets, np.int64)  # of the frames whose mean a row is
@@ -102,8 +122,7 @@ class AudioWindows:
         if high - low < self._network.field:
             return
         (outputs,) = self._network(self._kept[None, low - self._low : high - self._low])
-        frames = np.arange(len(outputs))
-        centres = low + self._network.stride * frames + self._network.field / 2
+        centres = low + frame_centres(self._network, len(outputs))
         snippet = np.minimum((centres / self._step).astype(np.int64), stop - 1) - start
         count = np.bincount(snippet, minlength=stop - start)
         total = np.zeros((stop - start, self._network.features), np.float32)

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract.audio_windows import AudioWindows
+from extract.backbones.base import SoundBackbone
+from extract.centred_windows import CentredWindows
 from extract.decoding.container import ClipError
 from extract.decoding.messages import Begin, End, Failed, Frame, Readable, Sound
 from extract.decoding.sound_placement import SAMPLE_RATE
@@ -18,6 +20,7 @@ from extract.recipe import Networks
 from features import Features, Flag
 
 T = TypeVar("T", bound=Readable)
+Windows = AudioWindows | CentredWindows | TrailingWindows
 
 
 class ClipAssembly(Generic[T]):
@@ -39,7 +42,7 @@ class ClipAssembly(Generic[T]):
         self._networks = networks
         self._begin: Begin | None = None
         self._end: End | Failed | None = None
-        self._sound: dict[str, AudioWindows | TrailingWindows] = {}  # stream -> its windows
+        self._sound: dict[str, Windows] = {}  # stream -> those of its network
 
     @property
     def video(self) -> Path:
@@ -86,9 +89,7 @@ class ClipAssembly(Generic[T]):
         assert self._begin is not None
         if not self._sound:
             self._sound = {
-                stream: (TrailingWindows if TRAILING in network.recipe else AudioWindows)(
-                    network, self._begin.snippets, self._snippet_seconds
-                )
+                stream: _windows_of(network)(network, self._begin.snippets, self._snippet_seconds)
                 for stream, network in self._networks.items()
                 if network.reads == "sound"
             }
@@ -152,3 +153,9 @@ class ClipAssembly(Generic[T]):
             broken=broken,
             not_finite=not_finite,
         )
+
+
+def _windows_of(network: SoundBackbone) -> type[Windows]:
+    if TRAILING in network.recipe:
+        return TrailingWindows
+    return AudioWindows if network.stride else CentredWindows

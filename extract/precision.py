@@ -19,6 +19,7 @@ from extract.cluster.versions import ClusterError
 from extract.decoding.sound_placement import SAMPLE_RATE
 from extract.device import pick_device
 from extract.frame_batches import FRAMES_PER_BATCH
+from extract.preprocessing import FrameWindow
 from extract.recipe import load_networks
 
 SAME = 0.999  # cosine of each row of bfloat16 with that of float32, at the least
@@ -87,7 +88,11 @@ def _sample(network: FrameBackbone | SoundBackbone) -> Callable[[], NDArray[np.f
         window = (rng.normal(0, 1, len(swell)) * swell).astype(np.float32)
         return lambda: network(window[None])[0]
     clouds = rng.integers(0, 256, (FRAMES_PER_BATCH, 24, 32, 3), np.uint8).repeat(10, 1)
-    frames = [network.prepare([cloud] * len(network.prepare.instants)) for cloud in clouds]
+    prepare = network.prepare
+    pictures = [
+        prepare.small(cloud) if isinstance(prepare, FrameWindow) else cloud for cloud in clouds
+    ]
+    frames = [prepare([picture] * len(prepare.instants)) for picture in pictures]
     return lambda: network(frames)
 
 

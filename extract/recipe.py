@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,10 @@ from extract.backbones.base import (
     load_backbone,
     refuse_random,
 )
+from extract.centred_windows import STRIDE
+from extract.decoding.sound_placement import SAMPLE_RATE
 from extract.live.trailing_windows import TRAILING, trailing_seconds
+from extract.preprocessing import FrameWindow
 from features import Recipe
 from features.recipe import READING
 
@@ -35,14 +39,15 @@ def make_recipe(
     further: Sequence[str] = (),
     live: bool = False,
     only: Sequence[str] = (),
+    audio_stride: float | None = None,
 ) -> Recipe:
     """Load the networks once and return the recipe of their features.
 
     Args:
         video_model: a timm model (``timm.list_models("mobilevit*")``), or a folder in the hub's
             format.
-        audio_model: a transformers encoder of waveforms (Wav2Vec2, HuBERT, WavLM): its name on the
-            hub, or a folder.
+        audio_model: a transformers encoder of sound (Wav2Vec2, HuBERT, WavLM, AST, Whisper,
+            CLAP): its name on the hub, or a folder.
         weights: ``pretrained``, or ``random`` for seeded weights that know nothing.
         video_weights: a weights file for `video_model`, instead of the hub's.
         snippet_seconds: one step of the time grid.
@@ -53,6 +58,8 @@ def make_recipe(
         live: read the sound of each snippet as `live_snippets` does, in a window that ends with it.
         only: the streams to make, such as ``flow`` or ``audio``, instead of picture, sound and
             further ones.
+        audio_stride: seconds from one window to the next, of an `audio_model` without a time axis
+            (CLAP); one snippet if None.
 
     Raises:
         WeightsError: a network cannot be loaded; the message gives the ways out.
@@ -76,6 +83,8 @@ def make_recipe(
         standard["video"]["file"] = video_weights
     if layers != "last":
         standard["audio"]["layers"] = layers
+    if audio_stride is not None:
+        standard["audio"][STRIDE] = audio_stride
     source: dict[str, dict[str, Any]] = {}
     for text in only or (*standard, *further):
         name, _, model = text.partition("=")
@@ -94,11 +103,19 @@ def make_recipe(
         if network.reads == "frames":
             source[stream].pop(TRAILING, None)
             span = max(map(abs, network.prepare.instants))
-            if span > snippet_seconds / 2:
+            windowed = isinstance(network.prepare, FrameWindow)
+            if windowed and live:
+                raise ValueError(
+                    f"the stream {stream} looks at frames after its snippet, which a live stream "
+                    "does not have: leave it or --live away"
+                )
+            if span > snippet_seconds / 2 and not windowed:
                 raise ValueError(
                     f"snippet seconds: {snippet_seconds}; the stream {stream} looks at frames "
                     f"{2 * span:g} s apart, which must lie in one snippet"
                 )
+        else:
+            _check_windows(stream, network, snippet_seconds, source[stream])
         if "weights_sha256" not in network.recipe:
             source[stream].pop("weights", None)  # nothing in it was learned
     for stream, network in networks.items():
@@ -107,6 +124,45 @@ def make_recipe(
             source[stream]["assumed"] = assumed
     streams = {stream: network.recipe for stream, network in networks.items()}
     return Recipe(float(snippet_seconds), precision, streams, source)
+
+
+def _check_windows(
+    stream: str, network: SoundBackbone, snippet_seconds: float, source: dict[str, Any]
+) -> None:
+    """Refuse a time grid on which a network would leave snippets out, or their sound in part.
+
+    Args:
+        stream: the network's.
+        network: that reads the sound.
+        snippet_seconds: one step of the time grid.
+        source: the network's settings.
+    """
+    shortest = network.stride / SAMPLE_RATE
+    longest = (getattr(network, "window", None) or math.inf) / SAMPLE_RATE
+    if snippet_seconds < shortest:
+        raise ValueError(
+            f"snippet seconds: {snippet_seconds}; expected at least {shortest:g}, as the network "
+            f"of the stream {stream} has no more than one row in that time"
+        )
+    if max(snippet_seconds, source.get(TRAILING, 0)) > longest:
+        raise ValueError(
+            f"snippet seconds: {snippet_seconds}; the network of the stream {stream} reads "
+            f"{longest:g} s of sound at once: expected no more (and a live stream needs 1 s)"
+        )
+    if STRIDE not in source:
+        return
+    if network.stride or TRAILING in source:
+        raise ValueError(
+            "the audio stride is for networks without a time axis, such as CLAP, and not for live "
+            "streams: leave it away"
+        )
+    snippets = source[STRIDE] / snippet_seconds
+    whole = math.isclose(snippets, round(snippets), abs_tol=1e-6)
+    if not (whole and round(snippets) >= 1 and source[STRIDE] <= longest):
+        raise ValueError(
+            f"audio stride: {source[STRIDE]}; expected a multiple of a snippet's "
+            f"{snippet_seconds:g} s, up to {longest:g} s"
+        )
 
 
 def load_networks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import socket
@@ -11,7 +12,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -203,3 +206,66 @@ class Cable:
 
     def close(self) -> None:
         self._listener.close()
+
+
+class Hub:
+    """A hub of models on loopback, in the protocol that huggingface_hub speaks.
+
+    Attributes:
+        url: for ``HF_ENDPOINT``.
+        asked: path and token of each request, in order.
+    """
+
+    def __init__(self, folder: Path, gated: str = "", token: str = "") -> None:
+        """Serve folders of checkpoints.
+
+        Args:
+            folder: has them, as owner/name.
+            gated: the owner whose checkpoints are for those alone who have the token.
+            token: that opens them.
+        """
+        self.asked: list[tuple[str, str]] = []
+        hub = self
+
+        class Answer(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                given = self.headers.get("Authorization", "").removeprefix("Bearer ")
+                hub.asked.append((self.path, given))
+                repository, resolve, name = unquote(self.path)[1:].partition("/resolve/main/")
+                if not resolve or not (folder / repository).is_dir():
+                    return self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
+                if gated and repository.startswith(gated + "/") and given != token:
+                    why = "Access to this model is restricted"
+                    headers = {"X-Error-Code": "GatedRepo", "X-Error-Message": why}
+                    return self.answer(403 if given else 401, b"", headers)
+                file = folder / repository / name
+                if not file.is_file():
+                    return self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
+                content = file.read_bytes()
+                etag = hashlib.sha256(content).hexdigest()
+                headers = {
+                    "ETag": f'"{etag}"',
+                    "X-Repo-Commit": "0123456789abcdef" * 2 + "01234567",
+                }
+                return self.answer(200, content, headers)
+
+            do_HEAD = do_GET
+
+            def answer(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+                self.send_response(status)
+                for name, value in {**headers, "Content-Length": str(len(content))}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(content)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 NOT_STARTED = "interrupted before anything was started"
 PANELS = {
-    "Networks": "video_model audio_model layers weights video_weights precision",
+    "Networks": "video_model audio_model audio_stride layers weights video_weights precision",
     "Streams": "stream only live snippet_seconds",
     "This machine": "device clip_memory",
     "Cluster": "scheduler workers adapt queue walltime cores memory gpus interface cluster_config "
@@ -68,8 +68,18 @@ def extract(
     ] = VIDEO_MODEL,
     audio_model: Annotated[
         str,
-        typer.Option(help="A Wav2Vec2, HuBERT or WavLM: its name on the hub, or a folder."),
+        typer.Option(
+            help="A Wav2Vec2, HuBERT, WavLM, AST, Whisper or CLAP: its name on the hub, or a "
+            "folder."
+        ),
     ] = AUDIO_MODEL,
+    audio_stride: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds from one window to the next of a CLAP, which reads 10 s around each "
+            "snippet else: longer is faster."
+        ),
+    ] = None,
     layers: Annotated[
         str,
         typer.Option(help="Hidden layers of the audio model to average: last, mean, 6, 4-8, 3,6."),
@@ -180,6 +190,7 @@ def extract(
         ("--video-weights", "video", video_weights is not None),
         ("--audio-model", "audio", audio_model != AUDIO_MODEL),
         ("--layers", "audio", layers != "last"),
+        ("--audio-stride", "audio", audio_stride is not None),
     ):
         if only and given and needed not in only:
             raise typer.BadParameter(f"{option} is for the {needed} stream: add --only {needed}")
@@ -227,6 +238,7 @@ def extract(
                 stream or (),
                 live,
                 only or (),
+                audio_stride,
             )
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error

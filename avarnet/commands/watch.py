@@ -60,7 +60,7 @@ def watch(
         err.print(
             f"[yellow bold]HEARS DIFFERENTLY[/] "
             f"({plain(', '.join(recipe.streams_with_lookahead))}): {plain(str(run))} was trained "
-            "on sound heard in windows of 20 s around a snippet, of which a live stream has only "
+            "on sound heard in windows around a snippet, of which a live stream has only "
             "the past. The features differ, and the scores may be wrong. The way out: 'avarnet "
             "extract MANIFEST NEW-STORE --live', and a run that is trained on that store.",
             soft_wrap=True,

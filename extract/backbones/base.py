@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from extract.audio_windows import OVERLAP_SECONDS, WINDOW_SECONDS
+from extract.audio_windows import OVERLAP, window_seconds
+from extract.centred_windows import STRIDE
 from extract.live.trailing_windows import TRAILING
 from extract.preprocessing import Prepare
 from features.recipe import READING, READING_CHANGES
@@ -53,7 +54,8 @@ class FrameBackbone(Protocol):
         recipe: all that decides a value of its rows, as plain data; ``features`` is part of it.
             `load_backbone` adds the version of the code that reads files.
         prepare: turns the frames of a snippet into what `__call__` takes; it is called in the
-            reading process, so it is pickled and its module imports no torch.
+            reading process, so it is pickled and its module imports no torch. Frames beyond the
+            snippet are read for a `FrameWindow`.
     """
 
     reads: Literal["frames"]
@@ -83,7 +85,11 @@ class SoundBackbone(Protocol):
         features: values in a row.
         recipe: as a `FrameBackbone`'s; `load_backbone` adds to it how the sound is cut.
         field: samples that one output frame sees.
-        stride: samples from one output frame to the next.
+        stride: samples from one output frame to the next; 0 if it has no time axis, but one frame
+            for whatever it is given, up to the `window` that it then must have.
+        centre: the sample on which the first one is centred; may be absent where that is
+            ``field / 2``.
+        window: samples that it can read at once; may be absent, or None, where that is any number.
     """
 
     reads: Literal["sound"]
@@ -107,6 +113,8 @@ def load_backbone(
         source: where its weights come from; ``backbone`` is the name of an entry point. The
             streams ``video`` and ``audio`` have ``timm`` and ``transformers`` if it is absent.
             With ``trailing_seconds``, sound is read as in a live stream; see `TrailingWindows`.
+            With ``stride_seconds``, one without a time axis reads a window in that time; see
+            `CentredWindows`.
         device: where it runs.
         precision: ``fp32`` or ``bf16``.
 
@@ -131,7 +139,12 @@ def load_backbone(
             "of the picture and the sound are chosen by --video-model and --audio-model"
         ) from error
     if made.reads == "sound":
-        cut = {"window_seconds": WINDOW_SECONDS, "overlap_seconds": OVERLAP_SECONDS}
+        seconds = window_seconds(made)
+        cut = {"window_seconds": seconds}
+        if made.stride:
+            cut["overlap_seconds"] = OVERLAP * seconds
+        elif STRIDE in source:
+            cut[STRIDE] = source[STRIDE]
         if TRAILING in source:
             cut = {TRAILING: source[TRAILING]}
         made.recipe = {**made.recipe, **cut}

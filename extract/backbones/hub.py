@@ -8,17 +8,18 @@ import pickle
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import constants as hub
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub import get_token, hf_hub_download
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from extract.backbones.base import WeightsError
 from extract.backbones.checkpoint import read_json
+from features.redaction import redacted
 
 HUB_TIMEOUT = 5  # seconds
 
@@ -72,6 +73,7 @@ def no_weights(
         error: why.
         known: names on the hub, one of which may have been meant.
     """
+    address = redacted(hub.ENDPOINT)  # of a mirror, if HF_ENDPOINT names one
     text = str(error).strip() or type(error).__name__
     first = text.splitlines()[0]
     if isinstance(error, pickle.UnpicklingError) or "weights_only" in text.lower():
@@ -85,21 +87,37 @@ def no_weights(
         wanted.rpartition("/")[2], [n.partition("/")[2] for n in known]
     )
     hint = " or ".join(n for n in known if n.partition("/")[2] in close and n != wanted)
-    if "is not a valid model identifier" in text or isinstance(error, RepositoryNotFoundError):
+    causes = list(_causes(error))
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        sent = "the token that was sent is not" if get_token() else "no token was sent"
         return WeightsError(
-            f"no weights for the {stream} network: {wanted} is no folder here, and the hub has no "
-            f"such model{f'; did you mean {hint}?' if hint else ''} (or it is private: "
-            f"'hf auth login'). Or give a local checkpoint: {files}"
+            f"no weights for the {stream} network: {wanted} is for those alone whom its owner has "
+            f"let in ({sent}). Ask for it at {address}/{wanted}, and give your token, by HF_TOKEN "
+            f"or 'hf auth login'. Or give a local checkpoint: {files}"
+        )
+    unknown = any(isinstance(cause, RepositoryNotFoundError) for cause in causes)
+    if unknown or "is not a valid model identifier" in text:
+        return WeightsError(
+            f"no weights for the {stream} network: {wanted} is no folder here, and {address} has "
+            f"no such model{f'; did you mean {hint}?' if hint else ''} (or it is private: HF_TOKEN "
+            f"or 'hf auth login'). Or give a local checkpoint: {files}"
         )
     return WeightsError(
         f"no weights for the {stream} network: {wanted} could not be loaded ({first}).\n"
         + (f"Did you mean {hint}? If not, there are three ways out:\n" if hint else "")
         + ("" if hint else "Three ways out:\n")
-        + "  1. on a machine with internet, run the same command once: the weights stay in the "
-        "hub's cache (copy ~/.cache/huggingface to here);\n"
+        + f"  1. on a machine that reaches {address}, run the same command once: the weights stay "
+        "in the hub's cache (copy ~/.cache/huggingface to here);\n"
         f"  2. give a local checkpoint: {files};\n"
         "  3. to try the pipeline only: --weights random (seeded, no knowledge in them)."
     )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, and what it came from: transformers puts its own in place of the hub's."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def load_complete(kind: Any, name: str, spare: Collection[str] = ()) -> Any:
@@ -108,7 +126,7 @@ def load_complete(kind: Any, name: str, spare: Collection[str] = ()) -> Any:
     Args:
         kind: a class of transformers that has ``from_pretrained``.
         name: on the hub, or a folder.
-        spare: weights that the checkpoint may lack.
+        spare: how the names of weights begin that the checkpoint may lack.
 
     Raises:
         WeightsError: it lacks others, which would be random.
@@ -116,7 +134,7 @@ def load_complete(kind: Any, name: str, spare: Collection[str] = ()) -> Any:
     # left to itself, transformers keeps the half precision in which many checkpoints are stored
     options = {"output_loading_info": True, "dtype": torch.float32}
     model, report = cache_first(lambda: kind.from_pretrained(name, **options))
-    lost = sorted(set(report["missing_keys"]) - set(spare))
+    lost = sorted(key for key in report["missing_keys"] if not key.startswith(tuple(spare)))
     lost += sorted(str(key) for key, *_ in report.get("mismatched_keys", ()))
     if lost:
         found = sorted(report.get("unexpected_keys", ()))

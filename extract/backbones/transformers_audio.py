@@ -1,8 +1,7 @@
-"""Sound by a transformers encoder: Wav2Vec2, HuBERT, WavLM and their kin."""
+"""Sound by a transformers encoder: Wav2Vec2, HuBERT, WavLM and their kin; AST, Whisper, CLAP."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,27 +11,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    PretrainedConfig,
-    PreTrainedModel,
-    Wav2Vec2Config,
-    Wav2Vec2FeatureExtractor,
-)
+from transformers import AutoConfig, PretrainedConfig, Wav2Vec2Config
 
-from extract.backbones.base import WeightsError, autocast, freeze, seeded, weights_hash
+from extract.backbones.base import WeightsError, autocast, freeze, weights_hash
 from extract.backbones.checkpoint import check_folder
-from extract.backbones.hub import (
-    cache_first,
-    load_complete,
-    no_weights,
-    published_settings,
-    quiet_transformers,
-)
-from extract.decoding.sound_placement import SAMPLE_RATE
+from extract.backbones.clap_audio import ClapAudio
+from extract.backbones.hub import cache_first, no_weights, quiet_transformers
+from extract.backbones.sound_encoders import Ast, SoundEncoder, Waveforms, Whisper
 
-PROCESSOR = "preprocessor_config.json"
+KINDS: dict[str, type[SoundEncoder]] = {  # by transformers' name for them; others read waveforms
+    "audio-spectrogram-transformer": Ast,
+    "whisper": Whisper,
+    "clap": ClapAudio,
+    "clap_audio_model": ClapAudio,
+}
 # names on the hub that are often meant, for those who mistype one
 USUAL = [
     f"facebook/{name}"
@@ -47,15 +39,24 @@ USUAL = [
         "hubert-large-ll60k",
         "data2vec-audio-base",
     )
-] + [f"microsoft/{name}" for name in ("wavlm-base", "wavlm-base-plus", "wavlm-large")]
+] + [
+    "microsoft/wavlm-base",
+    "microsoft/wavlm-base-plus",
+    "microsoft/wavlm-large",
+    "MIT/ast-finetuned-audioset-10-10-0.4593",
+    "openai/whisper-tiny",
+    "openai/whisper-base",
+    "openai/whisper-small",
+    "openai/whisper-large-v3",
+    "laion/clap-htsat-fused",
+    "laion/clap-htsat-unfused",
+    "laion/larger_clap_general",
+]
 LAST = "last"  # layer, and after it the normalisation that some networks end with
 
 
 class AudioBackbone:
-    """A transformers encoder of waveforms.
-
-    The base checkpoints normalise over the whole of what they are given, so that padding a batch
-    would change the values: only windows of one exact length share one.
+    """A `SoundBackbone`: a transformers encoder.
 
     Args:
         source: ``{"name": hub name or folder, "weights": "pretrained" | "random", "layers": which
@@ -67,70 +68,58 @@ class AudioBackbone:
     reads: Literal["sound"] = "sound"
 
     def __init__(self, source: dict[str, Any], device: torch.device, precision: str) -> None:
-        model, self.extractor, self.assumed = _load(source)
-        config: Any = model.config
-        layers = source.get("layers", LAST)
+        self._encoder = encoder = _load(source)
+        model, self.extractor, self.assumed = encoder.model, encoder.extractor, encoder.assumed
         whole = weights_hash(model)
-        self._layers = parse_layers(layers, config.num_hidden_layers)
-        self._said: dict[int, torch.Tensor] = {}
+        layers = source.get("layers", LAST)
+        if layers != LAST and not encoder.layers:
+            raise WeightsError(
+                f"--layers {layers}: {source['name']} has one row for a window; expected last"
+            )
+        self._layers = parse_layers(layers, len(encoder.layers))
+        self._outputs: dict[int, torch.Tensor] = {}
         if self._layers:
-            self._watch(model)
-        if precision == "bf16" and hasattr(model.encoder, "pos_conv_embed"):
-            model.encoder.pos_conv_embed = _InFloat32(model.encoder.pos_conv_embed)
+            self._watch(encoder.layers)
+        convolutions: Any = getattr(model, "encoder", None)
+        if precision == "bf16" and hasattr(convolutions, "pos_conv_embed"):
+            convolutions.pos_conv_embed = _InFloat32(convolutions.pos_conv_embed)
         self.model = freeze(model, device)
         self.device = device
         self.precision = precision
-        self.features = int(config.hidden_size)
-        self.stride = math.prod(config.conv_stride)
-        self.field = 1
-        for kernel, stride in zip(
-            reversed(config.conv_kernel), reversed(config.conv_stride), strict=True
-        ):
-            self.field = (self.field - 1) * stride + kernel
+        self.features = encoder.features
+        self.stride, self.field = encoder.stride, encoder.field
+        self.centre, self.window = encoder.centre, encoder.window
         self.recipe = {
-            "model": config.model_type,
+            **encoder.recipe,
             "features": self.features,
             "weights_sha256": whole,
-            "architecture": {
-                key: getattr(config, key, None)
-                for key in (
-                    "num_hidden_layers",
-                    "num_attention_heads",
-                    "feat_extract_norm",
-                    "do_stable_layer_norm",
-                    "hidden_act",
-                    "layer_norm_eps",
-                )
-            },
-            "preprocessing": {
-                "sample_rate": SAMPLE_RATE,
-                "normalize": bool(self.extractor.do_normalize),
-            },
             "layer": "mean of " + ", ".join(map(str, self._layers)) if self._layers else LAST,
-            "pooling": "mean over the frames centred in the snippet",
+            "pooling": encoder.pooling,
         }
 
     def __call__(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
         """Turn (n, samples) into (n, frames, features): what it gives for each very window."""
-        given: Any = self.extractor(list(windows), sampling_rate=SAMPLE_RATE, return_tensors="pt")
+        inputs = self._encoder.inputs(windows)
+        given = {name: value.to(self.device) for name, value in inputs.items()}
         with torch.inference_mode(), autocast(self.device, self.precision):
-            outputs = self.model(given.input_values.to(self.device)).last_hidden_state
+            outputs = getattr(self.model(**given), self._encoder.gives)
             if self._layers:
-                outputs = torch.stack([self._said[n] for n in self._layers]).float().mean(0)
-        return np.asarray(outputs.float().cpu().numpy())
+                outputs = torch.stack([self._outputs[n] for n in self._layers]).float().mean(0)
+        frames = self._encoder.frames(outputs.float(), windows.shape[1])
+        return np.asarray(frames.cpu().numpy())
 
-    def _watch(self, model: PreTrainedModel) -> None:
-        """Note what the chosen layers say, and leave out those behind the last chosen one."""
+    def _watch(self, layers: nn.ModuleList) -> None:
+        """Note the outputs of the chosen layers, and leave out those behind the last chosen one."""
 
         def note(number: int) -> Callable[..., None]:
             def hook(module: nn.Module, given: Any, output: Any) -> None:
-                self._said[number] = output if isinstance(output, torch.Tensor) else output[0]
+                self._outputs[number] = output if isinstance(output, torch.Tensor) else output[0]
 
             return hook
 
         for number in self._layers:
-            model.encoder.layers[number - 1].register_forward_hook(note(number))
-        model.encoder.layers = model.encoder.layers[: max(self._layers)]
+            layers[number - 1].register_forward_hook(note(number))
+        del layers[max(self._layers) :]
 
 
 class _InFloat32(nn.Module):
@@ -180,51 +169,18 @@ def parse_layers(text: str, depth: int) -> list[int]:
     return sorted(found)
 
 
-def _load(source: dict[str, Any]) -> tuple[PreTrainedModel, Wav2Vec2FeatureExtractor, str]:
-    """Return the network, what prepares its sound, and what had to be assumed of that."""
+def _load(source: dict[str, Any]) -> SoundEncoder:
     name = source["name"]
     quiet_transformers()
     try:
         if Path(name).is_dir():
             check_folder(Path(name))
-        config = _config(name, source["weights"])
-        if not (hasattr(config, "conv_stride") and hasattr(config, "conv_kernel")):
-            raise WeightsError(
-                f"{name} is a {config.model_type}, which does not read waveforms; expected a "
-                "Wav2Vec2, HuBERT, WavLM or another network with their convolutions"
-            )
-        if source["weights"] == "random":
-            with seeded():
-                model = AutoModel.from_config(config, dtype=torch.float32)
+        if name == "facebook/wav2vec2-base" and source["weights"] == "random":
+            config: PretrainedConfig = Wav2Vec2Config()  # needs no download
         else:
-            # the mask embedding serves pretraining only; some checkpoints leave it out
-            model = load_complete(AutoModel, name, spare=["masked_spec_embed"])
-        extractor, assumed = _extractor(name)
+            config = cache_first(lambda: AutoConfig.from_pretrained(name))
+        return KINDS.get(config.model_type, Waveforms)(name, config, source["weights"])
     except WeightsError as error:
         raise WeightsError(f"audio network: {error}") from error
     except Exception as error:  # the hub, its cache and every file format fail in their own way
         raise no_weights("audio", name, "--audio-model FOLDER", error, USUAL) from error
-    return model, extractor, assumed
-
-
-def _extractor(name: str) -> tuple[Wav2Vec2FeatureExtractor, str]:
-    """Return what prepares the sound for a network, and what had to be assumed of it."""
-    if not published_settings(name, PROCESSOR):
-        return Wav2Vec2FeatureExtractor(), (
-            f"no {PROCESSOR} of {name} was found: its sound is taken to be normalised "
-            "(do_normalize=True), as most such networks were trained, but not all"
-        )
-    extractor = cache_first(lambda: Wav2Vec2FeatureExtractor.from_pretrained(name))
-    if extractor.sampling_rate != SAMPLE_RATE or not isinstance(extractor.do_normalize, bool):
-        raise WeightsError(
-            f"{name}: its {PROCESSOR} says sampling_rate {extractor.sampling_rate} and "
-            f"do_normalize {extractor.do_normalize}; expected {SAMPLE_RATE} and true or false"
-        )
-    return extractor, ""
-
-
-def _config(name: str, weights: str) -> PretrainedConfig:
-    """Return an architecture; with random weights, that of wav2vec2-base needs no download."""
-    if name == "facebook/wav2vec2-base" and weights == "random":
-        return Wav2Vec2Config()
-    return cache_first(lambda: AutoConfig.from_pretrained(name))

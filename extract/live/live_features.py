@@ -16,11 +16,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.backbones.base import SoundBackbone
+from extract.backbones.base import SoundBackbone, WeightsError
 from extract.device import pick_device
 from extract.finite import as_stored, clean_sound
 from extract.live.stream_receiver import Gap, ReceivedSnippet, Receiver
 from extract.live.trailing_windows import TRAILING, Tail, frames_of, row_of, trailing_seconds
+from extract.preprocessing import FrameWindow
 from extract.recipe import Networks, networks_of
 from features import Recipe
 
@@ -63,6 +64,12 @@ def live_snippets(
         WeightsError: the networks cannot be loaded, or are not those of the recipe.
     """
     networks = networks_of(recipe, pick_device(device))
+    for name, network in networks.items():
+        if network.reads == "frames" and isinstance(network.prepare, FrameWindow):
+            raise WeightsError(
+                f"the stream {name} looks at frames after its snippet, which a live stream does "
+                "not have: train a run on other streams (train --streams)"
+            )
     prepare = {name: net.prepare for name, net in networks.items() if net.reads == "frames"}
     sound_networks = [network for network in networks.values() if network.reads == "sound"]
     default = trailing_seconds(recipe.snippet_seconds)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from extract.audio_windows import frame_centres
 from extract.decoding.sound_placement import SAMPLE_RATE
 
 if TYPE_CHECKING:  # the receiving process must stay without torch
@@ -81,15 +82,24 @@ class Runs:
         Args:
             snippet, snippet_seconds, seconds: see `span`.
         """
-        begin, stop = span(snippet, snippet_seconds, seconds)
         start = round(snippet * snippet_seconds * SAMPLE_RATE)
         found = []
-        for first, samples in self._runs:
-            window = samples[max(0, begin - first) : max(0, stop - first)]
-            since = max(0, start - max(begin, first))
+        for first, window in self.between(*span(snippet, snippet_seconds, seconds)):
+            since = max(0, start - first)
             if len(window) > since:
                 found.append(Tail(window, since))
         return tuple(found)
+
+    def between(self, begin: int, stop: int) -> list[tuple[int, NDArray[np.float32]]]:
+        """Return of each run its first sample within some bounds, and its samples there.
+
+        Args:
+            begin, stop: the bounds, in samples.
+        """
+        return [
+            (max(begin, first), samples[max(0, begin - first) : max(0, stop - first)])
+            for first, samples in self._runs
+        ]
 
     def drop(self, before: int) -> None:
         """Forget what is before a sample."""
@@ -104,13 +114,17 @@ class Runs:
 def frames_of(network: SoundBackbone, tails: Sequence[Tail]) -> list[NDArray[np.float32]]:
     """Return the output frames whose centre is in the snippet of each window, (n, features).
 
+    Of a network without a time axis, it is the one of the whole window.
+
     Args:
         tails: whose windows have one length.
     """
     if len(tails[0].window) < network.field:
         return [np.empty((0, network.features), np.float32)] * len(tails)
     outputs = network(np.stack([tail.window for tail in tails]))
-    centres = network.stride * np.arange(outputs.shape[1]) + network.field / 2
+    if not network.stride:  # it has no time axis
+        return list(outputs)
+    centres = frame_centres(network, outputs.shape[1])
     return [frames[centres >= tail.since] for frames, tail in zip(outputs, tails, strict=True)]
 
 
