@@ -17,7 +17,7 @@ from avarnet.inputs import warn_of_doubts, warn_of_random_weights
 if TYPE_CHECKING:
     from extract import Summary
     from train import Run
-    from train.evaluation.figures import CommonMetrics, RecognitionMetrics
+    from train.evaluation.figures import RecognitionMetrics, Robustness
     from train.fitting.history import Epoch
 
 NAMED = 3  # clips with a flag that a summary names
@@ -203,20 +203,20 @@ def print_metrics(metrics: RecognitionMetrics, run: Run) -> None:
         marks = [str(count) if count else "." for count in counts]
         table.add_row(f"{number} {plain(name)}", *marks)
     out.print(table)
-    print_robustness(metrics, "accuracy")
+    print_robustness(metrics["robustness"], "accuracy")
 
 
-def print_robustness(metrics: CommonMetrics, measure: str) -> None:
-    """Print what is left where a part of the held-out clips is missing.
+def print_robustness(figures: Mapping[str, Robustness], measure: str) -> None:
+    """Print what is left where held-out clips are impaired.
 
     Args:
-        metrics: of a run.
+        figures: what is missing or wrong -> what is left.
         measure: accuracy or AP.
     """
     from train.report.html import figure
 
     table = Table("held-out clips", plain(measure), "loss", "95 % interval")
-    for name, left in metrics["robustness"].items():
+    for name, left in figures.items():
         cells = ["", ""]
         if lost := left["loss"]:
             cells = [figure(lost["value"]), f"{figure(lost['low'])} to {figure(lost['high'])}"]

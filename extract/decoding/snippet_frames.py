@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from extract.decoding.container import Media
 from extract.decoding.frames import CLOCK_SLACK, frames
@@ -23,11 +24,16 @@ def snippet_frames(request: Request, media: Media, snippets: int) -> Iterator[Fr
     """
     instants = sorted({at for prepare in request.prepare.values() for at in prepare.instants})
     middles = (np.arange(snippets) + 0.5) * request.snippet_seconds
-    times = np.add.outer(middles, instants).ravel()
+    impairment = request.files.impairment
+    times = impairment.times(np.add.outer(middles, instants).ravel())
     numbers = np.searchsorted(media.frame_times, times + CLOCK_SLACK) - 1
     pictures = frames(request.files.video, media, numbers)
+
+    def seen(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return impairment.picture(picture) if picture.size else picture
+
     for snippet in range(snippets):
-        shown_at = {at: next(pictures) for at in instants}
+        shown_at = {at: seen(next(pictures)) for at in instants}
         for stream, prepare in request.prepare.items():
             taken = [shown_at[at] for at in prepare.instants]
             if all(picture.size for picture in taken):
