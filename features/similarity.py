@@ -27,8 +27,8 @@ from features.store import Store
 from features.vector_space import VectorSpace, mean_cosine, unit
 
 MOMENT = re.compile(r"(.+)@(\d+\.?\d*)-(\d+\.?\d*)", re.DOTALL)  # CLIP@START-END
-# similarity; in EfficientNet's rows of surv-fight, copies that were cut, brightened or mirrored have
-# 0.89 and more, cropped to 90 % 0.74 to 0.92, and clips of two recordings 0.77 at most
+# similarity; in EfficientNet's rows of surv-fight, copies that were cut, brightened or mirrored
+# have 0.89 and more, cropped to 90 % 0.74 to 0.92, clips of two recordings 0.77 at most
 NEAR_DUPLICATE = 0.8
 PAIRS_AT_ONCE = 2**22
 SHORTLIST = 100  # clips in which the best moment is looked for
