@@ -132,6 +132,11 @@ def train(
         warn_of_random_weights(opened.recipe)
         if taken is not None:
             out.print(f"clips without anomaly: those labelled {plain(taken)} (--normal)")
+        else:
+            out.print_sentences(
+                "[yellow]no class is known as normal[/] (--normal LABEL names it): predictions "
+                "will have a class, and neither anomaly scores nor intervals"
+            )
     with training_progress(settings.epochs, as_json) as on_epoch:
         trained = pipelines.train(
             clips,
