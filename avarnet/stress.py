@@ -69,10 +69,9 @@ def stress(
     from extract.impairments import impairments
     from train.experiments.stress import CLEAN, held_out_clips, judge_stress, predict_held_out
 
-    extractor = Extractor(
-        (recipe or run.recipe).only(run.config.streams), device, other_reading=True
-    )
     held_out = {clip.id: clip for clip in held_out_clips(run)}
+    used = (recipe or run.recipe).only(run.config.streams)
+    extractor = Extractor(used, device, other_reading=True)
     listed = {clip.id: clip for clip in clips if clip.id in held_out}
     left_out = {clip_id: "not in the manifest" for clip_id in held_out if clip_id not in listed}
     seconds = {i: clip.duration or footage(clip.resolve(root)) for i, clip in listed.items()}
@@ -88,16 +87,15 @@ def stress(
     )
     found: dict[str, list[ClipPrediction]] = {name: [] for name in conditions("")}
     done, total = 0.0, sum(seconds.values()) * len(found)
-    read = extractor.stream(readings)
     try:
-        for clip, results in groupby(read, lambda one: one[0].clip):
+        for clip, results in groupby(extractor.stream(readings), lambda one: one[0].clip):
             clean: Features | None = None
             own: dict[str, ClipPrediction] = {}
             for reading, features in results:
                 if isinstance(features, ClipError):
                     left_out.setdefault(clip.id, str(features))
                 elif clip.id not in left_out:
-                    clean = clean or features
+                    clean = features if clean is None else clean
                     own[reading.condition] = predict_held_out(clip, _with(clean, features))
                 done += seconds[clip.id]
                 progress(done, total)

@@ -129,7 +129,8 @@ class Noisy(Impairment):
     def sound(self, read: Callable[[], Blocks]) -> Blocks:
         power = np.zeros(2)
         for first, samples in read():
-            pair = (np.nan_to_num(samples), self._noise(first, len(samples)))
+            known = np.nan_to_num(samples, posinf=0, neginf=0)
+            pair = (known, self._noise(first, len(samples)))
             power += [np.square(part, dtype=np.float64).sum() for part in pair]
         gain = np.sqrt(power[0] / max(power[1], 1e-30)) * 10 ** (-self.ratio / 20)
         for first, samples in read():
@@ -147,7 +148,7 @@ def impairments(clip_id: str, seed: int) -> dict[str, Impairment]:
         clip_id: chooses which part of a noise it hears.
         seed: makes the noises.
     """
-    start = zlib.crc32(clip_id.encode()) % (NOISE_SECONDS * SAMPLE_RATE)
+    start = zlib.crc32(clip_id.encode("utf-8", "surrogatepass")) % (NOISE_SECONDS * SAMPLE_RATE)
     found: dict[str, Impairment] = {
         f"{kind} noise, {ratio} dB".replace("babble noise", "babble"): Noisy(
             kind, ratio, seed, start

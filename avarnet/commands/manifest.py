@@ -223,7 +223,7 @@ def manifest_check(
     root: Root = None,
     store: Annotated[
         list[Path] | None,
-        typer.Option(help="Their features: clips of two sides of the split that are nearly alike."),
+        typer.Option(help="Their features, to find clips nearly the same on two of its sides."),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -115,4 +115,6 @@ def read_stress(run: Run) -> Stress | None:
         found: Stress = parse_json(read_run_file(file), Stress, str(file))
     except FileNotFoundError:
         return None
+    except TrainError as error:
+        raise TrainError(f"{error}; or delete it, and run 'avarnet stress' again") from error
     return found
