@@ -11,7 +11,7 @@ from features import Features, json_text
 from train.config import TrainError
 from train.evaluation.figures import Robustness
 from train.evaluation.robustness import robustness
-from train.inference import ClipPrediction
+from train.inference import ClipPrediction, has_test_clips
 from train.predict import Predictor
 from train.run import Run
 from train.run_files import parse_json, read_run_file, write_run_file
@@ -42,17 +42,8 @@ class HeldOutClip(NamedTuple):
 
 
 def held_out_clips(run: Run) -> Iterator[HeldOutClip]:
-    """Yield a run's held-out clips; those of its validation where it has no others.
-
-    Raises:
-        TrainError: a run of detection has none: others are not annotated in time.
-    """
-    tested = any(split.test for split in run.splits)
-    if run.config.task == "detection" and not tested:
-        raise TrainError(
-            f"{run.path} has no held-out clips, whose annotation in time detection is judged by; "
-            "mark some of the manifest's clips as test and train again"
-        )
+    """Yield a run's held-out clips; those of its validation where it has no others."""
+    tested = has_test_clips(run)
     models = list(zip(run.all_models(), run.models, strict=True))
     for number, split in enumerate(run.splits):
         predictor = Predictor(run, [model for model, (own, _) in models if own == number])
@@ -93,7 +84,7 @@ def judge_stress(
             f"none of the {len(left_out)} held-out clips can be read again; {clip_id}: {why}"
         )
     found: Stress = {
-        "held_out": "test" if any(split.test for split in run.splits) else "validation",
+        "held_out": "test" if has_test_clips(run) else "validation",
         "measure": "AP" if run.config.task == "detection" else "accuracy",
         "clips": len(clean),
         "seed": run.config.seed,
