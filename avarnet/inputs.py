@@ -25,6 +25,7 @@ from features import UnreadableShard
 
 if TYPE_CHECKING:
     from features import Recipe
+    from train import Run
 
 
 SUFFIXES = 12  # listed of what is left out; --json lists all
@@ -172,6 +173,16 @@ def shards_named_below() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnreadableShard)
         yield
+
+
+def need_videos(run: Run) -> None:
+    """Refuse a run that cannot read videos."""
+    if imported := [n for n in run.config.streams if "imported" in run.recipe.streams[n]]:
+        fail(
+            f"{run.path} cannot read videos: it was trained on imported features "
+            f"({', '.join(imported)}), which no network here makes. Score clips of a store of "
+            f"them: avarnet predict {run.path} --store STORE"
+        )
 
 
 def need_extract() -> None:

@@ -43,6 +43,13 @@ Root = Annotated[
 Device = Annotated[str, typer.Option(callback=_known_device, help="auto, cpu, cuda, cuda:1, mps.")]
 Manifest = Annotated[Path, typer.Argument(metavar="MANIFEST", help="JSON Lines.")]
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the feature store.")]
+StoreOrUrl = Annotated[
+    str,
+    typer.Argument(
+        metavar="STORE",
+        help="Folder of the feature store; or its URL, from which the manifest's clips are pulled.",
+    ),
+]
 Url = Annotated[
     str,
     typer.Argument(metavar="URL", help="A folder, s3://, sftp://, hf:// or, to pull, http(s)://."),
@@ -54,6 +61,10 @@ VideoWeights = Annotated[Path | None, typer.Option(help="The video weights file,
 AudioModel = Annotated[str | None, typer.Option(help="The sound model's folder, if it has moved.")]
 Join = Annotated[
     list[Path] | None, typer.Option(help="A store with more streams of the same clips.")
+]
+JoinOrUrl = Annotated[
+    list[str] | None,
+    typer.Option("--join", help="A store, or a URL, with more streams of the same clips."),
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
 Processes = Annotated[

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.filesize import decimal
 from rich.progress import Progress
 from rich.table import Table
 
+import manifests
 from avarnet import pipelines
-from avarnet.console import clock, counted, err, fail, footage_bar, out, plain, progress_bar, shown
+from avarnet.console import (
+    bytes_bar,
+    clock,
+    counted,
+    err,
+    fail,
+    footage_bar,
+    out,
+    plain,
+    progress_bar,
+    shown,
+)
 from avarnet.inputs import warn_of_doubts, warn_of_random_weights
+from avarnet.stores import is_url, pull_clips, pulled_folder
 
 if TYPE_CHECKING:
     from extract import Summary
     from train import Run
-    from train.evaluation.figures import CommonMetrics, RecognitionMetrics
+    from train.evaluation.figures import RecognitionMetrics, Robustness
     from train.fitting.history import Epoch
 
 NAMED = 3  # clips with a flag that a summary names
@@ -90,6 +104,33 @@ def print_summary(summary: Summary, store: Path) -> None:
         f"already there, {len(summary.failed)} failed: {clock(summary.footage)} of video in "
         f"{clock(summary.seconds)} ({speed:.1f} x real time) -> {plain(str(store))}"
     )
+
+
+def local_stores(stores: Sequence[str], clips: Sequence[manifests.Clip], quiet: bool) -> list[Path]:
+    """Return the folders of stores; of one at a URL, the shards with some clips are pulled first.
+
+    Args:
+        stores: folders and URLs.
+        clips: of the manifest.
+        quiet: print nothing.
+    """
+    folders = []
+    for store in stores:
+        if not is_url(store):
+            folders.append(Path(store))
+            continue
+        folder = pulled_folder(store)
+        with bytes_bar("pulling", quiet) as progress:
+            pulled = pull_clips(store, [clip.id for clip in clips], progress)
+        if not quiet:
+            out.print(
+                f"{plain(store)}: {counted(len(pulled.shards), 'shard')} "
+                f"({decimal(pulled.nbytes)}) pulled into {plain(str(folder))}, "
+                f"{counted(pulled.already, 'clip')} already there",
+                soft_wrap=True,
+            )
+        folders.append(folder)
+    return folders
 
 
 @contextmanager
@@ -203,20 +244,20 @@ def print_metrics(metrics: RecognitionMetrics, run: Run) -> None:
         marks = [str(count) if count else "." for count in counts]
         table.add_row(f"{number} {plain(name)}", *marks)
     out.print(table)
-    print_robustness(metrics, "accuracy")
+    print_robustness(metrics["robustness"], "accuracy")
 
 
-def print_robustness(metrics: CommonMetrics, measure: str) -> None:
-    """Print what is left where a part of the held-out clips is missing.
+def print_robustness(figures: Mapping[str, Robustness], measure: str) -> None:
+    """Print what is left where held-out clips are impaired.
 
     Args:
-        metrics: of a run.
+        figures: what is missing or wrong -> what is left.
         measure: accuracy or AP.
     """
     from train.report.html import figure
 
     table = Table("held-out clips", plain(measure), "loss", "95 % interval")
-    for name, left in metrics["robustness"].items():
+    for name, left in figures.items():
         cells = ["", ""]
         if lost := left["loss"]:
             cells = [figure(lost["value"]), f"{figure(lost['low'])} to {figure(lost['high'])}"]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import features
+from features.clip_means import cache_folder
 
 if TYPE_CHECKING:
     from train import Run
+
+PULLED = "stores"  # folder of the user's cache
 
 
 def open_stores(
@@ -37,6 +42,43 @@ def open_stores(
             "all such shards; --skip-unreadable continues without them"
         )
     return opened[0] if len(opened) == 1 else features.join(*opened)
+
+
+def is_url(store: str) -> bool:
+    """Tell whether a store is at a URL, and not in a folder."""
+    return "://" in store
+
+
+def pulled_folder(url: str) -> Path:
+    """Return where a store at a URL is pulled to, in the user's cache."""
+    public = features.redacted(url).rstrip("/")
+    name = re.sub(r"[^\w.-]+", "-", public.partition("://")[2])[-64:].strip("-.")
+    return cache_folder() / PULLED / f"{name}-{hashlib.sha256(public.encode()).hexdigest()[:8]}"
+
+
+def pull_clips(
+    url: str, clip_ids: Collection[str], progress: Callable[[int, int], None]
+) -> features.Transfer:
+    """Fetch the shards that hold some clips to `pulled_folder`, if they are not there.
+
+    Args:
+        url: of the store.
+        clip_ids: the clips.
+        progress: called with (bytes done, bytes in all).
+
+    Raises:
+        FeatureError: the store cannot be reached or read, or has another recipe than before.
+    """
+    folder = pulled_folder(url)
+    try:
+        return features.pull(url, folder, clip_ids, progress=progress)
+    except features.FeatureError as error:
+        if not (folder / features.RECIPE_FILE).exists():
+            raise
+        raise features.FeatureError(
+            f"{error}. What was pulled before is in {folder}: give that folder instead of the URL, "
+            "or delete it to pull anew"
+        ) from error
 
 
 def open_stores_of(

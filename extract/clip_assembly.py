@@ -12,9 +12,10 @@ from extract.audio_windows import AudioWindows
 from extract.backbones.base import SoundBackbone
 from extract.centred_windows import CentredWindows
 from extract.decoding.container import ClipError
-from extract.decoding.messages import Begin, End, Failed, Frame, Readable, Sound
+from extract.decoding.messages import AS_IT_IS, Begin, End, Failed, Frame, Readable, Sound
 from extract.decoding.sound_placement import SAMPLE_RATE
 from extract.finite import Extracted, as_stored, clean_sound
+from extract.impairments import Impairment
 from extract.live.trailing_windows import TRAILING, TrailingWindows
 from extract.recipe import Networks
 from features import Features, Flag
@@ -29,14 +30,19 @@ class ClipAssembly(Generic[T]):
     Args:
         item: has the clip's files.
         snippet_seconds: one step of the time grid.
-        networks: of the recipe.
+        networks: of the recipe; of an impairment of the sound or the picture only those are run
+            that read it.
 
     Attributes:
+        impairment: with which it is read.
         pending_frames: how many frames wait for a network.
     """
 
     def __init__(self, item: T, snippet_seconds: float, networks: Networks) -> None:
         self.item = item
+        self.impairment: Impairment = getattr(item, "impairment", AS_IT_IS)
+        reads = self.impairment.reads
+        networks = {s: n for s, n in networks.items() if reads in (None, n.reads)}
         self.pending_frames = 0
         self._snippet_seconds = snippet_seconds
         self._networks = networks

@@ -63,6 +63,7 @@ class Extractor:
                 "recipe that is made here; from Python, Extractor(..., other_reading=True) reads "
                 "single files by this one"
             )
+        self.reads = {network.reads for network in self._networks.values()}
         self.frame_networks = {
             stream: network
             for stream, network in self._networks.items()
@@ -98,7 +99,8 @@ class Extractor:
         with their length only by what is returned.
 
         Args:
-            clips: have the attributes ``video`` and ``audio``, as in `__call__`.
+            clips: have the attributes ``video`` and ``audio``, as in `__call__`. One with an
+                ``impairment`` is read with it, and has only the streams that it touches.
             progress: called with the seconds of video that were read so far.
 
         Raises:

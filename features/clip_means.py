@@ -68,10 +68,15 @@ def make_means(shard: Shard) -> ShardMeans:
     return ShardMeans(means, damaged)
 
 
+def cache_folder() -> Path:
+    """Return the user's folder of what can be made or fetched again."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(cache) / "avarnet"
+
+
 def means_folder() -> Path:
     """Return the folder where means are kept."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(cache) / "avarnet" / "means"
+    return cache_folder() / "means"
 
 
 def _cache_file(shard: Shard, stream: str) -> Path:

@@ -51,6 +51,12 @@ class VectorSpace:
         ) * self._scale
         return placed
 
+    def units(self) -> NDArray[np.float32]:
+        """Return (clips, values), all vectors at length 1; NaN where a clip has no rows."""
+        placed: NDArray[np.float32] = self.place(np.concatenate(self._means)[self._places])
+        placed /= self._norms[:, None]
+        return placed
+
     def cosines(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return (clips,) cosines with a vector of the space; NaN where a clip has no rows."""
         weights = unit(vector) * self._scale

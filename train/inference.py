@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from train.config import TrainError
 from train.fitting.memory import threads_for
 from train.losses import POOLING, Pooling
 
@@ -119,6 +120,22 @@ def score(
             whole[place[int(index)]] = log_p[row]
             snippets[place[int(index)]] = rows[row, : clips.lengths[index]]
     return Scores(whole, snippets)
+
+
+def has_test_clips(run: Run) -> bool:
+    """Tell whether a run has held-out clips; one that has none is judged by its validation clips.
+
+    Raises:
+        TrainError: a run of detection has none: others are not annotated in time.
+    """
+    if any(split.test for split in run.splits):
+        return True
+    if run.config.task == "detection":
+        raise TrainError(
+            f"{run.path} has no held-out clips, whose annotation in time detection is judged by; "
+            "mark some of the manifest's clips as test and train again"
+        )
+    return False
 
 
 def predict_splits(

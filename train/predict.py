@@ -17,6 +17,7 @@ from features import Features
 from train.data import Batch, Clips
 from train.evaluation.anomaly_intervals import Anomaly, anomaly_scores
 from train.losses import POOLING
+from train.models.network import AVARNet
 from train.models.streams import Totals, totals_of
 from train.run import Run
 
@@ -50,11 +51,15 @@ class Predictor:
     A long clip is scored piece by piece, in memory that does not grow with it. A piece sees what
     lies before and behind it as far as its models see, so that the prediction is that of the whole;
     models and fusions that look at a whole clip see only `MOST_BEYOND` snippets beyond it.
+
+    Args:
+        run: the run.
+        models: of it, if not all of them.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, models: Sequence[AVARNet] | None = None) -> None:
         self.run = run
-        self._models = run.all_models()
+        self._models = run.all_models() if models is None else models
         receptive_field = self._models[0].receptive_field_with_totals  # all are alike
         self._beyond = MOST_BEYOND if receptive_field is None else receptive_field
 

@@ -7,6 +7,7 @@
     model-0.safetensors, ...   the weights: all folds of the first seed, of the next, ...
     metrics.jsonl     one line an epoch
     evaluation.json, predictions.csv, report.html    written by `evaluate`
+    stress.json       written by `stress`
 
 While it is trained there are also ``unfinished.json``, what ``run.json`` will be, and checkpoints.
 """

@@ -146,7 +146,7 @@ def _print_detection(metrics: DetectionMetrics, run: Run) -> None:
     for name, own in metrics["baselines"].items():
         ap, area = figure(own["all"]["ap"], 4), figure(own["all"]["roc_auc"], 4)
         out.print(f"{plain(name)}: AP {ap}, ROC-AUC {area} of all frames", highlight=False)
-    print_robustness(metrics, "AP")
+    print_robustness(metrics["robustness"], "AP")
     out.print(f"every snippet's score: {plain(str(run.path / 'predictions.csv'))}")
 
 

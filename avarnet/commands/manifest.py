@@ -15,6 +15,7 @@ from avarnet.console import (
     DONE,
     FAILED,
     SOME_FAILED,
+    clips_bar,
     counted,
     err,
     first_few,
@@ -24,8 +25,10 @@ from avarnet.console import (
     shown,
 )
 from avarnet.inputs import extract_missing, found_json, print_left_out
+from avarnet.near_duplicates import near_duplicates
 from avarnet.options import Json, Manifest, Output, Root
 from avarnet.pipelines import has_extract, root_of
+from avarnet.stores import open_stores
 from manifests.sources.csv import Unannotated
 
 LISTED = 5  # clips with one and the same problem
@@ -215,7 +218,15 @@ def manifest_split(
 
 
 @app.command("check", epilog="Example: `avarnet manifest check videos.jsonl`")
-def manifest_check(manifest: Manifest, root: Root = None, as_json: Json = False) -> None:
+def manifest_check(
+    manifest: Manifest,
+    root: Root = None,
+    store: Annotated[
+        list[Path] | None,
+        typer.Option(help="Their features, to find clips nearly the same on two of its sides."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Find duplicates, missing and cut-short files, leaks, wrong intervals, missing sound."""
     probe = None
     if has_extract():
@@ -228,14 +239,27 @@ def manifest_check(manifest: Manifest, root: Root = None, as_json: Json = False)
             return manifests.Probed(media.duration, bool(sound), media.cut_short)
 
     findings = manifests.check(manifest, root_of(manifest, root), probe)
+    compared: dict[str, int] = {}
+    if store:
+        with clips_bar("comparing clips", quiet=as_json) as progress:
+            found, *counts = near_duplicates(manifest, open_stores(store, True), progress)
+        findings += found
+        compared = dict(zip(("compared", "not_compared"), counts, strict=True))
     errors = sum(finding.severity == "error" for finding in findings)
     if as_json:
         print_json(
-            {"findings": [finding._asdict() for finding in findings], "opened": probe is not None}
+            {
+                "findings": [finding._asdict() for finding in findings],
+                "opened": probe is not None,
+                **compared,
+            }
         )
     else:
         _print_findings(findings)
         out.print(f"{counted(errors, 'error')}, {counted(len(findings) - errors, 'warning')}")
+        if compared:
+            what = f"{counted(compared['compared'], 'clip')}, not {compared['not_compared']}"
+            out.print(f"compared: {what} that have no side of a split, or no readable features")
         if probe is None:
             out.print(f"The videos were not opened: {plain(extract_missing())}")
     raise typer.Exit(FAILED if errors else DONE)

@@ -30,6 +30,7 @@ from avarnet.inputs import (
     moved_models,
     need_device,
     need_extract,
+    need_videos,
     print_left_out,
     warn_of_other_reading,
     warn_of_random_weights,
@@ -98,12 +99,7 @@ def predict(
         warn_of_random_weights(loaded.recipe)
         rows = _rows(_stored(loaded, store, videos), quiet, [])
         _end(rows, as_json, as_csv, fail_on_anomaly)
-    if imported := [n for n in loaded.config.streams if "imported" in loaded.recipe.streams[n]]:
-        fail(
-            f"{run} cannot read videos: it was trained on imported features "
-            f"({', '.join(imported)}), which no network here makes. Score clips of a store of "
-            f"them: avarnet predict {run} --store STORE"
-        )
+    need_videos(loaded)
     need_device(device)
     need_extract()
     import extract as stage1

@@ -12,7 +12,8 @@ import features
 from avarnet.console import DONE, SOME_FAILED, counted, out, plain
 from avarnet.inputs import ids_in
 from avarnet.options import StorePath
-from features.clip_means import means_folder
+from avarnet.stores import PULLED
+from features.clip_means import cache_folder, means_folder
 from features.store_files import read_file
 
 app = typer.Typer()
@@ -97,7 +98,8 @@ def features_drop(
     features.write_card(store)
     naming = [file for file in sorted(store.iterdir()) if _names(file, wanted)]
     out.print_sentences(
-        "Not taken out of: stores that were pulled or merged from these, manifests, runs "
+        "Not taken out of: stores that were pulled or merged from these (by 'avarnet train' into "
+        f"{plain(str(cache_folder() / PULLED))}), manifests, runs "
         "(RUN/run.json, predictions.csv, report.html) and what they learned, pages of predictions; "
         f"the means in {plain(str(means_folder()))}, which may be deleted; old versions that a "
         "place keeps (S3 with versioning, the hub's history)"

@@ -16,16 +16,16 @@ from avarnet.console import clips_bar, counted, first_few, out, plain, print_jso
 from avarnet.inputs import need_device, warn_of_doubts, warn_of_random_weights
 from avarnet.options import (
     Device,
-    Join,
+    JoinOrUrl,
     Json,
     Manifest,
     Processes,
     RunPath,
     SkipUnreadable,
-    StorePath,
+    StoreOrUrl,
     in_panels,
 )
-from avarnet.output import print_best_epochs, training_progress
+from avarnet.output import local_stores, print_best_epochs, training_progress
 from train.config import Config, Fusion, ModelName, Task
 from train.labels import taken_as_normal
 
@@ -60,7 +60,7 @@ ConfigFile = Annotated[
 )
 def train(
     manifest: Manifest,
-    store: StorePath,
+    store: StoreOrUrl,
     run: RunPath,
     task: Annotated[
         Task | None,
@@ -105,7 +105,7 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Log to RUN/tensorboard too.")
     ] = False,
-    join: Join = None,
+    join: JoinOrUrl = None,
     skip_unreadable: SkipUnreadable = False,
     as_json: Json = False,
 ) -> None:
@@ -125,12 +125,18 @@ def train(
     )
     clips = manifests.read(manifest)
     need_device(device)
-    opened = pipelines.open_stores([store, *(join or [])], skip_unreadable)
+    folders = local_stores([store, *(join or [])], clips, as_json)
+    opened = pipelines.open_stores(folders, skip_unreadable)
     taken = taken_as_normal((c.label for c in clips if c.id in opened), settings.normal)
     if not as_json:
         warn_of_random_weights(opened.recipe)
         if taken is not None:
             out.print(f"clips without anomaly: those labelled {plain(taken)} (--normal)")
+        else:
+            out.print_sentences(
+                "[yellow]no class is known as normal[/] (--normal LABEL names it): predictions "
+                "will have a class, and neither anomaly scores nor intervals"
+            )
     with training_progress(settings.epochs, as_json) as on_epoch:
         trained = pipelines.train(
             clips,
@@ -178,7 +184,7 @@ def train(
 @app.command(epilog="Example: `avarnet ablate videos.jsonl store runs --folds 5 --seeds 5`")
 def ablate(
     manifest: Manifest,
-    store: StorePath,
+    store: StoreOrUrl,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="For the runs and the table.")],
     task: Annotated[Task | None, typer.Option(show_default=Config.task)] = None,
     folds: Annotated[int | None, typer.Option(help="Cross-validate.")] = None,
@@ -186,7 +192,7 @@ def ablate(
     epochs: Epochs = None,
     config: ConfigFile = None,
     processes: Processes = None,
-    join: Join = None,
+    join: JoinOrUrl = None,
     skip_unreadable: SkipUnreadable = False,
     as_json: Json = False,
 ) -> None:
@@ -197,7 +203,8 @@ def ablate(
 
     settings = Config.load(config, task=task, folds=folds, seeds=seeds, epochs=epochs)
     clips = manifests.read(manifest)
-    opened = pipelines.open_stores([store, *(join or [])], skip_unreadable)
+    folders = local_stores([store, *(join or [])], clips, as_json)
+    opened = pipelines.open_stores(folders, skip_unreadable)
     if not as_json:
         warn_of_random_weights(opened.recipe)
 
@@ -244,7 +251,7 @@ def ablate(
 @app.command(epilog="Example: `avarnet sweep videos.jsonl store sweep search.toml`")
 def sweep(
     manifest: Manifest,
-    store: StorePath,
+    store: StoreOrUrl,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="For the runs and the journal.")],
     file: Annotated[
         Path, typer.Argument(metavar="FILE.toml", help="trials, [settings] and [search].")
@@ -257,7 +264,8 @@ def sweep(
 
     search = stage2.Search.load(file)
     clips = manifests.read(manifest)
-    opened = pipelines.open_stores([store], skip_unreadable)
+    folders = local_stores([store], clips, as_json)
+    opened = pipelines.open_stores(folders, skip_unreadable)
     if not as_json:
         warn_of_random_weights(opened.recipe)
     with clips_bar("trials", as_json) as show:

@@ -15,6 +15,7 @@ from extract.decoding.messages import Begin, End, Failed, Message, Request, Soun
 from extract.decoding.snippet_frames import snippet_frames
 from extract.decoding.sound_file import SoundFault, sound_beside, sound_blocks
 from extract.decoding.sound_placement import SAMPLE_RATE
+from extract.impairments import Blocks
 
 
 def main(parent: Connection) -> None:
@@ -47,7 +48,7 @@ def read_clip(request: Request) -> Iterator[Message]:
     Raises:
         ClipError: nothing of the picture can be read.
     """
-    (path, audio), step = request.files, request.snippet_seconds
+    (path, audio, impairment), step = request.files, request.snippet_seconds
     media = probe(path)
     snippets = max(1, math.ceil(media.duration / step - 1e-3))
     yield Begin(snippets, media.duration)
@@ -59,14 +60,21 @@ def read_clip(request: Request) -> Iterator[Message]:
         raise ClipError("none of its frames can be decoded")
     beside = audio or sound_beside(path)
     fault = SoundFault()
-    if beside is not None or media.has_sound:
+    if (beside is not None or media.has_sound) and impairment.reads != "frames":
         end = round(snippets * step * SAMPLE_RATE)
-        for first, samples in sound_blocks(path, beside, media, fault):
-            begin = max(0, -first)  # the clock starts at the first frame
-            within = samples[begin : max(begin, end - first)]
-            if len(within):
-                yield Sound(first + begin, within)
+        blocks = impairment.sound(lambda: _within(sound_blocks(path, beside, media, fault), end))
+        for first, samples in _within(blocks, end):
+            yield Sound(first, samples)
     with open(path, "rb") as file:
         source = hashlib.file_digest(file, "sha256").hexdigest()
     flags = media.flags | ({"SOUND_GAP"} if fault.gap else set())
     yield End(fault.damaged, source, flags)
+
+
+def _within(blocks: Blocks, end: int) -> Blocks:
+    """Yield what lies in the clip: its clock starts at the first frame, and stops at `end`."""
+    for first, samples in blocks:
+        begin = max(0, -first)
+        within = samples[begin : max(begin, end - first)]
+        if len(within):
+            yield first + begin, within

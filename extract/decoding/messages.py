@@ -12,11 +12,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from extract.impairments import Impairment
 from extract.preprocessing import Prepare
+
+AS_IT_IS = Impairment()
 
 
 class Readable(Protocol):
-    """What has a clip's files, such as `Files` or a `Task`."""
+    """What has a clip's files, such as `Files` or a `Task`; it may have an ``impairment`` too."""
 
     @property
     def video(self) -> Path: ...
@@ -30,10 +33,12 @@ class Files(NamedTuple):
     Attributes:
         video: any video that FFmpeg reads.
         audio: its sound, if not in the video nor in a file of its name beside it.
+        impairment: with which they are read.
     """
 
     video: Path
     audio: Path | None = None
+    impairment: Impairment = AS_IT_IS
 
 
 class Request(NamedTuple):

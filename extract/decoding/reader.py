@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from extract.decoding.isolated_process import MEMORY_BYTES, IsolatedProcess
-from extract.decoding.messages import End, Failed, Files, Message, Readable, Request
+from extract.decoding.messages import AS_IT_IS, End, Failed, Files, Message, Readable, Request
 from extract.preprocessing import Prepare
 
 PATIENCE = 300.0  # seconds without a message, after which it hangs; a slow disk is not a hang
@@ -103,8 +103,11 @@ class Reader:
             )
             forward.start()
         with contextlib.suppress(OSError):  # it has ended: the next message says so
-            files = Files(Path(clip.video), Path(clip.audio) if clip.audio else None)
-            self.process.send(Request(files, snippet_seconds, prepare))
+            impairment = getattr(clip, "impairment", AS_IT_IS)
+            audio = Path(clip.audio) if clip.audio else None
+            files = Files(Path(clip.video), audio, impairment)
+            seen = {} if impairment.reads == "sound" else prepare
+            self.process.send(Request(files, snippet_seconds, seen))
 
     def _next(self) -> Message | Ended:
         assert self.process is not None

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from extract.decoding.container import Media
 from extract.decoding.frames import CLOCK_SLACK, frames
 from extract.decoding.messages import Frame, Request
+from extract.impairments import Impairment
 from extract.preprocessing import FrameWindow, Prepare
 
 
@@ -26,7 +27,11 @@ def snippet_frames(request: Request, media: Media, snippets: int) -> Iterator[Fr
     if not request.prepare:
         return
     middles = np.asarray((np.arange(snippets) + 0.5) * request.snippet_seconds, np.float64)
-    shown = {stream: _shown(prepare, middles, media) for stream, prepare in request.prepare.items()}
+    impairment = request.files.impairment
+    shown = {
+        stream: _shown(prepare, middles, media, impairment)
+        for stream, prepare in request.prepare.items()
+    }
     numbers = np.unique(np.concatenate([of.ravel() for of in shown.values()]))
     pictures = zip(numbers.tolist(), frames(request.files.video, media, numbers), strict=True)
     wanted = {stream: set(of.ravel().tolist()) for stream, of in shown.items()}
@@ -36,6 +41,8 @@ def snippet_frames(request: Request, media: Media, snippets: int) -> Iterator[Fr
     for snippet in range(snippets):
         while newest < max(of[snippet].max() for of in shown.values()):
             newest, picture = next(pictures)
+            if picture.size:
+                picture = impairment.picture(picture)
             for stream, prepare in request.prepare.items():
                 if newest in wanted[stream]:
                     kept[stream][newest] = (
@@ -52,17 +59,20 @@ def snippet_frames(request: Request, media: Media, snippets: int) -> Iterator[Fr
                 del kept[stream][number]
 
 
-def _shown(prepare: Prepare, middles: NDArray[np.float64], media: Media) -> NDArray[np.int64]:
+def _shown(
+    prepare: Prepare, middles: NDArray[np.float64], media: Media, impairment: Impairment
+) -> NDArray[np.int64]:
     """Return (snippets, instants) numbers of the frames that are shown then; -1 before the first.
 
     Args:
         prepare: of a stream.
         middles: of the snippets, in seconds.
         media: has the times of the frames.
+        impairment: with which they are read.
     """
     times = np.add.outer(middles, prepare.instants)
     if isinstance(prepare, FrameWindow):
         late = np.maximum(times[:, -1:] - media.frame_times[-1], 0)
         times = times - late
         times += np.maximum(-times[:, :1], 0)
-    return np.searchsorted(media.frame_times, times + CLOCK_SLACK) - 1
+    return np.searchsorted(media.frame_times, impairment.times(times) + CLOCK_SLACK) - 1

@@ -16,6 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import typer
 from command import as_json, at_a_terminal, avarnet, drawn
 from small_stores import clip, fill
 
@@ -397,18 +398,18 @@ def test_what_a_stranger_reads(
     assert "This is unexpected" not in said
 
 
-COMMANDS = [
-    *(["manifest", verb] for verb in ("folders", "csv", "xd-violence", "ucf-crime")),
-    *(["manifest", verb] for verb in ("add", "split", "check")),
-    *(["features", verb] for verb in ("info", "list", "verify", "push", "pull", "merge", "join")),
-    *(["features", verb] for verb in ("compact", "diff", "drop", "card", "export", "import")),
-    *([verb] for verb in ("extract", "train", "evaluate", "report", "predict", "search", "watch")),
-    *([verb] for verb in ("demo", "doctor")),
-]
+def commands(command: Any, words: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Return the words of all commands below one."""
+    below = getattr(command, "commands", {})
+    found = (commands(one, (*words, word)) for word, one in below.items())
+    return [each for some in found for each in some] if below else [words]
+
+
+COMMANDS = commands(typer.main.get_command(cli.app))
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_every_command_has_help_with_an_example(command: list[str]) -> None:
+def test_every_command_has_help_with_an_example(command: tuple[str, ...]) -> None:
     assert f"avarnet {' '.join(command)}" in avarnet(*command, "--help").split("Example:")[1]
 
 

@@ -41,9 +41,10 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(avarnet.__file__).parents[1]
 ARCHITECTURE = ROOT / "docs" / "architecture.md"  # which has no commands
-PAGES = [ROOT / "README.md", *sorted({*(ROOT / "docs").glob("*.md")} - {ARCHITECTURE})]
+REFERENCE = ROOT / "docs" / "reference.md"  # which is made from them
+PAGES = [ROOT / "README.md", *sorted({*(ROOT / "docs").glob("*.md")} - {ARCHITECTURE, REFERENCE})]
 CLASSES = ("Crash", "Explosion", "Normal", "Police siren")
-OTHERS = {"--nthreads"}  # options of other programs that the pages name
+OTHERS = {"--nthreads", "--index-url"}  # options of other programs that the pages name
 NAMED = re.compile(r"(?m)(?:^ *|[`'(])avarnet +([a-z-][^`'#\n]*)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 FENCE = re.compile(r"^```(\S+)?(?: (\S+))?$")

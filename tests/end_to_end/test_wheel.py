@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from small_stores import clip, fill
 
 import avarnet
 from avarnet.inputs import install_command
+from extract.synthetic import make_clip
 from manifests import Clip, write
 
 pytestmark = pytest.mark.slow
@@ -28,7 +30,17 @@ pytestmark = pytest.mark.slow
 ROOT = Path(avarnet.__file__).parents[1]
 SOURCES = ("avarnet", "extract", "features", "manifests", "train")
 FILES = ("LICENSE", "README.md", "pyproject.toml")
-EXTRAS = "extract,flow,onnx,sweep,tensorboard"
+# of each extra, what it is for; flow is a stream of stage 1
+TRIED = {
+    "extract": "avarnet demo demo",
+    "extract,flow": "avarnet extract m.jsonl flow --only flow",
+    "onnx": "avarnet export run run.onnx",
+    "pandas": "python -c \"import train; assert len(train.Run.load('run').history())\"",
+    "sweep": "avarnet sweep m.jsonl store sweep search.toml",
+    "tensorboard": "avarnet train m.jsonl store logged --epochs 2 --tensorboard",
+}
+EXTRAS = ",".join(sorted({name for extras in TRIED for name in extras.split(",")}))
+SEARCH = "trials = 2\n[settings]\nepochs = 2\n[search]\nlearning_rate = [0.001, 0.01]\n"
 # what `python -m build` does: a wheel from the source archive, not from the folder
 BUILD = "import setuptools.build_meta as backend, sys; backend.build_{}(sys.argv[1])"
 WITHOUT_OURS = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
@@ -71,19 +83,50 @@ def fresh(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
-def test_a_wheel_trains_and_reports(fresh: Path, tmp_path: Path) -> None:
+def train_and_report(fresh: Path, folder: Path) -> None:
+    """Train on a small store, and evaluate, with what is installed."""
     ids = [f"{label}/{number}" for label in ("crash", "normal") for number in range(6)]
-    fill(tmp_path / "store", {clip_id: clip(8, seed) for seed, clip_id in enumerate(ids, 1)})
+    fill(folder / "store", {clip_id: clip(8, seed) for seed, clip_id in enumerate(ids, 1)})
     sides = ("train", "train", "train", "val", "val", "test")
     write(
-        tmp_path / "m.jsonl", [Clip(i, i, (i[:5],), split=sides[n % 6]) for n, i in enumerate(ids)]
+        folder / "m.jsonl",
+        [Clip(i, "a.mp4", (i[:5],), split=sides[n % 6]) for n, i in enumerate(ids)],
     )
-    where = run(fresh / "python", "-c", "import train; print(train.__file__)", cwd=tmp_path)
+    where = run(fresh / "python", "-c", "import train; print(train.__file__)", cwd=folder)
     assert where.startswith(str(fresh.parent))
-    run(fresh / "avarnet", "train", "m.jsonl", "store", "run", "--epochs", 2, cwd=tmp_path)
-    run(fresh / "avarnet", "evaluate", "run", cwd=tmp_path)  # whose templates are in the wheel
-    assert (tmp_path / "run" / "report.html").stat().st_size > 5000
+    run(fresh / "avarnet", "train", "m.jsonl", "store", "run", "--epochs", 2, cwd=folder)
+    run(fresh / "avarnet", "evaluate", "run", cwd=folder)  # whose templates are in the wheel
+    assert (folder / "run" / "report.html").stat().st_size > 5000
+
+
+def test_a_wheel_trains_and_reports(fresh: Path, tmp_path: Path) -> None:
+    train_and_report(fresh, tmp_path)
     run(fresh / "avarnet", "extract", "--help", cwd=tmp_path)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("extras", TRIED)
+def test_what_an_extra_is_for_works_in_an_environment_that_has_no_more(
+    wheel: Path, tmp_path: Path, extras: str
+) -> None:
+    """From the package index, some gigabytes each time."""
+    fresh = tmp_path / "fresh"
+    venv.create(fresh)
+    try:
+        pip = [sys.executable, "-m", "pip", "--python", fresh / "bin" / "python", "install"]
+        run(*pip, "--quiet", f"avarnet[{extras}] @ {wheel.as_uri()}", cwd=tmp_path)
+        train_and_report(fresh / "bin", tmp_path)
+        make_clip(tmp_path / "a.mp4", "Crash", 1, seconds=1.0)
+        (tmp_path / "search.toml").write_text(SEARCH)
+        program, *words = shlex.split(TRIED[extras])
+        run(fresh / "bin" / program, *words, cwd=tmp_path)
+    finally:
+        shutil.rmtree(fresh)
+
+
+def test_every_extra_is_tried() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {*EXTRAS.split(","), "test"} == project["optional-dependencies"].keys()
 
 
 def test_its_extras_are_what_the_tests_run_with(wheel: Path, fresh: Path, tmp_path: Path) -> None:

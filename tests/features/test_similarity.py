@@ -279,3 +279,29 @@ def test_mistakes(tmp_path: Path, query: str, streams: list[str] | None, message
     fill(tmp_path, {"fight/1": clip(6, 1), "b": clip(6, 2), "silent": silent})
     with pytest.raises(FeatureError, match=message):
         search(Store(tmp_path), query, streams)
+
+
+@given(st.integers(2, 9), st.integers(0, 2**32 - 1), st.floats(-1, 1))
+@settings(max_examples=60)
+def test_pairs_of_two_sides_are_those_of_a_plain_computation(
+    tmp_path_factory: pytest.TempPathFactory, count: int, seed: int, least: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    clips = {f"c{n}": clip(int(rng.integers(1, 5)), seed + n) for n in range(count)}
+    pack(path := tmp_path_factory.mktemp("store"), clips.items(), RECIPE)
+    sides = {i: ["train", "test", "val"][rng.integers(3)] for i in clips if rng.random() < 0.8}
+    found = {
+        frozenset(pair[:2]): pair.similarity
+        for pair in Searcher(Store(path)).near_duplicates(sides, least)
+    }
+    expected = {
+        frozenset((one, other)): own.whole
+        for one in sides
+        if any(clips[one].valid[stream].any() for stream in STREAMS)
+        for other, own in plainly(clips, one, slice(None)).items()
+        if other in sides and sides[one] != sides[other] and own.whole >= least - 1e-4
+    }
+    unsure = {pair for pair, whole in expected.items() if abs(whole - least) < 1e-4}
+    assert expected.keys() - unsure <= found.keys() <= expected.keys()
+    for pair, similarity in found.items():
+        assert similarity == pytest.approx(expected[pair], abs=1e-3)

@@ -28,7 +28,12 @@ from train.evaluation.figures import (
 from train.evaluation.frames import detection, frame_figures
 from train.evaluation.recognition import accuracy_and_f1, recognition, spread
 from train.evaluation.robustness import impaired, robustness
-from train.inference import ClipPrediction, SplitPredictions, predict_splits
+from train.inference import (
+    ClipPrediction,
+    SplitPredictions,
+    has_test_clips,
+    predict_splits,
+)
 from train.labels import CLASSES
 from train.run import EVALUATION_FILE, EVALUATION_FORMAT, Run, store_names
 from train.run_files import run_text, write_run_file
@@ -125,7 +130,7 @@ class HeldOut:
 
     def __init__(self, run: Run, data: Clips) -> None:
         self.run, self.data = run, data
-        tested = any(split.test for split in run.splits)
+        tested = has_test_clips(run)
         self.which: Literal["test", "validation"] = "test" if tested else "validation"
         self.targets = np.array([run.classes.index(run.labels[clip_id]) for clip_id in data.ids])
         self.models = run.all_models()
@@ -215,11 +220,6 @@ def _recognition(held_out: HeldOut, clips: list[ClipPrediction]) -> RecognitionM
 
 def _detection(held_out: HeldOut, clips: list[ClipPrediction], recall: float) -> DetectionMetrics:
     run = held_out.run
-    if held_out.which != "test":
-        raise TrainError(
-            f"{run.path} has no held-out clips, whose annotation in time detection is judged by; "
-            "mark some of the manifest's clips as test and train again"
-        )
     linear: list[NDArray[np.float32]] = []
     by_seed: list[NDArray[np.float32]] = []  # of each clip (seeds, T)
     for split in held_out.splits:

@@ -122,10 +122,10 @@ class ModelsFigures(TypedDict):
 class Robustness(TypedDict):
     """Accuracy or AP of impaired clips, and how much less that is.
 
-    `loss` is None where recordings drawn anew never have frames of both kinds.
+    AP is None where all frames are of one kind, `loss` where recordings drawn anew never have both.
     """
 
-    value: float
+    value: float | None
     loss: Estimate | None
 
 

@@ -56,7 +56,7 @@ def robustness(
         lost = draws_before - draws
         lost = lost[~np.isnan(lost)]
         loss = _estimate(before - value, lost, groups) if len(lost) else None
-        found[name] = {"value": value, "loss": loss}
+        found[name] = {"value": None if np.isnan(value) else value, "loss": loss}
     return found
 
 

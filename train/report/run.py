@@ -7,6 +7,7 @@ from pathlib import Path
 
 from train.evaluation.evaluate import Evaluation
 from train.evaluation.figures import Metrics
+from train.experiments.stress import read_stress
 from train.report.examples import Preview, examples
 from train.report.html import write_page
 from train.report.run_plots import clip_map, detection_plots, recognition_plots, training_curves
@@ -57,6 +58,7 @@ def write_report(
         pictures=any(example.picture for _, _, clips in shown for example in clips),
         no_pictures=no_pictures or "none could be read",
         left_out=left_out,
+        stress=read_stress(run),
         **plots,
     )
 

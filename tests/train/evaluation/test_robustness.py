@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 
 from features import Features, Recipe, Store, Writer
 from manifests import Clip, Interval, assign_split
-from train import Config, Run, evaluate_run, train_run
+from train import Config, Run, TrainError, evaluate_run, train_run
 from train.data import Clips
+from train.inference import has_test_clips
 
 RECIPE = Recipe(0.25, "fp32", {"video": {"features": 4}, "audio": {"features": 4}})
 LENGTH = 12
@@ -109,3 +111,13 @@ def test_so_many_snippets_are_lost_in_all_streams(
     lost = min(round(share * LENGTH), LENGTH - 1)
     assert (LENGTH - valid["video"].sum(1) == lost).all()
     assert whole.batch([0, 1]).valid["video"].all()  # those are as they were
+
+
+def test_a_run_without_held_out_clips(run: Run) -> None:
+    assert has_test_clips(run)
+    rest = replace(run, splits=[replace(split, test=[]) for split in run.splits])
+    if run.config.task == "recognition":
+        assert not has_test_clips(rest)  # it is judged by its validation clips
+        return
+    with pytest.raises(TrainError, match="mark some of the manifest's clips as test"):
+        has_test_clips(rest)
