@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 
 from features import FeatureError, Joined, Recipe, Store, html_table, json_text, visible
 from manifests import NORMAL_LABELS, Clip, reason
-from train.config import Config, TrainError
+from train.config import GROUPS, Config, TrainError, package_of
 from train.evaluation.anomaly_intervals import Hysteresis
 from train.evaluation.figures import DetectionMetrics, Metrics, RecognitionMetrics
 from train.fitting.history import Epoch, best_epoch
@@ -92,6 +92,8 @@ class Run:
         chosen: how well those settings told the validation clips apart, by which they were chosen;
             see `Hysteresis.choose`.
         weights: the SHA-256 of the file of each model; none in runs of older versions.
+        packages: ``model`` and ``fusion`` -> name and version of the package that it came with,
+            where it is not one of ours.
     """
 
     path: Path
@@ -109,6 +111,7 @@ class Run:
     hysteresis: Hysteresis = field(default_factory=Hysteresis)
     chosen: dict[str, Any] = field(default_factory=dict)
     weights: list[str] = field(default_factory=list)
+    packages: dict[str, str] = field(default_factory=dict)
 
     @property
     def normal(self) -> str | None:
@@ -142,6 +145,7 @@ class Run:
             "hysteresis": asdict(self.hysteresis),
             "chosen": self.chosen,
             **({"weights": self.weights} if self.weights else {}),
+            **({"packages": self.packages} if self.packages else {}),
         }
 
     def save(self, name: str = RUN_FILE) -> None:
@@ -177,6 +181,15 @@ class Run:
         if version == 3:
             top = settings.get("task") == "detection"
             settings = {**VERSION_3, "pooling": "top" if top else "mean", **settings}
+        packages = whole.get("packages", {})
+        for kind in GROUPS:
+            name = str(settings.get(kind))
+            if kind in packages and package_of(kind, name) is None:
+                raise TrainError(
+                    f"{path}: its {kind} {name} comes with another package, {packages[kind]}, "
+                    "which is not installed here; install it (pip install), and run the same "
+                    "command again"
+                )
         manifest = whole.get("manifest")
         try:
             run = cls(
@@ -195,6 +208,7 @@ class Run:
                 hysteresis=Hysteresis(**whole.get("hysteresis", {})),
                 chosen=dict(whole.get("chosen", {})),
                 weights=whole.get("weights", []),
+                packages=packages,
             )
             run._check()
         except (ValueError, KeyError, TypeError, FeatureError) as error:

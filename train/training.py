@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from features import Joined, Store, json_text
 from manifests import Clip, reason
-from train.config import Config, TrainError
+from train.config import GROUPS, Config, TrainError, package_of
 from train.data import Clips
 from train.evaluation.anomaly_intervals import Hysteresis, anomaly_scores
 from train.fitting.automatic import with_layers
@@ -29,6 +29,7 @@ from train.labels import (
     weak_labels,
     with_duration,
 )
+from train.models.contract import check_contract
 from train.parallel import CHECKPOINT, Work, fit_groups, groups_of
 from train.run import EPOCHS_FILE, RUN_FILE, UNFINISHED, Run, store_names
 from train.run_files import (
@@ -78,6 +79,7 @@ def train_run(
     run = _new_run(clips, store, path, config, manifest)
     data = Clips(store, list(run.labels), run.config.streams, store.recipe.crops)
     run = replace(run, config=with_layers(run.config, data.lengths), sizes=data.sizes)
+    check_contract(run)
     with locked(path):
         _check_folder(path, resume)  # another process may have trained there meanwhile
         _begin(run, resume)
@@ -177,6 +179,11 @@ def _new_run(
         truth=truth,
         groups={clip.id: clip.group for clip in stored if clip.group is not None},
         manifest=None if manifest is None else manifest.resolve(),
+        packages={
+            kind: package
+            for kind in GROUPS
+            if (package := package_of(kind, getattr(config, kind))) is not None
+        },
     )
 
 

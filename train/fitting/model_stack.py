@@ -26,6 +26,9 @@ from train.fitting.memory import FEW_SNIPPETS
 from train.models.network import AVARNet
 from train.models.random_numbers import drawing_from, seeds
 
+STACKABLE_MODELS = ("mtcn", "tcn", "snippet_linear")
+STACKABLE_FUSIONS = ("early", "gated", "late")
+
 
 @dataclass(frozen=True)
 class ModelBatch:
@@ -65,10 +68,7 @@ def _padded(x: Tensor, *sizes: int) -> Tensor:
 
 def stackable(config: Config) -> bool:
     """Return whether torch can stack such models, and they draw as `random_numbers` has it."""
-    return config.model not in ("lstm", "transformer") and config.fusion not in (
-        "bottleneck",
-        "cross",
-    )
+    return config.model in STACKABLE_MODELS and config.fusion in STACKABLE_FUSIONS
 
 
 def stack_size(config: Config, models: int, snippets: float) -> int:
