@@ -204,6 +204,7 @@ def print_metrics(metrics: RecognitionMetrics, run: Run) -> None:
         table.add_row(f"{number} {plain(name)}", *marks)
     out.print(table)
     print_robustness(metrics, "accuracy")
+    print_wrong_labels(metrics, run)
 
 
 def print_robustness(metrics: CommonMetrics, measure: str) -> None:
@@ -222,6 +223,23 @@ def print_robustness(metrics: CommonMetrics, measure: str) -> None:
             cells = [figure(lost["value"]), f"{figure(lost['low'])} to {figure(lost['high'])}"]
         table.add_row(plain(name), figure(left["value"]), *cells)
     out.print(table)
+
+
+def print_wrong_labels(metrics: CommonMetrics, run: Run) -> None:
+    """Print how many labels of held-out clips are probably wrong, and the likeliest of them.
+
+    Args:
+        metrics: of a run.
+        run: it.
+    """
+    found = metrics.get("wrong_labels", [])
+    if found:
+        first = "; ".join(f"{f['clip']}: {f['label']}, likely {f['likely']}" for f in found[:3])
+        more = "; ..." if len(found) > 3 else ""
+        out.print_sentences(
+            f"[yellow]labels that are probably wrong:[/] {len(found)} ({plain(first)}{more}); all "
+            f"are in {plain(str(run.path / 'evaluation.json'))} and in the report"
+        )
 
 
 def print_prediction(scored: pipelines.Scored) -> None:
