@@ -77,7 +77,9 @@ class Predictor:
         normal = run.normal
         found = []
         if normal is not None:
-            found = run.hysteresis.find(scores, run.classes, normal, features.snippet_seconds)
+            found = run.interval_settings.find(
+                scores, run.classes, normal, features.snippet_seconds
+            )
         return Prediction(
             run.classes[best],
             float(whole[best]),

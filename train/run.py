@@ -6,6 +6,7 @@
     config.toml       the settings, as `--config` takes them
     model-0.safetensors, ...   the weights: all folds of the first seed, of the next, ...
     metrics.jsonl     one line an epoch
+    calibration.json  written by `calibrate`: at which scores `predict` and `watch` raise alarms
     evaluation.json, predictions.csv, report.html    written by `evaluate`
 
 While it is trained there are also ``unfinished.json``, what ``run.json`` will be, and checkpoints.
@@ -37,6 +38,7 @@ from train.labels import CLASSES
 from train.models.network import AVARNet
 from train.run_files import (
     WAY_OUT,
+    Calibration,
     EpochJson,
     RunJson,
     RunVersion,
@@ -67,6 +69,7 @@ UNFINISHED = "unfinished.json"
 EPOCHS_FILE = "metrics.jsonl"
 PREDICTIONS_FILE = "predictions.csv"
 FEW_A_CLASS = 3  # validation clips of each class, below which its report says so
+CALIBRATION_FILE = "calibration.json"
 EVALUATION_FILE = "evaluation.json"
 EVALUATION_FORMAT = 2  # of that file; one more whenever its figures change
 
@@ -94,6 +97,7 @@ class Run:
         weights: the SHA-256 of the file of each model; none in runs of older versions.
         packages: ``model`` and ``fusion`` -> name and version of the package that it came with,
             where it is not one of ours.
+        calibration: the threshold of alarms that was chosen for a camera; None if none was.
     """
 
     path: Path
@@ -112,6 +116,7 @@ class Run:
     chosen: dict[str, Any] = field(default_factory=dict)
     weights: list[str] = field(default_factory=list)
     packages: dict[str, str] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     @property
     def normal(self) -> str | None:
@@ -120,6 +125,14 @@ class Run:
             return CLASSES[0]
         usual = [name for name in (self.config.normal, *NORMAL_LABELS) if name in self.classes]
         return usual[0] if usual else None
+
+    @property
+    def interval_settings(self) -> Hysteresis:
+        """Which scores of a new clip make an anomalous interval: the calibration's, if any."""
+        if self.calibration is None:
+            return self.hysteresis
+        threshold = self.calibration["threshold"]
+        return Hysteresis(threshold, threshold)
 
     @property
     def models(self) -> list[tuple[int, int]]:
@@ -209,6 +222,7 @@ class Run:
                 chosen=dict(whole.get("chosen", {})),
                 weights=whole.get("weights", []),
                 packages=packages,
+                calibration=_calibration(path / CALIBRATION_FILE),
             )
             run._check()
         except (ValueError, KeyError, TypeError, FeatureError) as error:
@@ -415,6 +429,17 @@ class Run:
                 f"avarnet evaluate {self.path}"
             )
         return metrics
+
+
+def _calibration(file: Path) -> Calibration | None:
+    try:
+        content = read_run_file(file)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise TrainError(f"{file}: {reason(error)}; delete it, or calibrate again") from error
+    calibration: Calibration = parse_json(content, Calibration, str(file))
+    return calibration
 
 
 def _pandas() -> Any:

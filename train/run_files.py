@@ -52,6 +52,22 @@ class HysteresisJson(TypedDict):
     shortest: float
 
 
+class Calibration(TypedDict):
+    """The threshold of alarms that `train.calibrate` chose, and on what.
+
+    `asked` and the ends of the 95 % interval of the rate, `low` and `high`, are alarms an hour.
+    """
+
+    threshold: float
+    asked: float
+    alarms: int
+    hours: float
+    low: float
+    high: float
+    clips: int
+    stores: list[str]
+
+
 class RunVersion(TypedDict):
     """What is read first: all else depends on it."""
 
