@@ -249,6 +249,11 @@ def print_prediction(scored: pipelines.Scored) -> None:
     for name, valid in clip.valid.items():
         if not valid.any():
             out.print(f"  no {plain(name)} in this clip: predicted without it")
+    if answer.novelty is not None and answer.novelty > 1:
+        out.print(
+            f"  [yellow]unlike anything in training[/]: {answer.novelty:.1f} times as far from it "
+            "as is usual; trust this prediction less"
+        )
     if answer.anomaly is None:
         return
     if not answer.intervals:

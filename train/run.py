@@ -5,6 +5,7 @@
     run.json          classes, labels, parts, settings, recipe of the features; written last
     config.toml       the settings, as `--config` takes them
     model-0.safetensors, ...   the weights: all folds of the first seed, of the next, ...
+    known_clips.safetensors   the means of the clips it learned from
     metrics.jsonl     one line an epoch
     calibration.json  written by `calibrate`: at which scores `predict` and `watch` raise alarms
     evaluation.json, predictions.csv, report.html    written by `evaluate`
@@ -17,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -36,6 +38,7 @@ from train.fitting.history import Epoch, best_epoch
 from train.fitting.restarts import NEAR_CHANCE
 from train.labels import CLASSES
 from train.models.network import AVARNet
+from train.novelty import MOST_CLIPS, KnownClips
 from train.run_files import (
     WAY_OUT,
     Calibration,
@@ -70,6 +73,7 @@ EPOCHS_FILE = "metrics.jsonl"
 PREDICTIONS_FILE = "predictions.csv"
 FEW_A_CLASS = 3  # validation clips of each class, below which its report says so
 CALIBRATION_FILE = "calibration.json"
+KNOWN_CLIPS_FILE = "known_clips.safetensors"
 EVALUATION_FILE = "evaluation.json"
 EVALUATION_FORMAT = 2  # of that file; one more whenever its figures change
 
@@ -95,6 +99,7 @@ class Run:
         chosen: how well those settings told the validation clips apart, by which they were chosen;
             see `Hysteresis.choose`.
         weights: the SHA-256 of the file of each model; none in runs of older versions.
+        known_clips_digest: that of the file of the clips it learned from; "" if it has none.
         packages: ``model`` and ``fusion`` -> name and version of the package that it came with,
             where it is not one of ours.
         calibration: the threshold of alarms that was chosen for a camera; None if none was.
@@ -115,6 +120,7 @@ class Run:
     hysteresis: Hysteresis = field(default_factory=Hysteresis)
     chosen: dict[str, Any] = field(default_factory=dict)
     weights: list[str] = field(default_factory=list)
+    known_clips_digest: str = ""
     packages: dict[str, str] = field(default_factory=dict)
     calibration: Calibration | None = None
 
@@ -158,6 +164,7 @@ class Run:
             "hysteresis": asdict(self.hysteresis),
             "chosen": self.chosen,
             **({"weights": self.weights} if self.weights else {}),
+            **({"known_clips": self.known_clips_digest} if self.known_clips_digest else {}),
             **({"packages": self.packages} if self.packages else {}),
         }
 
@@ -221,6 +228,7 @@ class Run:
                 hysteresis=Hysteresis(**whole.get("hysteresis", {})),
                 chosen=dict(whole.get("chosen", {})),
                 weights=whole.get("weights", []),
+                known_clips_digest=whole.get("known_clips", ""),
                 packages=packages,
                 calibration=_calibration(path / CALIBRATION_FILE),
             )
@@ -288,6 +296,29 @@ class Run:
 
     def _empty_model(self) -> AVARNet:
         return AVARNet(self.sizes, len(self.classes), self.config)
+
+    def known_clips(self) -> KnownClips | None:
+        """Return the clips it learned from, by which a new one is known or not.
+
+        None if it has none of them, as runs of older versions, or no more: the file may be deleted.
+
+        Raises:
+            TrainError: they are damaged.
+        """
+        file = self.path / KNOWN_CLIPS_FILE
+        if not self.known_clips_digest or not os.path.lexists(file):
+            return None
+        try:
+            most = 2 * MOST_CLIPS * sum(self.sizes.values()) + MOST_HEADER
+            content = read_run_file(file, most)
+            if hashlib.sha256(content).hexdigest() != self.known_clips_digest:
+                raise ValueError(f"its SHA-256 is not that in {RUN_FILE}")
+            return KnownClips.from_bytes(content, self.sizes)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise TrainError(
+                f"{file} is damaged ({error}); take it again from whoever made it, or delete it: "
+                "predictions then do not say which clips are unlike those of the training"
+            ) from error
 
     def all_models(self) -> list[AVARNet]:
         """Return all `models`, in their order."""

@@ -99,6 +99,7 @@ class RunJson(TypedDict):
     hysteresis: NotRequired[HysteresisJson]
     chosen: NotRequired[Chosen | dict[str, None]]  # the latter: empty
     weights: NotRequired[list[str]]
+    known_clips: NotRequired[str]
     packages: NotRequired[dict[str, str]]
 
 

@@ -18,6 +18,7 @@ from manifests import Clip, reason
 from train.config import GROUPS, Config, TrainError, package_of
 from train.data import Clips
 from train.evaluation.anomaly_intervals import Hysteresis, anomaly_scores
+from train.evaluation.bootstrap import group_numbers
 from train.fitting.automatic import with_layers
 from train.fitting.history import Epoch
 from train.fitting.trainer import SplitIndices, TrainingSet
@@ -30,8 +31,9 @@ from train.labels import (
     with_duration,
 )
 from train.models.contract import check_contract
+from train.novelty import known_clips
 from train.parallel import CHECKPOINT, Work, fit_groups, groups_of
-from train.run import EPOCHS_FILE, RUN_FILE, UNFINISHED, Run, store_names
+from train.run import EPOCHS_FILE, KNOWN_CLIPS_FILE, RUN_FILE, UNFINISHED, Run, store_names
 from train.run_files import (
     LOCK,
     locked,
@@ -89,6 +91,7 @@ def train_run(
         write_run_file(path / EPOCHS_FILE, "".join(json_text(row) + "\n" for row in rows))
         write_run_file(path / "config.toml", run.config.to_toml())
         run = _with_hysteresis(run, data)
+        run = _with_known_clips(run, data)
         files = [run.weights_file(number) for number in range(len(run.models))]
         run = replace(run, weights=[sha256(file.read_bytes()).hexdigest() for file in files])
         run.save()
@@ -211,6 +214,19 @@ def _begin(run: Run, resume: bool) -> None:
                 "command it was begun with, or delete it"
             )
     run.save(UNFINISHED)
+
+
+def _with_known_clips(run: Run, data: Clips) -> Run:
+    """Write what is kept of the training and validation clips, and return the run with it."""
+    ids = sorted({clip_id for split in run.splits for clip_id in (*split.train, *split.val)})
+    where = {clip_id: index for index, clip_id in enumerate(data.ids)}
+    indices = np.array([where[clip_id] for clip_id in ids])
+    known = known_clips(data, indices, group_numbers(ids, run.groups), run.config.seed)
+    if known is None:
+        return run
+    content = known.to_bytes()
+    write_run_file(run.path / KNOWN_CLIPS_FILE, content)
+    return replace(run, known_clips_digest=sha256(content).hexdigest())
 
 
 def _with_hysteresis(run: Run, data: Clips) -> Run:

@@ -61,6 +61,11 @@ def write_prediction_page(
             "Random backbones: the networks behind this prediction have learned nothing. It shows "
             "the way, not the method."
         )
+    if prediction.novelty is not None and prediction.novelty > 1:
+        notes.append(
+            f"This clip is unlike anything in training ({prediction.novelty:.1f} times as far from "
+            "it as is usual): trust its prediction less."
+        )
     write_page(
         file,
         "prediction.html",
