@@ -79,8 +79,8 @@ class SnippetDataset:
         lacking = [i for i in map(_id, clips) if i not in store]
         if lacking:
             raise FeatureError(
-                f"{len(lacking)} of {len(clips)} clips are not in the store ({lacking[0]}, ...): "
-                "leave them out, [clip for clip in clips if clip.id in store]"
+                f"clips that are not in the store: {len(lacking)} of {len(clips)} "
+                f"({', '.join(lacking[:3])}); leave them out"
             )
         self.store, self.clips = store, list(clips)
         known = store[_id(self.clips[0])].streams if self.clips else {}

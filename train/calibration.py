@@ -67,6 +67,11 @@ def calibrate(
             f"an hour: give at least {1 / false_alarms_per_hour:.2g} hours, better ten times that"
         )
     threshold, alarms = threshold_for(scores, step, most)
+    if threshold > 1:
+        raise TrainError(
+            f"scores of 1 are reached more often than {false_alarms_per_hour:g} times an hour: no "
+            "threshold gives so few false alarms; allow more, or train on footage of such a camera"
+        )
     tail = (1 - CONFIDENCE) / 2
     chosen: Calibration = {
         "threshold": threshold,

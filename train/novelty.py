@@ -5,16 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from math import ceil
+from typing import TYPE_CHECKING
 
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from features import Features
 from features.clip_means import mean_row
+from train.config import TrainError
 from train.data import Clips
+from train.run_files import MOST_HEADER, read_run_file
 
+if TYPE_CHECKING:
+    from train.run import Run
+
+KNOWN_CLIPS_FILE = "known_clips.safetensors"
 FALSE_RATE = 0.01  # of clips like those of the training that are called unlike them
 MOST_CLIPS = 2000  # that a run keeps; of more, so many are drawn
 FOLDS = 20
@@ -195,3 +204,28 @@ def known_clips(
     """
     rows, valid = [clips.rows[i] for i in indices], [clips.valid[i] for i in indices]
     return KnownClips.choose(means_of(rows, valid, list(clips.sizes), {}), groups, seed)
+
+
+def load_known_clips(run: Run) -> KnownClips | None:
+    """Return the clips that a run was trained on.
+
+    None if it has none of them, as runs of older versions, or no more: the file may be deleted.
+
+    Raises:
+        TrainError: they are damaged.
+    """
+    if not run.known_clips_digest:
+        return None
+    file = run.path / KNOWN_CLIPS_FILE
+    try:
+        content = read_run_file(file, 2 * MOST_CLIPS * sum(run.sizes.values()) + MOST_HEADER)
+        if sha256(content).hexdigest() != run.known_clips_digest:
+            raise ValueError("its SHA-256 is not that in run.json")
+        return KnownClips.from_bytes(content, run.sizes)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise TrainError(
+            f"{file} is damaged ({error}); take it again from whoever made it, or delete it: "
+            "predictions then do not say which clips are unlike those of the training"
+        ) from error

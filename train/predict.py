@@ -18,6 +18,7 @@ from train.data import Batch, Clips
 from train.evaluation.anomaly_intervals import Anomaly, anomaly_scores
 from train.losses import POOLING
 from train.models.streams import Totals, totals_of
+from train.novelty import load_known_clips
 from train.run import Run
 
 PIECE = 4096  # snippets of a long clip that are scored at once, and what they see beyond
@@ -58,7 +59,7 @@ class Predictor:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self._known_clips = run.known_clips()
+        self._known_clips = load_known_clips(run)
         self._models = run.all_models()
         receptive_field = self._models[0].receptive_field_with_totals  # all are alike
         self._beyond = MOST_BEYOND if receptive_field is None else receptive_field

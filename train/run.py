@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -38,8 +37,8 @@ from train.fitting.history import Epoch, best_epoch
 from train.fitting.restarts import NEAR_CHANCE
 from train.labels import CLASSES
 from train.models.network import AVARNet
-from train.novelty import MOST_CLIPS, KnownClips
 from train.run_files import (
+    MOST_HEADER,
     WAY_OUT,
     Calibration,
     EpochJson,
@@ -56,7 +55,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 VERSION = 5
-MOST_HEADER = 2**20  # bytes of a file of weights that are none of the weights
 # what the settings that runs of these versions do not know were then
 VERSION_4: dict[str, Any] = {"outlier_limit": 0.0}
 VERSION_3: dict[str, Any] = {
@@ -73,7 +71,6 @@ EPOCHS_FILE = "metrics.jsonl"
 PREDICTIONS_FILE = "predictions.csv"
 FEW_A_CLASS = 3  # validation clips of each class, below which its report says so
 CALIBRATION_FILE = "calibration.json"
-KNOWN_CLIPS_FILE = "known_clips.safetensors"
 EVALUATION_FILE = "evaluation.json"
 EVALUATION_FORMAT = 2  # of that file; one more whenever its figures change
 
@@ -296,29 +293,6 @@ class Run:
 
     def _empty_model(self) -> AVARNet:
         return AVARNet(self.sizes, len(self.classes), self.config)
-
-    def known_clips(self) -> KnownClips | None:
-        """Return the clips it learned from, by which a new one is known or not.
-
-        None if it has none of them, as runs of older versions, or no more: the file may be deleted.
-
-        Raises:
-            TrainError: they are damaged.
-        """
-        file = self.path / KNOWN_CLIPS_FILE
-        if not self.known_clips_digest or not os.path.lexists(file):
-            return None
-        try:
-            most = 2 * MOST_CLIPS * sum(self.sizes.values()) + MOST_HEADER
-            content = read_run_file(file, most)
-            if hashlib.sha256(content).hexdigest() != self.known_clips_digest:
-                raise ValueError(f"its SHA-256 is not that in {RUN_FILE}")
-            return KnownClips.from_bytes(content, self.sizes)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise TrainError(
-                f"{file} is damaged ({error}); take it again from whoever made it, or delete it: "
-                "predictions then do not say which clips are unlike those of the training"
-            ) from error
 
     def all_models(self) -> list[AVARNet]:
         """Return all `models`, in their order."""

@@ -31,6 +31,7 @@ from train.config import TrainError
 
 LOCK = ".lock"  # in a folder where a process trains
 MOST_JSON = 2**26  # bytes of a file of JSON
+MOST_HEADER = 2**20  # bytes of a file of weights that are none of the weights
 WAY_OUT = "take it again from whoever made it, or train again"
 NO_FILES = ("dev", "proc")  # folders of the root whose names are not replaced
 LARGEST = 2.0**53  # number; from there on a float does not hold every whole one

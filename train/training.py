@@ -31,9 +31,9 @@ from train.labels import (
     with_duration,
 )
 from train.models.contract import check_contract
-from train.novelty import known_clips
+from train.novelty import KNOWN_CLIPS_FILE, known_clips
 from train.parallel import CHECKPOINT, Work, fit_groups, groups_of
-from train.run import EPOCHS_FILE, KNOWN_CLIPS_FILE, RUN_FILE, UNFINISHED, Run, store_names
+from train.run import EPOCHS_FILE, RUN_FILE, UNFINISHED, Run, store_names
 from train.run_files import (
     LOCK,
     locked,

@@ -88,7 +88,7 @@ def test_joined_stores(store: Store, tmp_path: Path) -> None:
 
 
 def test_clips_and_streams_that_the_store_has_not(store: Store) -> None:
-    with pytest.raises(FeatureError, match=r"1 of 2 clips are not in the store \(gone, ...\)"):
+    with pytest.raises(FeatureError, match=r"not in the store: 1 of 2 \(gone\); leave"):
         SnippetDataset(store, ["clip-0", "gone"])
     with pytest.raises(FeatureError, match="no stream flow in the store; it has video, audio"):
         SnippetDataset(store, ["clip-0"], ["flow"])

@@ -16,7 +16,7 @@ from scipy.spatial.distance import cdist
 from features import Features, Recipe, Store, pack
 from manifests import Clip, assign_split
 from train import Config, Predictor, Run, TrainError, train_run
-from train.novelty import KnownClips
+from train.novelty import KnownClips, load_known_clips
 from train.report.prediction import write_prediction_page
 
 SIZES = {"video": 6, "audio": 4}
@@ -145,7 +145,7 @@ def test_predict_says_so(run: Run, tmp_path: Path) -> None:
     )
     assert "This clip is unlike anything in training" in page.read_text()
     # held-out clips are not among those that are known
-    known = Run.load(run.path).known_clips()
+    known = load_known_clips(Run.load(run.path))
     assert len(known.means["video"]) == len(run.splits[0].train) + len(run.splits[0].val)
 
 
