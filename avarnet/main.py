@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 import features
 import manifests
 from avarnet.commands import (
+    calibrate,
     demo,
     doctor,
     evaluate,
@@ -68,7 +69,7 @@ app.add_typer(manifest.app, name="manifest")
 app.add_typer(extract.app)
 feature_commands.app.add_typer(reshape.app)
 app.add_typer(feature_commands.app, name="features")
-for part in (train, evaluate, stress, predict, search, watch, demo, doctor):
+for part in (train, evaluate, stress, predict, calibrate, search, watch, demo, doctor):
     app.add_typer(part.app)
 debugging = False
 

@@ -31,7 +31,7 @@ from avarnet.stores import is_url, pull_clips, pulled_folder
 if TYPE_CHECKING:
     from extract import Summary
     from train import Run
-    from train.evaluation.figures import RecognitionMetrics, Robustness
+    from train.evaluation.figures import CommonMetrics, RecognitionMetrics, Robustness
     from train.fitting.history import Epoch
 
 NAMED = 3  # clips with a flag that a summary names
@@ -245,6 +245,7 @@ def print_metrics(metrics: RecognitionMetrics, run: Run) -> None:
         table.add_row(f"{number} {plain(name)}", *marks)
     out.print(table)
     print_robustness(metrics["robustness"], "accuracy")
+    print_wrong_labels(metrics, run)
 
 
 def print_robustness(figures: Mapping[str, Robustness], measure: str) -> None:
@@ -265,6 +266,23 @@ def print_robustness(figures: Mapping[str, Robustness], measure: str) -> None:
     out.print(table)
 
 
+def print_wrong_labels(metrics: CommonMetrics, run: Run) -> None:
+    """Print how many labels of held-out clips are probably wrong, and the likeliest of them.
+
+    Args:
+        metrics: of a run.
+        run: it.
+    """
+    found = metrics.get("wrong_labels", [])
+    if found:
+        first = "; ".join(f"{f['clip']}: {f['label']}, likely {f['likely']}" for f in found[:3])
+        more = "; ..." if len(found) > 3 else ""
+        out.print_sentences(
+            f"[yellow]labels that are probably wrong:[/] {len(found)} ({plain(first)}{more}); all "
+            f"are in {plain(str(run.path / 'evaluation.json'))} and in the report"
+        )
+
+
 def print_prediction(scored: pipelines.Scored) -> None:
     """Print what a run predicts of a video."""
     clip, answer = scored.clip, scored.prediction
@@ -272,6 +290,11 @@ def print_prediction(scored: pipelines.Scored) -> None:
     for name, valid in clip.valid.items():
         if not valid.any():
             out.print(f"  no {plain(name)} in this clip: predicted without it")
+    if answer.novelty is not None and answer.novelty > 1:
+        out.print(
+            f"  [yellow]unlike anything in training[/]: {answer.novelty:.1f} times as far from it "
+            "as is usual; trust this prediction less"
+        )
     if answer.anomaly is None:
         return
     if not answer.intervals:

@@ -2,6 +2,7 @@
 
 from features.card import write_card
 from features.clip_features import Features, Flag
+from features.dataset import ClipSnippets, SnippetBatch, SnippetDataset
 from features.foreign_text import escaped, html_table, json_text, visible
 from features.format.shard import Shard
 from features.integrity import Damage, repair, try_folder, verify
@@ -23,6 +24,7 @@ from features.writer import Writer, pack, recover
 
 __all__ = [
     "RECIPE_FILE",
+    "ClipSnippets",
     "Damage",
     "Difference",
     "Entry",
@@ -37,6 +39,8 @@ __all__ = [
     "Remote",
     "Searcher",
     "Shard",
+    "SnippetBatch",
+    "SnippetDataset",
     "Store",
     "Transfer",
     "UnreadableShard",

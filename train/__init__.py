@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from train.calibration import calibrate
     from train.config import Config, TrainError
     from train.evaluation.compare import compare_runs
     from train.evaluation.evaluate import evaluate_run, judge_run
@@ -37,6 +38,7 @@ __all__ = [
     "Search",
     "TrainError",
     "ablate",
+    "calibrate",
     "compare_runs",
     "evaluate_run",
     "export_run",
@@ -57,6 +59,7 @@ _MODULES = {
     "Search": "experiments.sweep",
     "TrainError": "config",
     "ablate": "experiments.ablate",
+    "calibrate": "calibration",
     "compare_runs": "evaluation.compare",
     "evaluate_run": "evaluation.evaluate",
     "export_run": "export",

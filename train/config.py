@@ -7,19 +7,21 @@ import math
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from manifests import AvarnetError, reason
 
 Task = Literal["recognition", "detection"]
-Model = Literal["mtcn", "tcn", "lstm", "transformer", "snippet_linear"]
-Fusion = Literal["early", "gated", "bottleneck", "cross", "late"]
-TASKS, MODELS, FUSIONS = get_args(Task), get_args(Model), get_args(Fusion)
+TASKS = get_args(Task)
+MODELS = ("mtcn", "tcn", "lstm", "transformer", "snippet_linear")
+FUSIONS = ("early", "gated", "bottleneck", "cross", "late")
+# of entry points, by which other packages add theirs
+GROUPS = {"model": "avarnet.models", "fusion": "avarnet.fusions"}
 LOSSES = ("cross_entropy", "focal")
 SAMPLINGS = ("clips", "classes")
 POOLINGS = ("mean", "logsumexp", "top")
-ModelName = Literal["mtcn", "tcn", "lstm", "transformer", "snippet_linear", "linear"]
 MODEL_ALIASES = {"linear": "snippet_linear"}
 MOST = 100_000  # of what may be any number: no run needs more, and a hostile one asks for it
 AUTOMATIC = -1.0  # of a share: the task's value is taken
@@ -49,6 +51,14 @@ def _one_of(names: Sequence[str]) -> Limit:
     return lambda value: value in names, ", ".join(names)
 
 
+def _one_of_ours_or_theirs(names: Sequence[str], kind: str) -> Limit:
+    return (
+        lambda value: value in names or package_of(kind, value) is not None,
+        f"{', '.join(names)}, or the name that an installed package gives one by an entry point in "
+        f"the group {GROUPS[kind]}",
+    )
+
+
 def _at_least(least: int) -> Limit:
     return lambda value: value >= least, f"{least} or more"
 
@@ -61,8 +71,8 @@ SHARE: Limit = (lambda value: 0 <= value < 1, "from 0 to below 1")
 LIMITS: dict[str, Limit] = {
     "task": _one_of(TASKS),
     "streams": (lambda value: len(set(value)) == len(value), "each once"),
-    "fusion": _one_of(FUSIONS),
-    "model": _one_of(MODELS),
+    "fusion": _one_of_ours_or_theirs(FUSIONS, "fusion"),
+    "model": _one_of_ours_or_theirs(MODELS, "model"),
     "loss": _one_of(LOSSES),
     "pooling": _one_of(POOLINGS),
     "scene_dropout": SHARE,
@@ -98,6 +108,28 @@ class TrainError(AvarnetError):
     """Something that keeps a run from being trained or read; the message gives the way out."""
 
 
+def installed_names(kind: str) -> list[str]:
+    """Return the names of all that is a ``model`` or a ``fusion``, ours first."""
+    ours = FUSIONS if kind == "fusion" else (*MODELS, *MODEL_ALIASES)
+    return list(dict.fromkeys([*ours, *sorted(entry_points(group=GROUPS[kind]).names)]))
+
+
+def package_of(kind: str, name: str) -> str | None:
+    """Return name and version of the installed package that brings a model or a fusion.
+
+    None if it is one of ours, or no package has it.
+
+    Args:
+        kind: ``model`` or ``fusion``.
+        name: of the entry point.
+    """
+    if name in (FUSIONS if kind == "fusion" else MODELS):
+        return None
+    for entry in entry_points(group=GROUPS[kind], name=name):
+        return entry.value if entry.dist is None else f"{entry.dist.name} {entry.dist.version}"
+    return None
+
+
 @dataclass(frozen=True)
 class Config:
     """Settings of a run.
@@ -111,9 +143,10 @@ class Config:
         normal: the label of clips without anomaly; empty takes the usual ones.
         streams: the streams to fuse, in this order; none takes all that the store has.
         fusion: how the streams become one sequence: ``early`` (AVAR-Net's concatenation),
-            ``gated``, ``bottleneck``, ``cross`` or ``late``.
+            ``gated``, ``bottleneck``, ``cross``, ``late``, or one of another package.
         model: what reads that sequence: ``mtcn``, ``tcn`` (one stage of it), ``lstm``,
-            ``transformer`` or ``snippet_linear`` (each snippet for itself; alias ``linear``).
+            ``transformer``, ``snippet_linear`` (each snippet for itself; alias ``linear``), or one
+            of another package.
         causal: let no prediction see the future, for live streams.
         stages, channels: of the MTCN; those of MS-TCN are 4 and 64. Further stages refine the
             predictions of snippets, of which a clip's label says nothing: they learn later, and no

@@ -19,6 +19,7 @@ from train.evaluation.anomaly_intervals import Anomaly, anomaly_scores
 from train.losses import POOLING
 from train.models.network import AVARNet
 from train.models.streams import Totals, totals_of
+from train.novelty import load_known_clips
 from train.run import Run
 
 PIECE = 4096  # snippets of a long clip that are scored at once, and what they see beyond
@@ -35,6 +36,9 @@ class Prediction(NamedTuple):
         scores: (T, classes) probabilities of every snippet.
         anomaly: (T,) how likely each is an anomaly; None if the run knows no normal class.
         intervals: the anomalous ones; none if the run knows no normal class.
+        novelty: its distance to the nearest training clip, as a multiple of the largest that is
+            usual; more than 1 is a clip unlike anything in training; see `KnownClips`. None if
+            that cannot be told.
     """
 
     label: str
@@ -43,6 +47,7 @@ class Prediction(NamedTuple):
     scores: NDArray[np.float32]
     anomaly: NDArray[np.float32] | None
     intervals: list[Anomaly]
+    novelty: float | None = None
 
 
 class Predictor:
@@ -59,6 +64,7 @@ class Predictor:
 
     def __init__(self, run: Run, models: Sequence[AVARNet] | None = None) -> None:
         self.run = run
+        self._known_clips = load_known_clips(run)
         self._models = run.all_models() if models is None else models
         receptive_field = self._models[0].receptive_field_with_totals  # all are alike
         self._beyond = MOST_BEYOND if receptive_field is None else receptive_field
@@ -79,10 +85,12 @@ class Predictor:
         whole = F.softmax(pooling(logits, mask), dim=1).mean(0).numpy()
         scores: NDArray[np.float32] = F.softmax(logits, dim=1).mean(0).T.contiguous().numpy()
         best = int(whole.argmax())
-        normal = run.normal
+        normal, known = run.normal, self._known_clips
         found = []
         if normal is not None:
-            found = run.hysteresis.find(scores, run.classes, normal, features.snippet_seconds)
+            found = run.interval_settings.find(
+                scores, run.classes, normal, features.snippet_seconds
+            )
         return Prediction(
             run.classes[best],
             float(whole[best]),
@@ -91,6 +99,7 @@ class Predictor:
             None if normal is None else anomaly_scores(scores, run.classes, normal),
             # the last snippet ends behind the clip
             [a._replace(end=min(a.end, features.duration)) for a in found],
+            None if known is None else known.novelty(features, run.recipe.crops),
         )
 
     @torch.no_grad()

@@ -5,7 +5,9 @@
     run.json          classes, labels, parts, settings, recipe of the features; written last
     config.toml       the settings, as `--config` takes them
     model-0.safetensors, ...   the weights: all folds of the first seed, of the next, ...
+    known_clips.safetensors   the means of the clips it learned from
     metrics.jsonl     one line an epoch
+    calibration.json  written by `calibrate`: at which scores `predict` and `watch` raise alarms
     evaluation.json, predictions.csv, report.html    written by `evaluate`
     stress.json       written by `stress`
 
@@ -29,7 +31,7 @@ from safetensors import SafetensorError
 
 from features import FeatureError, Joined, Recipe, Store, html_table, json_text, visible
 from manifests import NORMAL_LABELS, Clip, reason
-from train.config import Config, TrainError
+from train.config import GROUPS, Config, TrainError, package_of
 from train.evaluation.anomaly_intervals import Hysteresis
 from train.evaluation.figures import DetectionMetrics, Metrics, RecognitionMetrics
 from train.fitting.history import Epoch, best_epoch
@@ -37,7 +39,9 @@ from train.fitting.restarts import NEAR_CHANCE
 from train.labels import CLASSES
 from train.models.network import AVARNet
 from train.run_files import (
+    MOST_HEADER,
     WAY_OUT,
+    Calibration,
     EpochJson,
     RunJson,
     RunVersion,
@@ -52,7 +56,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 VERSION = 5
-MOST_HEADER = 2**20  # bytes of a file of weights that are none of the weights
 # what the settings that runs of these versions do not know were then
 VERSION_4: dict[str, Any] = {"outlier_limit": 0.0}
 VERSION_3: dict[str, Any] = {
@@ -68,6 +71,7 @@ UNFINISHED = "unfinished.json"
 EPOCHS_FILE = "metrics.jsonl"
 PREDICTIONS_FILE = "predictions.csv"
 FEW_A_CLASS = 3  # validation clips of each class, below which its report says so
+CALIBRATION_FILE = "calibration.json"
 EVALUATION_FILE = "evaluation.json"
 EVALUATION_FORMAT = 2  # of that file; one more whenever its figures change
 
@@ -93,6 +97,10 @@ class Run:
         chosen: how well those settings told the validation clips apart, by which they were chosen;
             see `Hysteresis.choose`.
         weights: the SHA-256 of the file of each model; none in runs of older versions.
+        known_clips_digest: that of the file of the clips it learned from; "" if it has none.
+        packages: ``model`` and ``fusion`` -> name and version of the package that it came with,
+            where it is not one of ours.
+        calibration: the threshold of alarms that was chosen for a camera; None if none was.
     """
 
     path: Path
@@ -110,6 +118,9 @@ class Run:
     hysteresis: Hysteresis = field(default_factory=Hysteresis)
     chosen: dict[str, Any] = field(default_factory=dict)
     weights: list[str] = field(default_factory=list)
+    known_clips_digest: str = ""
+    packages: dict[str, str] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     @property
     def normal(self) -> str | None:
@@ -118,6 +129,14 @@ class Run:
             return CLASSES[0]
         usual = [name for name in (self.config.normal, *NORMAL_LABELS) if name in self.classes]
         return usual[0] if usual else None
+
+    @property
+    def interval_settings(self) -> Hysteresis:
+        """Which scores of a new clip make an anomalous interval: the calibration's, if any."""
+        if self.calibration is None:
+            return self.hysteresis
+        threshold = self.calibration["threshold"]
+        return Hysteresis(threshold, threshold)
 
     @property
     def models(self) -> list[tuple[int, int]]:
@@ -143,6 +162,8 @@ class Run:
             "hysteresis": asdict(self.hysteresis),
             "chosen": self.chosen,
             **({"weights": self.weights} if self.weights else {}),
+            **({"known_clips": self.known_clips_digest} if self.known_clips_digest else {}),
+            **({"packages": self.packages} if self.packages else {}),
         }
 
     def save(self, name: str = RUN_FILE) -> None:
@@ -178,6 +199,15 @@ class Run:
         if version == 3:
             top = settings.get("task") == "detection"
             settings = {**VERSION_3, "pooling": "top" if top else "mean", **settings}
+        packages = whole.get("packages", {})
+        for kind in GROUPS:
+            name = str(settings.get(kind))
+            if kind in packages and package_of(kind, name) is None:
+                raise TrainError(
+                    f"{path}: its {kind} {name} comes with another package, {packages[kind]}, "
+                    "which is not installed here; install it (pip install), and run the same "
+                    "command again"
+                )
         manifest = whole.get("manifest")
         try:
             run = cls(
@@ -196,6 +226,9 @@ class Run:
                 hysteresis=Hysteresis(**whole.get("hysteresis", {})),
                 chosen=dict(whole.get("chosen", {})),
                 weights=whole.get("weights", []),
+                known_clips_digest=whole.get("known_clips", ""),
+                packages=packages,
+                calibration=_calibration(path / CALIBRATION_FILE),
             )
             run._check()
         except (ValueError, KeyError, TypeError, FeatureError) as error:
@@ -402,6 +435,17 @@ class Run:
                 f"avarnet evaluate {self.path}"
             )
         return metrics
+
+
+def _calibration(file: Path) -> Calibration | None:
+    try:
+        content = read_run_file(file)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise TrainError(f"{file}: {reason(error)}; delete it, or calibrate again") from error
+    calibration: Calibration = parse_json(content, Calibration, str(file))
+    return calibration
 
 
 def _pandas() -> Any:

@@ -31,6 +31,7 @@ from train.config import TrainError
 
 LOCK = ".lock"  # in a folder where a process trains
 MOST_JSON = 2**26  # bytes of a file of JSON
+MOST_HEADER = 2**20  # bytes of a file of weights that are none of the weights
 WAY_OUT = "take it again from whoever made it, or train again"
 NO_FILES = ("dev", "proc")  # folders of the root whose names are not replaced
 LARGEST = 2.0**53  # number; from there on a float does not hold every whole one
@@ -50,6 +51,22 @@ class HysteresisJson(TypedDict):
     high: float
     low: float
     shortest: float
+
+
+class Calibration(TypedDict):
+    """The threshold of alarms that `train.calibrate` chose, and on what.
+
+    `asked` and the ends of the 95 % interval of the rate, `low` and `high`, are alarms an hour.
+    """
+
+    threshold: float
+    asked: float
+    alarms: int
+    hours: float
+    low: float
+    high: float
+    clips: int
+    stores: list[str]
 
 
 class RunVersion(TypedDict):
@@ -83,6 +100,8 @@ class RunJson(TypedDict):
     hysteresis: NotRequired[HysteresisJson]
     chosen: NotRequired[Chosen | dict[str, None]]  # the latter: empty
     weights: NotRequired[list[str]]
+    known_clips: NotRequired[str]
+    packages: NotRequired[dict[str, str]]
 
 
 class EpochJson(TypedDict):

@@ -53,8 +53,11 @@ class LiveScorer:
         self._models = run.all_models()
         # all are alike
         self._receptive_field = self._models[0].receptive_field_with_totals
-        mtcns = all(isinstance(part, MTCN) for part in self._models[0].sequence_model.models)
-        self._steps = mtcns and self._receptive_field is not None
+        whole = self._models[0].sequence_model
+        # each snippet is fused by itself, and read by layers that have a memory
+        self._steps = all(isinstance(part, MTCN) for part in whole.models) and (
+            whole.fusion is None or whole.fusion.receptive_field == 0
+        )
         self.restart()
 
     def restart(self) -> None:

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from features import Joined, Store, json_text
 from manifests import Clip, reason
-from train.config import Config, TrainError
+from train.config import GROUPS, Config, TrainError, package_of
 from train.data import Clips
 from train.evaluation.anomaly_intervals import Hysteresis, anomaly_scores
+from train.evaluation.bootstrap import group_numbers
 from train.fitting.automatic import with_layers
 from train.fitting.history import Epoch
 from train.fitting.trainer import SplitIndices, TrainingSet
@@ -29,6 +30,8 @@ from train.labels import (
     weak_labels,
     with_duration,
 )
+from train.models.contract import check_contract
+from train.novelty import KNOWN_CLIPS_FILE, known_clips
 from train.parallel import CHECKPOINT, Work, fit_groups, groups_of
 from train.run import EPOCHS_FILE, RUN_FILE, UNFINISHED, Run, store_names
 from train.run_files import (
@@ -78,6 +81,7 @@ def train_run(
     run = _new_run(clips, store, path, config, manifest)
     data = Clips(store, list(run.labels), run.config.streams, store.recipe.crops)
     run = replace(run, config=with_layers(run.config, data.lengths), sizes=data.sizes)
+    check_contract(run)
     with locked(path):
         _check_folder(path, resume)  # another process may have trained there meanwhile
         _begin(run, resume)
@@ -87,6 +91,7 @@ def train_run(
         write_run_file(path / EPOCHS_FILE, "".join(json_text(row) + "\n" for row in rows))
         write_run_file(path / "config.toml", run.config.to_toml())
         run = _with_hysteresis(run, data)
+        run = _with_known_clips(run, data)
         files = [run.weights_file(number) for number in range(len(run.models))]
         run = replace(run, weights=[sha256(file.read_bytes()).hexdigest() for file in files])
         run.save()
@@ -177,6 +182,11 @@ def _new_run(
         truth=truth,
         groups={clip.id: clip.group for clip in stored if clip.group is not None},
         manifest=None if manifest is None else manifest.resolve(),
+        packages={
+            kind: package
+            for kind in GROUPS
+            if (package := package_of(kind, getattr(config, kind))) is not None
+        },
     )
 
 
@@ -204,6 +214,19 @@ def _begin(run: Run, resume: bool) -> None:
                 "command it was begun with, or delete it"
             )
     run.save(UNFINISHED)
+
+
+def _with_known_clips(run: Run, data: Clips) -> Run:
+    """Write what is kept of the training and validation clips, and return the run with it."""
+    ids = sorted({clip_id for split in run.splits for clip_id in (*split.train, *split.val)})
+    where = {clip_id: index for index, clip_id in enumerate(data.ids)}
+    indices = np.array([where[clip_id] for clip_id in ids])
+    known = known_clips(data, indices, group_numbers(ids, run.groups), run.config.seed)
+    if known is None:
+        return run
+    content = known.to_bytes()
+    write_run_file(run.path / KNOWN_CLIPS_FILE, content)
+    return replace(run, known_clips_digest=sha256(content).hexdigest())
 
 
 def _with_hysteresis(run: Run, data: Clips) -> Run:

@@ -12,7 +12,7 @@ from avarnet import pipelines
 from avarnet.console import counted, fail, out, plain, print_json
 from avarnet.inputs import warn_of_doubts, warn_of_random_weights
 from avarnet.options import Json, Root, RunManifest, RunPath, RunStores, SkipUnreadable
-from avarnet.output import print_metrics, print_robustness
+from avarnet.output import print_metrics, print_robustness, print_wrong_labels
 
 if TYPE_CHECKING:
     from train import Run
@@ -147,6 +147,7 @@ def _print_detection(metrics: DetectionMetrics, run: Run) -> None:
         ap, area = figure(own["all"]["ap"], 4), figure(own["all"]["roc_auc"], 4)
         out.print(f"{plain(name)}: AP {ap}, ROC-AUC {area} of all frames", highlight=False)
     print_robustness(metrics["robustness"], "AP")
+    print_wrong_labels(metrics, run)
     out.print(f"every snippet's score: {plain(str(run.path / 'predictions.csv'))}")
 
 

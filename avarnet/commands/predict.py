@@ -256,6 +256,8 @@ def _row(scored: pipelines.Scored) -> dict[str, Any]:
         "label": prediction.label,
         "confidence": prediction.confidence,
         "probabilities": prediction.probabilities,
+        "novelty": prediction.novelty,
+        "unlike_training": None if prediction.novelty is None else prediction.novelty > 1,
         "duration": clip.duration,
         "intervals": [interval._asdict() for interval in prediction.intervals],
         "snippet_seconds": clip.snippet_seconds,

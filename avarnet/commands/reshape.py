@@ -100,7 +100,8 @@ def features_drop(
     out.print_sentences(
         "Not taken out of: stores that were pulled or merged from these (by 'avarnet train' into "
         f"{plain(str(cache_folder() / PULLED))}), manifests, runs "
-        "(RUN/run.json, predictions.csv, report.html) and what they learned, pages of predictions; "
+        "(RUN/run.json, known_clips.safetensors, predictions.csv, report.html) and what they "
+        "learned, pages of predictions; "
         f"the means in {plain(str(means_folder()))}, which may be deleted; old versions that a "
         "place keeps (S3 with versioning, the hub's history)"
         + "".join(f"; {plain(str(file))}" for file in naming)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.progress import Progress
@@ -26,10 +26,15 @@ from avarnet.options import (
     in_panels,
 )
 from avarnet.output import local_stores, print_best_epochs, training_progress
-from train.config import Config, Fusion, ModelName, Task
+from train.config import Config, Task, installed_names
 from train.labels import taken_as_normal
 
 app = typer.Typer()
+if TYPE_CHECKING:
+    Fusion = str
+    Model = str
+else:  # what is installed decides
+    Fusion, Model = Literal[*installed_names("fusion")], Literal[*installed_names("model")]
 
 
 Seeds = Annotated[
@@ -82,7 +87,7 @@ def train(
         typer.Option(help="How the streams become one sequence.", show_default=Config.fusion),
     ] = None,
     model: Annotated[
-        ModelName | None,
+        Model | None,
         typer.Option(help="What reads that sequence.", show_default=Config.model),
     ] = None,
     causal: Annotated[

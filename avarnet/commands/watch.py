@@ -92,6 +92,9 @@ def _scored(snippet: Snippet, scorer: LiveScorer) -> dict[str, Any]:
         "probabilities": by_class,
         # as in an interval of `predict`: how likely it is anything but normal
         "anomaly": None if normal is None else round(1 - by_class[normal], 4),
+        "alarm": None
+        if normal is None or scorer.run.calibration is None
+        else float(1 - probabilities[classes.index(normal)]) >= scorer.run.calibration["threshold"],
         "streams": [name for name, valid in snippet.valid.items() if valid],
         "latency": round(time.monotonic() - snippet.received, 4),
     }

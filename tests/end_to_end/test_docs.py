@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -225,6 +226,18 @@ def backbones(folder: Path, environment: dict[str, str], stack: ExitStack) -> No
     pack(folder / "old-store", ((i, replace(c, source="")) for i, c in held.items()), RECIPE)
 
 
+def own_models(folder: Path, environment: dict[str, str], stack: ExitStack) -> None:
+    shutil.copytree(ROOT / "examples" / "own_model", folder / "examples" / "own_model")
+    listed = [
+        Clip(f"{name}/{n}", f"{name}/{n}.mp4", (name,), split=("train", "val", "test")[n % 3])
+        for name in CLASSES
+        for n in range(6)
+    ]
+    held = {one.id: clip(6, number) for number, one in enumerate(listed)}
+    pack(folder / "store", held.items(), RECIPE)
+    write(folder / "videos.jsonl", listed)
+
+
 def security(folder: Path, environment: dict[str, str], stack: ExitStack) -> None:
     pack(folder / "theirs", {"Crash/001": clip(8, 1), "Crash/002": clip(8, 2)}.items(), RECIPE)
 
@@ -232,6 +245,7 @@ def security(folder: Path, environment: dict[str, str], stack: ExitStack) -> Non
 PREPARE: dict[str, Callable[[Path, dict[str, str], ExitStack], None]] = {
     "README.md": readme,
     "backbones.md": backbones,
+    "own-models.md": own_models,
     "security.md": security,
     "sharing.md": sharing,
     "slurm.md": on_slurm,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 from cameras import Camera, Chunks, transport_stream, whole
-from command import avarnet
+from command import as_json, avarnet
 from servers import free_port, rtsp
 
 from extract.synthetic import make_clip
@@ -142,6 +143,26 @@ def test_standard_input(runs: Path, show: Chunks, tmp_path: Path) -> None:
         lines, _ = said(watch(runs, "-", stdin=pipe))
     check(lines)
     assert [line["streams"] for line in lines] == [["video"]] * 4
+
+
+def test_alarms_of_a_calibrated_run(runs: Path, show: Chunks, tmp_path: Path) -> None:
+    (tmp_path / "show.ts").write_bytes(whole(show))
+    with open(tmp_path / "show.ts", "rb") as pipe:
+        before, _ = said(watch(runs, "-", stdin=pipe))
+    assert [line["alarm"] for line in before] == [None] * 12
+    shutil.copytree(runs / "causal", tmp_path / "calibrated")
+    words = [tmp_path / "calibrated", runs / "live", "--false-alarms-per-hour", 1000]
+    chosen = as_json("calibrate", *words)
+    scores = sorted(line["anomaly"] for line in before)
+    chosen["threshold"] = (scores[5] + scores[6]) / 2  # so that some are below it, some above
+    (tmp_path / "calibrated" / "calibration.json").write_text(json.dumps(chosen))
+    with open(tmp_path / "show.ts", "rb") as pipe:
+        after, _ = said(watch(tmp_path, "-", run="calibrated", stdin=pipe))
+    clear = [line for line in after if abs(line["anomaly"] - chosen["threshold"]) > 1e-4]
+    assert [line["alarm"] for line in clear] == [
+        line["anomaly"] > chosen["threshold"] for line in clear
+    ]
+    assert {line["alarm"] for line in after} == {True, False}
 
 
 def test_a_file_that_grows(runs: Path, show: Chunks, tmp_path: Path) -> None:

@@ -21,14 +21,22 @@ from small_stores import fill
 
 from features import Store, verify
 from manifests import AvarnetError, Clip, Interval, assign_split
-from train import Config, Predictor, Run, TrainError, compare_runs, judge_run, train_run
+from train import Config, Predictor, Run, TrainError, calibrate, compare_runs, judge_run, train_run
 from train.report.comparison import write_comparison
 from train.report.run import write_report
 
 CASES, SOAK_CASES = 300, 10_000  # of either task
 LITTLE = 200 * 2**10  # KB of memory that a run of some KB may take
 WEIGHTS = "model-0.safetensors"
-FILES = ("run.json", "metrics.jsonl", "evaluation.json", "predictions.csv", WEIGHTS)
+FILES = (
+    "run.json",
+    "metrics.jsonl",
+    "evaluation.json",
+    "predictions.csv",
+    "calibration.json",
+    "known_clips.safetensors",
+    WEIGHTS,
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +60,7 @@ def real(
     config = Config(task=request.param, channels=4, layers=1, epochs=2, starts=1, dropout=0.0)
     run = train_run(assign_split(clips, test=0.3, val=0.3), store, path, config)
     write_report(run, judge_run(run, store), path / "report.html")
+    calibrate(run, store, 2000)
     return path
 
 
@@ -136,6 +145,9 @@ DEEP = "[" * 100_000
         (("config", "seeds"), 99_999, "1 digests of 99999 models"),
         (("config", "learning_rate"), 1e400, "learning_rate"),
         (("recipe", "streams"), {}, "damaged"),
+        (("known_clips",), "0", "known_clips.safetensors is damaged .its SHA-256"),
+        (("packages",), {"model": 1}, "packages"),
+        (("packages",), {"model": "p 1"}, "its model mtcn comes with another package, p 1"),
     ],
 )
 def test_what_no_run_has(
@@ -151,7 +163,9 @@ def test_what_no_run_has(
     assert memory() - before < LITTLE
 
 
-@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "evaluation.json"])
+@pytest.mark.parametrize(
+    "name", ["run.json", "metrics.jsonl", "evaluation.json", "calibration.json"]
+)
 @pytest.mark.parametrize("text", [DEEP, "[]", "{}", "1", '"x"', '{"a":', "9" * 5000])
 def test_json_that_is_something_else(copied: Path, name: str, text: str) -> None:
     (copied / name).write_text(text)

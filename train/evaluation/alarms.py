@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +60,7 @@ def false_alarms(
         return result
     peaks.sort(reverse=True)
     threshold = peaks[max(1, int(np.ceil(recall * len(peaks) - 1e-9))) - 1]
-    longest = max(1, int(ALARM_SECONDS / snippet_seconds + 1e-9))
+    longest = longest_alarm(snippet_seconds)
     wrong = 0
     for own, anomalous in zip(scores, touched, strict=True):
         for first, last in stretches_above(own, threshold):
@@ -71,3 +72,47 @@ def false_alarms(
         "threshold": threshold,
         "per_hour": wrong / hours if hours else None,
     }
+
+
+def longest_alarm(snippet_seconds: float) -> int:
+    """Return how many snippets an alarm lasts at most."""
+    return max(1, int(ALARM_SECONDS / snippet_seconds + 1e-9))
+
+
+def threshold_for(
+    scores: Sequence[NDArray[np.float32]], snippet_seconds: float, most: int
+) -> tuple[float, int]:
+    """Return the lowest threshold at which some footage has at most so many alarms, and how many.
+
+    They are counted as in `false_alarms`. From the highest score down, alarms become more, but also
+    fewer where two run into one: the threshold ends above the first one that gives too many.
+
+    Args:
+        scores: of each clip (T,).
+        snippet_seconds: length of a snippet.
+        most: alarms, 0 or more; with 0 the threshold is just above the highest score.
+
+    >>> threshold_for([np.array([0.1, 0.9, 0.2, 0.8, 0.7], np.float32)], 1, 2)
+    (0.10000000149011612, 1)
+    >>> threshold_for([np.array([0.1, 0.9, 0.2, 0.8, 0.7], np.float32)], 1, 1)
+    (0.8999999761581421, 1)
+    """
+    longest = longest_alarm(snippet_seconds)
+    # one row of all clips, with a gap between them that no stretch can cross
+    whole = np.concatenate([np.append(own, np.float32(-np.inf)) for own in scores])
+    order = np.argsort(-whole, kind="stable")[: -len(scores)]
+    begin_of: dict[int, int] = {}  # last snippet of a stretch -> its first one
+    end_of: dict[int, int] = {}
+    threshold, found = float(np.nextafter(whole.max(), np.float32(np.inf))), 0
+    count = 0
+    for place, following in pairwise([*order.tolist(), None]):
+        first, last = begin_of.pop(place - 1, place), end_of.pop(place + 1, place)
+        begin_of[last], end_of[first] = first, last
+        before = -(-(place - first) // longest) - (-(last - place) // longest)
+        count += -(-(last - first + 1) // longest) - before
+        if following is not None and whole[following] == whole[place]:
+            continue
+        if count > most:
+            break
+        threshold, found = float(whole[place]), count
+    return threshold, found

@@ -28,6 +28,7 @@ from train.evaluation.figures import (
 from train.evaluation.frames import detection, frame_figures
 from train.evaluation.recognition import accuracy_and_f1, recognition, spread
 from train.evaluation.robustness import impaired, robustness
+from train.evaluation.wrong_labels import likely_wrong_labels
 from train.inference import (
     ClipPrediction,
     SplitPredictions,
@@ -87,7 +88,8 @@ def judge_run(run: Run, store: Store | Joined, recall: float = RECALL) -> Evalua
         seeds, each pooled over the folds); ``without`` (stream -> accuracy, or frame-level AP, with
         it taken from every held-out clip; empty of a single stream); ``held_out`` ("test" or
         "validation"); ``parts`` (the number of splits); ``doubts`` (see `Run.doubts`, and which
-        baselines do better); ``missing_streams`` (stream -> held-out clips that lack it).
+        baselines do better); ``missing_streams`` (stream -> held-out clips that lack it);
+        ``wrong_labels`` (see `likely_wrong_labels`).
         The metrics are also written to ``evaluation.json``, the single predictions, of clips or of
         snippets, to ``predictions.csv``.
 
@@ -164,6 +166,7 @@ class HeldOut:
                 name: sum(not own[name].any() for own in valid) for name in self.data.sizes
             },
             "seeds": {},
+            "wrong_labels": likely_wrong_labels(clips, self.run.classes),
         }
 
     def _impaired(self, data: Clips) -> list[ClipPrediction]:

@@ -129,6 +129,16 @@ class Robustness(TypedDict):
     loss: Estimate | None
 
 
+class WrongLabel(TypedDict):
+    """A clip whose label is probably wrong: the probabilities of that and of the likelier class."""
+
+    clip: str
+    label: str
+    likely: str
+    p_label: float
+    p_likely: float
+
+
 class CommonMetrics(TypedDict):
     """What both tasks have; see `train.evaluation.evaluate.judge_run`."""
 
@@ -140,6 +150,7 @@ class CommonMetrics(TypedDict):
     robustness: dict[str, Robustness]
     missing_streams: dict[str, int]
     seeds: dict[str, Spread]
+    wrong_labels: NotRequired[list[WrongLabel]]
 
 
 class RecognitionMetrics(CommonMetrics):

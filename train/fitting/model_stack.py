@@ -28,6 +28,9 @@ from train.models.network import AVARNet
 from train.models.random_numbers import drawing_from, seeds
 from train.models.streams import Streams
 
+STACKABLE_MODELS = ("mtcn", "tcn", "snippet_linear")
+STACKABLE_FUSIONS = ("early", "gated", "late")
+
 
 @dataclass(frozen=True)
 class ModelBatch:
@@ -74,10 +77,7 @@ class ModelBatch:
 
 def stackable(config: Config) -> bool:
     """Return whether torch can stack such models, and they draw as `random_numbers` has it."""
-    return config.model not in ("lstm", "transformer") and config.fusion not in (
-        "bottleneck",
-        "cross",
-    )
+    return config.model in STACKABLE_MODELS and config.fusion in STACKABLE_FUSIONS
 
 
 def stack_size(config: Config, models: int, snippets: float) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from importlib.metadata import entry_points
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from train.config import Config
-from train.models.fusion import FUSIONS
+from train.config import GROUPS, Config, TrainError, package_of
+from train.models.fusion import FUSIONS, Fusion
 from train.models.mtcn import MTCN
 from train.models.sequence_models import MODELS
 from train.models.streams import Streams, Totals
@@ -86,10 +87,10 @@ class SequenceModel(nn.Module):
     def __init__(self, sizes: Sequence[int], num_classes: int, config: Config) -> None:
         super().__init__()
         self.sizes = list(sizes)
-        self.fusion = None
+        self.fusion: Fusion | None = None
         inputs = self.sizes
         if config.fusion != "late":
-            fuse = FUSIONS[config.fusion]
+            fuse = FUSIONS.get(config.fusion) or _from_package("fusion", config.fusion)
             self.fusion = fuse(inputs, config.channels, config.dropout, config.causal)
             inputs = [self.fusion.out_features]
         self.models = nn.ModuleList(_model(size, num_classes, config) for size in inputs)
@@ -98,10 +99,9 @@ class SequenceModel(nn.Module):
     def receptive_field(self) -> int | None:
         """As `AVARNet.receptive_field`, of what `Streams` gives."""
         parts = [cast(int | None, model.receptive_field) for model in self.models]
-        if self.fusion is not None:
-            parts.append(self.fusion.receptive_field)
+        fused = 0 if self.fusion is None else self.fusion.receptive_field
         known = [part for part in parts if part is not None]
-        return max(known) if len(known) == len(parts) else None
+        return None if fused is None or len(known) < len(parts) else fused + max(known)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Map (batch, time, sum of sizes) to logits (stages, batch, num_classes, time)."""
@@ -125,6 +125,17 @@ def _model(in_features: int, num_classes: int, config: Config) -> nn.Module:
             config.dropout,
             config.context_dropout,
         )
-    return MODELS[config.model](
-        in_features, num_classes, config.channels, config.causal, config.dropout
-    )
+    model = MODELS.get(config.model) or _from_package("model", config.model)
+    return model(in_features, num_classes, config.channels, config.causal, config.dropout)
+
+
+def _from_package(kind: str, name: str) -> Any:
+    """Return the class of a model or a fusion that comes with another package."""
+    for entry in entry_points(group=GROUPS[kind], name=name):
+        try:
+            return entry.load()
+        except Exception as error:  # whatever a stranger's module raises
+            raise TrainError(
+                f"the {kind} {name!r} of {package_of(kind, name)} cannot be imported: {error}"
+            ) from error
+    raise TrainError(f"no {kind} {name!r}: no installed package has it in {GROUPS[kind]}")

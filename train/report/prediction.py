@@ -61,6 +61,11 @@ def write_prediction_page(
             "Random backbones: the networks behind this prediction have learned nothing. It shows "
             "the way, not the method."
         )
+    if prediction.novelty is not None and prediction.novelty > 1:
+        notes.append(
+            f"This clip is unlike anything in training ({prediction.novelty:.1f} times as far from "
+            "it as is usual): trust its prediction less."
+        )
     write_page(
         file,
         "prediction.html",
@@ -115,7 +120,8 @@ def _timeline(
     cursor = span(0, 0, "paper") | {"line": {"color": INK, "width": 2}}
     found = [span(start, end, "paper", "217, 95, 2") for start, end, *_ in prediction.intervals]
     if prediction.anomaly is not None:
-        level = {"y0": run.hysteresis.high, "y1": run.hysteresis.high, "xref": "paper", "yref": "y"}
+        high = run.interval_settings.high
+        level = {"y0": high, "y1": high, "xref": "paper", "yref": "y"}
         dashed = {"color": INK, "width": 1, "dash": "dash"}
         found.append({"type": "line", "x0": 0, "x1": 1, **level, "line": dashed})
     return plot(
@@ -142,7 +148,13 @@ def _explanation(run: Run, taken: list[str]) -> str:
             "Dotted: the scores of the same models with one stream taken away. Where a curve falls "
             "without a stream, that stream is what speaks for it. " + text
         )
-    if run.normal is not None:
+    if run.normal is not None and (chosen := run.calibration) is not None:
+        text += (
+            f" An interval is where the score is {chosen['threshold']:.2f} or more (dashed), "
+            f"chosen for {chosen['asked']:g} false alarms an hour on {chosen['hours']:.1f} hours "
+            "of footage (avarnet calibrate)."
+        )
+    elif run.normal is not None:
         text += (
             f" An interval begins where the score reaches {settings.high:.2f} (dashed), lasts "
             f"while it is {settings.low:.2f} or more, and counts from {settings.shortest:g} s on"
