@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import reduce
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,9 @@ from train.data import Batch, Clips
 from train.evaluation.anomaly_intervals import Anomaly, anomaly_scores
 from train.losses import POOLING
 from train.models.streams import Totals, totals_of
-from train.run import Run
+
+if TYPE_CHECKING:
+    from train.run import Run
 
 PIECE = 4096  # snippets of a long clip that are scored at once, and what they see beyond
 MOST_BEYOND = 512  # where a model may look at the whole clip
@@ -50,11 +52,15 @@ class Predictor:
     A long clip is scored piece by piece, in memory that does not grow with it. A piece sees what
     lies before and behind it as far as its models see, so that the prediction is that of the whole;
     models and fusions that look at a whole clip see only `MOST_BEYOND` snippets beyond it.
+
+    Args:
+        run: a trained run.
+        models: numbers of those of `Run.models` that score; all by default.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, models: Sequence[int] | None = None) -> None:
         self.run = run
-        self._models = run.all_models()
+        self._models = run.all_models() if models is None else [run.model(n) for n in models]
         receptive_field = self._models[0].receptive_field_with_totals  # all are alike
         self._beyond = MOST_BEYOND if receptive_field is None else receptive_field
 

@@ -26,7 +26,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from features import FeatureError, Joined, Recipe, Store, html_table, json_text, visible
+from features import FeatureError, Joined, Recipe, Store, html_table, join, json_text, visible
 from manifests import NORMAL_LABELS, Clip, reason
 from train.config import Config, TrainError
 from train.evaluation.anomaly_intervals import Hysteresis
@@ -49,6 +49,9 @@ from train.splits import Split
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+    from plotly.graph_objects import Figure
+
+    from features import Features
 
 VERSION = 5
 MOST_HEADER = 2**20  # bytes of a file of weights that are none of the weights
@@ -92,6 +95,8 @@ class Run:
         chosen: how well those settings told the validation clips apart, by which they were chosen;
             see `Hysteresis.choose`.
         weights: the SHA-256 of the file of each model; none in runs of older versions.
+        made: ``date`` (ISO 8601, UTC), ``command``, and ``version`` of avarnet; empty in runs of
+            older versions.
     """
 
     path: Path
@@ -109,6 +114,7 @@ class Run:
     hysteresis: Hysteresis = field(default_factory=Hysteresis)
     chosen: dict[str, Any] = field(default_factory=dict)
     weights: list[str] = field(default_factory=list)
+    made: dict[str, str] = field(default_factory=dict)
 
     @property
     def normal(self) -> str | None:
@@ -142,6 +148,7 @@ class Run:
             "hysteresis": asdict(self.hysteresis),
             "chosen": self.chosen,
             **({"weights": self.weights} if self.weights else {}),
+            **({"made": self.made} if self.made else {}),
         }
 
     def save(self, name: str = RUN_FILE) -> None:
@@ -195,6 +202,7 @@ class Run:
                 hysteresis=Hysteresis(**whole.get("hysteresis", {})),
                 chosen=dict(whole.get("chosen", {})),
                 weights=whole.get("weights", []),
+                made=whole.get("made", {}),
             )
             run._check()
         except (ValueError, KeyError, TypeError, FeatureError) as error:
@@ -316,6 +324,39 @@ class Run:
                 f"{self.path} has no {PREDICTIONS_FILE}; judge it first: avarnet evaluate "
                 f"{self.path}"
             ) from error
+
+    def plot_scores(self, clip: str | Features, store: Store | Joined | None = None) -> Figure:
+        """Return the scores of a clip over time, and those of each class, as Plotly's figure.
+
+        A held-out clip is scored by the models that were not trained on it.
+
+        Args:
+            clip: its id, or its features.
+            store: has the clip; None opens the one that the run was trained on.
+
+        Raises:
+            TrainError: the store does not have the clip.
+            FeatureError: the store is not where it was.
+        """
+        from train.predict import Predictor
+        from train.report.prediction import scores_plot
+
+        rows, truth, held_out = clip, None, []
+        if isinstance(rows, str):
+            opened = join(*map(Store, self.stores)) if store is None else store
+            if rows not in opened:
+                raise TrainError(
+                    f"{rows} is not in {store_names(opened)}; see 'avarnet features list STORE', "
+                    "or give the store that has it"
+                )
+            truth = self.truth[rows].intervals if rows in self.truth else None
+            folds = [number for number, split in enumerate(self.splits) if rows in split.test]
+            held_out = [number for number, (fold, _) in enumerate(self.models) if fold in folds]
+            rows = opened[rows]
+        predictor = Predictor(self, held_out or None)
+        streams = [name for name in self.config.streams if rows.valid[name].any()]
+        without = {name: predictor(rows, [name]) for name in streams if len(streams) > 1}
+        return scores_plot(self, rows, predictor(rows), without, truth or ())
 
     def _shown(self) -> dict[str, str]:
         about = {

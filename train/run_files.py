@@ -83,6 +83,7 @@ class RunJson(TypedDict):
     hysteresis: NotRequired[HysteresisJson]
     chosen: NotRequired[Chosen | dict[str, None]]  # the latter: empty
     weights: NotRequired[list[str]]
+    made: NotRequired[dict[str, str]]
 
 
 class EpochJson(TypedDict):

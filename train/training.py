@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from features import Joined, Store, json_text
+from features import Joined, Store, json_text, redacted
 from manifests import Clip, reason
 from train.config import Config, TrainError
 from train.data import Clips
@@ -88,12 +92,25 @@ def train_run(
         write_run_file(path / "config.toml", run.config.to_toml())
         run = _with_hysteresis(run, data)
         files = [run.weights_file(number) for number in range(len(run.models))]
-        run = replace(run, weights=[sha256(file.read_bytes()).hexdigest() for file in files])
+        digests = [sha256(file.read_bytes()).hexdigest() for file in files]
+        run = replace(run, weights=digests, made=_made())
         run.save()
         done = (path / UNFINISHED, path / LOCK, *path.glob(f"{CHECKPOINT}*"))
         for file in (*done, *path.glob(f".{CHECKPOINT}*")):
             file.unlink()
     return run
+
+
+def _made() -> dict[str, str]:
+    """Return when and by what a run is made, as it notes it."""
+    program = Path(sys.argv[0])
+    name = program.parent.name if program.name == "__main__.py" else program.name
+    words = ["notebook"] if name.startswith("ipykernel") else [name, *sys.argv[1:]]
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(map(redacted, words)),
+        "version": version("avarnet"),
+    }
 
 
 def _fit(
