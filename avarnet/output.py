@@ -11,8 +11,19 @@ from rich.progress import Progress
 from rich.table import Table
 
 from avarnet import pipelines
-from avarnet.console import clock, counted, err, fail, footage_bar, out, plain, progress_bar, shown
+from avarnet.console import (
+    clock,
+    counted,
+    err,
+    fail,
+    footage_bar,
+    out,
+    plain,
+    progress_bar,
+    shown,
+)
 from avarnet.inputs import warn_of_doubts, warn_of_random_weights
+from avarnet.notebook import in_notebook
 
 if TYPE_CHECKING:
     from extract import Summary
@@ -98,16 +109,20 @@ def training_progress(
 ) -> Iterator[Callable[[int, int, Epoch, bool], None]]:
     """Yield the callback of `pipelines.train`: a bar, and of one model a row an epoch.
 
+    In a notebook there are no rows, as `Run.history` has them.
+
     Args:
         epochs: of a model, at most.
         quiet: print nothing.
     """
 
     models, restarts = 1, 0
+    rows = not quiet and not in_notebook()
 
-    def line(bar: Progress) -> str:  # one model has its rows
+    def line(bar: Progress) -> str:
         done, total = bar.tasks[0].completed, bar.tasks[0].total or 0
-        return f"training: {done:.0f} of {total:.0f} epochs at most" if models > 1 else ""
+        one_with_rows = models == 1 and rows
+        return "" if one_with_rows else f"training: {done:.0f} of {total:.0f} epochs at most"
 
     with progress_bar(line=line, quiet=quiet, transient=True) as bar:
         task = bar.add_task("training", total=None)
@@ -116,7 +131,7 @@ def training_progress(
             nonlocal models, restarts
             models = count
             restarts += epoch.start > 0 and epoch.epoch == 1
-            if count == 1 and not quiet:
+            if count == 1 and rows:
                 if epoch.epoch == 1:
                     out.print(EPOCH_HEADER, highlight=False)
                 out.print(_epoch_row(vars(epoch)) + ("  best" if best else ""), highlight=False)
