@@ -17,7 +17,7 @@ from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
 from train.run_files import write_run_file
 
-INK = "#888888"  # readable on light and on dark pages
+INK = "#888888"  # seen on light and on dark; pages have their own colour for texts
 MOST_NAME = 18  # characters of a class at an axis
 GRID = "rgba(136, 136, 136, 0.25)"
 COLOURS = ("#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#e6ab02", "#a6761d", "#1f78b4")

@@ -39,6 +39,13 @@ HOSTILE = (
 WIDTHS = [1280, 390]  # a desktop's and a phone's
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 READABLE = 4.5  # contrast of a text, by WCAG 2.2's criterion 1.4.3
+TEXTS = ".main-svg text:not(.heatmap-label text, .hoverlayer text)"  # those have their own ground
+INKS = f"""[...document.querySelectorAll('{TEXTS}')].map(text => {{
+    const canvas = document.createElement('canvas').getContext('2d');
+    canvas.fillStyle = getComputedStyle(text).fill;
+    canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
+}})"""  # red, green and blue of the texts in plots
 CURSOR = "document.querySelector('#timeline .plotly-graph-div').layout.shapes[0].x0"
 
 
@@ -81,6 +88,11 @@ class Visit:
         assert self.look("document.documentElement.scrollWidth <= innerWidth")
         cut = "[...document.querySelectorAll('.wide')].filter(e => e.scrollWidth > e.clientWidth)"
         assert self.look(f"{cut}.map(table => table.innerText)") == []
+        for scheme in SCHEMES:
+            self.page.emulate_media(color_scheme=scheme)
+            background = self.picture("h1")[0, -1]
+            inks = np.array(self.look(INKS))
+            assert min(contrast(ink, background) for ink in inks) >= READABLE, scheme
 
     def picture(self, selector: str) -> NDArray[np.uint8]:
         """Return the pixels of what is there; one for each pixel of the page."""
@@ -291,6 +303,8 @@ def test_the_list_of_predictions(browser: Browser, tmp_path: Path, width: int) -
     assert visit.look(names) == ["crash.mp4"]
     assert visit.complaints == []
     assert visit.look("document.documentElement.scrollWidth <= innerWidth")
+    table = "document.querySelector('.wide')"
+    assert visit.look(f"{table}.scrollWidth <= {table}.clientWidth")
     visit.page.fill("#name", "a [")
     visit.page.click("tbody tr:not([hidden]) a")
     visit.page.wait_for_function("document.title == 'a page'")
@@ -383,6 +397,8 @@ def test_mistakes_are_played_at_the_moment_with_sound(
     visit.page.wait_for_function("audio.paused")
     visit.look("video.currentTime = 1.5")
     visit.page.wait_for_function("Math.abs(audio.currentTime - 1.5) < 0.1")
+    visit.page.keyboard.press("Escape")
+    visit.page.wait_for_function("!player.open")
     visit.check(page, film, sound)
 
 
