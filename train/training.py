@@ -79,7 +79,7 @@ def train_run(
     path = Path(path)
     manifest = None if manifest is None else Path(manifest)
     _check_folder(path, resume)
-    run = _new_run(clips, store, path, config, manifest)
+    run, made = _new_run(clips, store, path, config, manifest), _made()
     data = Clips(store, list(run.labels), run.config.streams, store.recipe.crops)
     run = replace(run, config=with_layers(run.config, data.lengths), sizes=data.sizes)
     with locked(path):
@@ -93,7 +93,7 @@ def train_run(
         run = _with_hysteresis(run, data)
         files = [run.weights_file(number) for number in range(len(run.models))]
         digests = [sha256(file.read_bytes()).hexdigest() for file in files]
-        run = replace(run, weights=digests, made=_made())
+        run = replace(run, weights=digests, made=made)
         run.save()
         done = (path / UNFINISHED, path / LOCK, *path.glob(f"{CHECKPOINT}*"))
         for file in (*done, *path.glob(f".{CHECKPOINT}*")):
@@ -102,10 +102,11 @@ def train_run(
 
 
 def _made() -> dict[str, str]:
-    """Return when and by what a run is made, as it notes it."""
-    program = Path(sys.argv[0])
+    """Return when and by what a run is begun, as it notes it."""
+    first, *others = sys.argv or [""]  # of a Python inside of another program
+    program = Path(first)
     name = program.parent.name if program.name == "__main__.py" else program.name
-    words = ["notebook"] if name.startswith("ipykernel") else [name, *sys.argv[1:]]
+    words = ["notebook"] if name.startswith("ipykernel") else [name, *others]
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(map(redacted, words)),
