@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from contextvars import copy_context
 from functools import partial
 from textwrap import wrap
 from typing import Any, NoReturn
@@ -30,6 +31,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from avarnet.notebook import in_notebook, notebook_bar
 from features import escaped, json_text, visible
 
 DONE, FAILED, SOME_FAILED, ANOMALY = 0, 1, 3, 4  # exit codes; Typer takes 2 for wrong usage
@@ -91,6 +93,7 @@ out = _Console(emoji=False)
 err = _Console(stderr=True, emoji=False)
 IPYKERNEL = {"TERM": "xterm-color", "GIT_PAGER": "cat"}  # which it sets for what "!" starts
 LINE_SECONDS = 60.0  # from one line to the next, where there is no bar
+NOTEBOOK_SECONDS = 0.5  # from one picture of a notebook's bar to the next
 
 
 def fail(message: str) -> NoReturn:
@@ -109,8 +112,8 @@ def draws_bars() -> bool:
 
     What a notebook starts by "!" has a terminal too, but the page keeps all that was drawn there.
     """
-    in_notebook = "JPY_PARENT_PID" in os.environ or IPYKERNEL.items() <= os.environ.items()
-    return err.file.isatty() and not err.is_dumb_terminal and not in_notebook
+    below = "JPY_PARENT_PID" in os.environ or IPYKERNEL.items() <= os.environ.items()
+    return err.file.isatty() and not err.is_dumb_terminal and not below
 
 
 @contextmanager
@@ -122,8 +125,8 @@ def progress_bar(
 ) -> Iterator[Progress]:
     """Yield a bar at the terminal; all that is printed meanwhile goes above it.
 
-    Where there is no terminal to draw it, a line a minute is printed instead, whether or not
-    anything has happened.
+    A notebook has one of its own. Where there is neither, a line a minute is printed instead,
+    whether or not anything has happened.
 
     Args:
         columns: of the bar; Rich's own by default.
@@ -132,10 +135,16 @@ def progress_bar(
         transient: erase the bar in the end.
     """
     drawn = not quiet and draws_bars()
-    with (
-        Progress(*columns, console=err, transient=transient, disable=not drawn) as bar,
-        nullcontext() if quiet or drawn else _a_line_a_minute(lambda: line(bar)),
-    ):
+    bar = Progress(*columns, console=err, transient=transient, disable=not drawn)
+
+    def print_line() -> None:
+        if text := line(bar):
+            err.print(plain(text), highlight=False, soft_wrap=True)
+
+    show, seconds = print_line, LINE_SECONDS
+    if kept := in_notebook() and not quiet:
+        show, seconds = notebook_bar(bar, line), NOTEBOOK_SECONDS
+    with bar, nullcontext() if quiet or drawn else _repeated(show, seconds, last=kept):
         out.through = err if drawn and out.file.isatty() else None
         try:
             yield bar
@@ -144,21 +153,24 @@ def progress_bar(
 
 
 @contextmanager
-def _a_line_a_minute(line: Callable[[], str]) -> Iterator[None]:
+def _repeated(show: Callable[[], None], seconds: float, last: bool = False) -> Iterator[None]:
+    """Call a function every so many seconds; with `last`, in the end, too."""
     ended = threading.Event()
 
-    def print_lines() -> None:
-        while not ended.wait(LINE_SECONDS):
-            if text := line():
-                err.print(plain(text), highlight=False, soft_wrap=True)
+    def run() -> None:
+        while not ended.wait(seconds):
+            show()
 
-    thread = threading.Thread(target=print_lines, daemon=True)
+    # in the context of a notebook's cell, to which what is shown belongs
+    thread = threading.Thread(target=copy_context().run, args=(run,), daemon=True)
     thread.start()
     try:
         yield
     finally:
         ended.set()
         thread.join(LINE_SECONDS)
+        if last:
+            show()
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from avarnet.console import (
     shown,
 )
 from avarnet.inputs import warn_of_doubts, warn_of_random_weights
+from avarnet.notebook import in_notebook
 from avarnet.stores import is_url, pull_clips, pulled_folder
 
 if TYPE_CHECKING:
@@ -139,16 +140,20 @@ def training_progress(
 ) -> Iterator[Callable[[int, int, Epoch, bool], None]]:
     """Yield the callback of `pipelines.train`: a bar, and of one model a row an epoch.
 
+    In a notebook there are no rows, as `Run.history` has them.
+
     Args:
         epochs: of a model, at most.
         quiet: print nothing.
     """
 
     models, restarts = 1, 0
+    rows = not quiet and not in_notebook()
 
-    def line(bar: Progress) -> str:  # one model has its rows
+    def line(bar: Progress) -> str:
         done, total = bar.tasks[0].completed, bar.tasks[0].total or 0
-        return f"training: {done:.0f} of {total:.0f} epochs at most" if models > 1 else ""
+        one_with_rows = models == 1 and rows
+        return "" if one_with_rows else f"training: {done:.0f} of {total:.0f} epochs at most"
 
     with progress_bar(line=line, quiet=quiet, transient=True) as bar:
         task = bar.add_task("training", total=None)
@@ -157,7 +162,7 @@ def training_progress(
             nonlocal models, restarts
             models = count
             restarts += epoch.start > 0 and epoch.epoch == 1
-            if count == 1 and not quiet:
+            if count == 1 and rows:
                 if epoch.epoch == 1:
                     out.print(EPOCH_HEADER, highlight=False)
                 out.print(_epoch_row(vars(epoch)) + ("  best" if best else ""), highlight=False)

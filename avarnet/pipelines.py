@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 import features
 import manifests
 from avarnet.stores import open_stores as open_stores
@@ -271,28 +273,37 @@ def _pictures(
     manifest: Path | None,
     root: str | Path | None,
 ) -> Iterator[tuple[Callable[[str], Preview | None], str]]:
-    """Yield what shows a clip in the report; or one that shows nothing, and why."""
-    why = ""
-    if manifest is None or not manifest.is_file():
-        why = "the manifest that says where the videos are is not at hand (--manifest)"
-    elif not has_extract():
-        why = "stage 1, which reads videos, is not installed"
-    if manifest is None or why:
-        yield lambda clip_id: None, why
-        return
-    import extract as stage1
+    """Yield what shows a clip in the report; and why it has no pictures, if it has none."""
     from train.report.examples import Preview
 
+    if manifest is None or not manifest.is_file():
+        why = "the manifest that says where the videos are is not at hand (--manifest)"
+        yield lambda clip_id: None, why
+        return
     clips = {clip.id: clip for clip in manifests.read(manifest)}
     base = root_of(manifest, root)
 
+    def files_of(clip_id: str) -> tuple[Path, Path | None] | None:
+        clip = clips.get(clip_id)
+        found = None if clip is None else (clip.resolve(base), clip.resolve_audio(base))
+        return found if found and found[0].is_file() else None
+
+    if not has_extract():
+
+        def playable(clip_id: str) -> Preview | None:
+            files = files_of(clip_id)
+            return None if files is None else Preview(b"", np.zeros(0, np.float32), *files)
+
+        yield playable, "stage 1, which reads videos, is not installed"
+        return
+    import extract as stage1
+
     def preview(clip_id: str) -> Preview | None:
-        if clip_id not in clips:
+        files = files_of(clip_id)
+        if files is None:
             return None
-        clip = clips[clip_id]
-        files = (clip.resolve(base), clip.resolve_audio(base))
         try:
-            return Preview(*stage1.glimpse(reader, *files, store[clip_id].duration))
+            return Preview(*stage1.glimpse(reader, *files, store[clip_id].duration), *files)
         except stage1.ClipError:
             return None
 

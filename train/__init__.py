@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from train.models.mtcn import MTCN
     from train.models.network import AVARNet
     from train.predict import Prediction, Predictor
+    from train.report.run_plots import run_plots
     from train.run import Run
     from train.sklearn_estimator import MTCNClassifier
     from train.streaming import LiveScorer
@@ -44,6 +45,7 @@ __all__ = [
     "export_run",
     "judge_run",
     "mtcn_loss",
+    "run_plots",
     "sweep",
     "train_run",
 ]
@@ -65,6 +67,7 @@ _MODULES = {
     "export_run": "export",
     "judge_run": "evaluation.evaluate",
     "mtcn_loss": "losses",
+    "run_plots": "report.run_plots",
     "sweep": "experiments.sweep",
     "train_run": "training",
 }

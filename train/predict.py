@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import reduce
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,9 @@ from train.losses import POOLING
 from train.models.network import AVARNet
 from train.models.streams import Totals, totals_of
 from train.novelty import load_known_clips
-from train.run import Run
+
+if TYPE_CHECKING:
+    from train.run import Run
 
 PIECE = 4096  # snippets of a long clip that are scored at once, and what they see beyond
 MOST_BEYOND = 512  # where a model may look at the whole clip

@@ -29,7 +29,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from features import FeatureError, Joined, Recipe, Store, html_table, json_text, visible
+from features import FeatureError, Joined, Recipe, Store, html_table, join, json_text, visible
 from manifests import NORMAL_LABELS, Clip, reason
 from train.config import GROUPS, Config, TrainError, package_of
 from train.evaluation.anomaly_intervals import Hysteresis
@@ -54,6 +54,9 @@ from train.splits import Split
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+    from plotly.graph_objects import Figure
+
+    from features import Features
 
 VERSION = 5
 # what the settings that runs of these versions do not know were then
@@ -101,6 +104,8 @@ class Run:
         packages: ``model`` and ``fusion`` -> name and version of the package that it came with,
             where it is not one of ours.
         calibration: the threshold of alarms that was chosen for a camera; None if none was.
+        made: ``date`` (ISO 8601, UTC), ``command``, and ``version`` of avarnet; empty in runs of
+            older versions.
     """
 
     path: Path
@@ -121,6 +126,7 @@ class Run:
     known_clips_digest: str = ""
     packages: dict[str, str] = field(default_factory=dict)
     calibration: Calibration | None = None
+    made: dict[str, str] = field(default_factory=dict)
 
     @property
     def normal(self) -> str | None:
@@ -164,6 +170,7 @@ class Run:
             **({"weights": self.weights} if self.weights else {}),
             **({"known_clips": self.known_clips_digest} if self.known_clips_digest else {}),
             **({"packages": self.packages} if self.packages else {}),
+            **({"made": self.made} if self.made else {}),
         }
 
     def save(self, name: str = RUN_FILE) -> None:
@@ -229,6 +236,7 @@ class Run:
                 known_clips_digest=whole.get("known_clips", ""),
                 packages=packages,
                 calibration=_calibration(path / CALIBRATION_FILE),
+                made=whole.get("made", {}),
             )
             run._check()
         except (ValueError, KeyError, TypeError, FeatureError) as error:
@@ -350,6 +358,39 @@ class Run:
                 f"{self.path} has no {PREDICTIONS_FILE}; judge it first: avarnet evaluate "
                 f"{self.path}"
             ) from error
+
+    def plot_scores(self, clip: str | Features, store: Store | Joined | None = None) -> Figure:
+        """Return the scores of a clip over time, and those of each class, as Plotly's figure.
+
+        A held-out clip is scored by the models that were not trained on it.
+
+        Args:
+            clip: its id, or its features.
+            store: has the clip; None opens the one that the run was trained on.
+
+        Raises:
+            TrainError: the store does not have the clip.
+            FeatureError: the store is not where it was.
+        """
+        from train.predict import Predictor
+        from train.report.prediction import scores_plot
+
+        rows, truth, held_out = clip, None, []
+        if isinstance(rows, str):
+            opened = join(*map(Store, self.stores)) if store is None else store
+            if rows not in opened:
+                raise TrainError(
+                    f"{rows} is not in {store_names(opened)}; see 'avarnet features list STORE', "
+                    "or give the store that has it"
+                )
+            truth = self.truth[rows].intervals if rows in self.truth else None
+            folds = [number for number, split in enumerate(self.splits) if rows in split.test]
+            held_out = [number for number, (fold, _) in enumerate(self.models) if fold in folds]
+            rows = opened[rows]
+        predictor = Predictor(self, [self.model(number) for number in held_out] or None)
+        streams = [name for name in self.config.streams if rows.valid[name].any()]
+        without = {name: predictor(rows, [name]) for name in streams if len(streams) > 1}
+        return scores_plot(self, rows, predictor(rows), without, truth or ())
 
     def _shown(self) -> dict[str, str]:
         about = {

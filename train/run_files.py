@@ -102,6 +102,7 @@ class RunJson(TypedDict):
     weights: NotRequired[list[str]]
     known_clips: NotRequired[str]
     packages: NotRequired[dict[str, str]]
+    made: NotRequired[dict[str, str]]
 
 
 class EpochJson(TypedDict):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from features import Joined, Store, json_text
+from features import Joined, Store, json_text, redacted
 from manifests import Clip, reason
 from train.config import GROUPS, Config, TrainError, package_of
 from train.data import Clips
@@ -78,7 +82,7 @@ def train_run(
     path = Path(path)
     manifest = None if manifest is None else Path(manifest)
     _check_folder(path, resume)
-    run = _new_run(clips, store, path, config, manifest)
+    run, made = _new_run(clips, store, path, config, manifest), _made()
     data = Clips(store, list(run.labels), run.config.streams, store.recipe.crops)
     run = replace(run, config=with_layers(run.config, data.lengths), sizes=data.sizes)
     check_contract(run)
@@ -93,12 +97,26 @@ def train_run(
         run = _with_hysteresis(run, data)
         run = _with_known_clips(run, data)
         files = [run.weights_file(number) for number in range(len(run.models))]
-        run = replace(run, weights=[sha256(file.read_bytes()).hexdigest() for file in files])
+        digests = [sha256(file.read_bytes()).hexdigest() for file in files]
+        run = replace(run, weights=digests, made=made)
         run.save()
         done = (path / UNFINISHED, path / LOCK, *path.glob(f"{CHECKPOINT}*"))
         for file in (*done, *path.glob(f".{CHECKPOINT}*")):
             file.unlink()
     return run
+
+
+def _made() -> dict[str, str]:
+    """Return when and by what a run is begun, as it notes it."""
+    first, *others = sys.argv or [""]  # of a Python inside of another program
+    program = Path(first)
+    name = program.parent.name if program.name == "__main__.py" else program.name
+    words = ["notebook"] if name.startswith("ipykernel") else [name, *others]
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(map(redacted, words)),
+        "version": version("avarnet"),
+    }
 
 
 def _fit(

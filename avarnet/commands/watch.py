@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from train import LiveScorer
 
 app = typer.Typer()
+BEHIND = 2.0  # seconds by which a line is late, from which on that is reported
 
 
 @app.command(epilog="Example: `avarnet watch run rtsp://camera.local/stream`")
@@ -65,11 +66,13 @@ def watch(
             "extract MANIFEST NEW-STORE --live', and a run that is trained on that store.",
             soft_wrap=True,
         )
+    delay = _Delay("://" in source)
     with suppress(KeyboardInterrupt):
         for event in stage1.live_snippets(source, recipe, device, retries):
             if isinstance(event, stage1.Snippet):
                 line = _scored(event, scorer)
                 print_json_line(line)
+                delay.report(event, line["latency"])
             elif event.end is None:
                 note = f"[yellow]gap[/] from {event.start:.2f} s on: {plain(event.why)}"
                 err.print(note, soft_wrap=True)
@@ -77,6 +80,47 @@ def watch(
                 scorer.restart()  # across a gap, nothing is known of what came before
                 line = {"start": round(event.start, 3), "end": round(event.end, 3)}
                 print_json_line({**line, "gap": event.why})
+
+
+class _Delay:
+    """Reports when lines fall behind the stream, each time by twice as much, and catch up again.
+
+    Args:
+        remote: the stream does not wait for its reader, as a file and a pipe do.
+    """
+
+    def __init__(self, remote: bool) -> None:
+        self._remote = remote
+        self._reported = 0.0  # seconds; 0 while nothing is late
+        self._zero: float | None = None  # of the stream's clock, by that of the machine
+
+    def report(self, snippet: Snippet, latency: float) -> None:
+        """Report on a line.
+
+        Args:
+            snippet: of the line.
+            latency: seconds from when it had come to its line.
+        """
+        from extract.live.stream_receiver import MOST_LATE
+
+        if self._zero is None:
+            self._zero = snippet.received - snippet.end
+        behind = latency
+        if not self._remote:  # a recording is read ahead: it is late only if slower than it lasts
+            behind = min(latency, snippet.received + latency - self._zero - snippet.end)
+        at = f"at {snippet.end:.2f} s"
+        if behind >= max(BEHIND, 2 * self._reported):
+            self._reported = behind
+            then = (
+                f"snippets wait for the networks, and those that wait when it is {MOST_LATE:g} s "
+                "are passed over, which is a gap"
+                if self._remote
+                else "nothing is lost, the file or pipe is read more slowly"
+            )
+            err.print(f"[yellow]behind[/] by {behind:.1f} s {at}: {then}", soft_wrap=True)
+        elif self._reported and behind < BEHIND / 2:
+            self._reported = 0.0
+            err.print(f"[green]caught up[/] {at}", soft_wrap=True)
 
 
 def _scored(snippet: Snippet, scorer: LiveScorer) -> dict[str, Any]:

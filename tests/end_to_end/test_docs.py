@@ -277,6 +277,33 @@ def test_a_page_runs(page: Path, machine: dict[str, str], tmp_path: Path) -> Non
     assert "Traceback" not in said, f"{page.name}:\n{said}"
 
 
+def test_the_notebook_runs(machine: dict[str, str], tmp_path: Path) -> None:
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    some_videos(tmp_path, 4)
+    make_clip(tmp_path / "new.mp4", "Police siren", 90, seconds=1.0)
+    book = nbformat.read(ROOT / "docs" / "notebook.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in book.cells)  # as it is kept
+    where = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(book, timeout=600, resources=where).execute(env=machine)
+    kinds: list[list[str]] = []
+    for cell in book.cells:
+        for output in cell.get("outputs", []):
+            kinds.append(list(output.get("data", {})))
+            assert "\r" not in output.get("text", "")  # which draws bars at terminals
+    assert sum("application/vnd.plotly.v1+json" in kind for kind in kinds) == 3
+    # each bar is one output, as it is at the end
+    bars = re.findall(
+        r'<progress value="([\d.]+)" max="([\d.]+)"></progress> (\w+)', str(book.cells)
+    )
+    assert [what for *_, what in bars] == ["extracting", "training"]
+    assert [float(done) for done, *_ in bars] == [
+        16.0,
+        len(train.Run.load(tmp_path / "run").epochs()),
+    ]
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
 def commands_below(command: Any, name: str = "avarnet") -> Iterator[tuple[str, set[str]]]:
     """Yield the name and the options of a command and of all below it."""
     options = [option for one in command.params for option in (*one.opts, *one.secondary_opts)]

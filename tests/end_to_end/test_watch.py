@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -188,6 +189,44 @@ def test_a_file_that_grows(runs: Path, show: Chunks, tmp_path: Path) -> None:
     again, _ = said(watch(runs, tmp_path / "whole.ts"))
     for one, other in zip(lines, again, strict=True):
         assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-3)
+
+
+@pytest.mark.parametrize("remote", [True, False])
+def test_it_says_when_it_falls_behind_and_catches_up(
+    runs: Path, tmp_path_factory: pytest.TempPathFactory, remote: bool
+) -> None:
+    """The process is stopped for some seconds, as on a machine that is busy with other things."""
+    clip = tmp_path_factory.mktemp("long") / "siren.mp4"
+    show = transport_stream(make_clip(clip, "Police siren", 41, seconds=12.0))
+    camera = Camera([show])
+    if remote:
+        process = watch(runs, camera.url, "--retries", 0)
+    else:  # a pipe that is written to in real time
+        copy = (
+            f"shutil.copyfileobj(urllib.request.urlopen({camera.url!r}), sys.stdout.buffer, 1024)"
+        )
+        program = f"import shutil, sys, urllib.request; {copy}"
+        feed = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+        process = watch(runs, "-", stdin=feed.stdout)
+    with process:
+        assert process.stdout is not None
+        first = [process.stdout.readline() for _ in range(8)]  # the networks are warm by then
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(5)
+        process.send_signal(signal.SIGCONT)
+        rest, messages = said(process, code=int(remote))
+    camera.close()
+    lines = [line for line in [*map(json.loads, first), *rest] if "gap" not in line]
+    late = re.findall(r"behind by (\d+\.\d) s at (\d+\.\d\d) s: (.*)", messages)
+    assert late
+    if remote:
+        by_end = {f"{line['end']:.2f}": line["latency"] for line in lines}
+        assert all(f"{by_end[at]:.1f}" == seconds for seconds, at, _ in late)
+    assert all(float(seconds) >= 2 for seconds, *_ in late)
+    then = "10 s are passed over, which is a gap" if remote else "nothing is lost"
+    assert all(then in what for *_, what in late)
+    if lines[-1]["latency"] < 1:
+        assert "caught up at" in messages.rpartition("behind by")[2]
 
 
 def test_ctrl_c_is_no_accident_and_other_rows_are_told_of(runs: Path, show: Chunks) -> None:

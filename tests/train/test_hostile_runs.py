@@ -138,6 +138,7 @@ DEEP = "[" * 100_000
         (("weights",), [], None),  # as of an older version
         (("weights",), ["0"] * 3, "3 digests of 1 models"),
         (("weights",), ["0"], "its SHA-256 is not that in run.json"),
+        (("made",), {"date": 1}, "what it has for made cannot be"),
         (("config", "channels"), 99_999, "not the weights of this run"),
         (("config", "channels"), 10**12, "out of range: channels"),
         (("config", "stages"), 10**9, "out of range: stages"),

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from train.config import TrainError
 from train.evaluation.compare import compare_runs
 from train.evaluation.figures import DetectionFigures, RecognitionFigures
-from train.report.html import figure, plain, plot, write_page
+from train.report.html import categories, figure, plain, plot, write_page
 from train.report.run import notes
 from train.run import Run
 
@@ -80,7 +80,12 @@ def write_comparison(runs: Sequence[Run], file: Path) -> None:
             :1
         ],
         rows=rows,
-        bars=plot(bars, yaxis={"title": compared.measure, "range": [0, 1]}, barmode="group"),
+        bars=plot(
+            bars,
+            xaxis=categories(classes),
+            yaxis={"title": compared.measure, "range": [0, 1]},
+            barmode="group",
+        ),
         pairs=pairs,
     )
 

@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import html
+import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 import plotly.graph_objects as go
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
 from train.run_files import write_run_file
 
-INK = "#888888"  # readable on light and on dark pages
+INK = "#888888"  # seen on light and on dark; pages have their own colour for texts
+MOST_NAME = 18  # characters of a class at an axis
 GRID = "rgba(136, 136, 136, 0.25)"
 COLOURS = ("#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#e6ab02", "#a6761d", "#1f78b4")
-AXIS = {"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": GRID, "automargin": True}
+AXIS = {
+    "gridcolor": GRID,
+    "zerolinecolor": GRID,
+    "linecolor": GRID,
+    "automargin": True,
+    "ticks": "outside",  # or the zeros of both axes meet
+    "tickcolor": GRID,
+    "title": {"standoff": 8},  # or titles lie on long names
+}
+FOUND, TRUTH = COLOURS[0], COLOURS[1]  # stretches of time: by a model, by the manifest
+SHARES = {"range": [0, 1.2], "tickvals": [0, 0.5, 1]}  # with room above for stretches of time
 HOUSE = go.layout.Template(
     layout={
         "margin": {"l": 60, "r": 20, "t": 40, "b": 50},
@@ -36,6 +51,15 @@ TEMPLATES = jinja2.Environment(
     trim_blocks=True,
     undefined=jinja2.StrictUndefined,
 )
+
+
+def _plot_html(drawn: go.Figure) -> Markup:
+    """Return a plot as a piece of a page, as wide as its place."""
+    config = {"displayModeBar": False, "responsive": True}
+    return Markup(drawn.to_html(full_html=False, include_plotlyjs=False, config=config))
+
+
+TEMPLATES.filters["plot"] = _plot_html
 
 
 def write_page(file: Path, template: str, plotly: str | None = None, **values: Any) -> None:
@@ -67,31 +91,59 @@ def _plotly() -> bytes:
     return program.encode()
 
 
-def plot(traces: list[Any], height: int = 380, **layout: Any) -> str:
-    """Return a plot as a piece of HTML.
+def plot(traces: Sequence[Any], height: int = 380, **layout: Any) -> go.Figure:
+    """Return a plot.
 
     Args:
         traces: Plotly's.
         height: in pixels; it is as wide as the page.
         layout: of Plotly's layout, where it differs from `HOUSE`.
     """
-    whole = go.Figure(traces, {"template": HOUSE, "height": height, **layout})
-    config = {"displayModeBar": False, "responsive": True}
-    piece: str = whole.to_html(full_html=False, include_plotlyjs=False, config=config)
-    return piece
+    return go.Figure(traces, {"template": HOUSE, "height": height, **layout})
 
 
-def span(start: float, end: float, across: str, colour: str = "0, 0, 0") -> dict[str, Any]:
-    """Return a shape that marks a stretch of time in a plot.
+def stretches(intervals: Sequence[tuple[float, float]], name: str, colour: str) -> go.Scatter:
+    """Return bars that mark stretches of time, above the curves of an axis of `SHARES`.
 
     Args:
-        start, end: on the plot's x axis.
-        across: how far up: ``paper``, the whole plot, or ``y domain``, one axis.
-        colour: red, green and blue, 0 to 255.
+        intervals: start and end of each, on the plot's x axis.
+        name: what they are.
+        colour: `FOUND` or `TRUTH`, which lie one above the other.
     """
-    box = {"x0": start, "x1": end, "y0": 0, "y1": 1, "xref": "x", "yref": across}
-    look = {"fillcolor": f"rgba({colour}, 0.2)", "line": {"width": 0}, "layer": "below"}
-    return {"type": "rect", **box, **look}
+    return go.Scatter(
+        x=[x for start, end in intervals for x in (start, end, None)],
+        y=[1.07 if colour == FOUND else 1.14] * 3 * len(intervals),
+        mode="lines",
+        name=name,
+        line={"color": colour, "width": 5},
+        hoverinfo="skip",
+    )
+
+
+def places(file: Path, page: Path) -> list[str]:
+    """Return from where a page plays a file: beside it, so that both may move, or where it is now.
+
+    Args:
+        file: a video or a sound.
+        page: that plays it.
+    """
+    # not by where links lead: a folder of links may move, too
+    beside = os.path.relpath(file.absolute(), page.absolute().parent)
+    return [quote(beside), file.resolve().as_uri()]
+
+
+def categories(names: Sequence[str]) -> dict[str, Any]:
+    """Return what an axis of classes has: their names, short enough to leave room for the plot.
+
+    Args:
+        names: as the traces have them but for `plain`, in order.
+    """
+    short = [n if len(n) <= MOST_NAME else n[: MOST_NAME - 1].rstrip() + "…" for n in names]
+    return {
+        "type": "category",
+        "tickvals": [plain(name) for name in names],
+        "ticktext": [plain(name) for name in short],
+    }
 
 
 def plain(text: str) -> str:

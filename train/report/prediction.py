@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
+from numpy.typing import NDArray
 
 from features import Features
-from train.predict import Prediction
-from train.report.html import INK, plain, plot, share_plotly, span, write_page
-from train.run import Run
+from train.report.html import (
+    FOUND,
+    INK,
+    SHARES,
+    TRUTH,
+    categories,
+    places,
+    plain,
+    plot,
+    share_plotly,
+    stretches,
+    write_page,
+)
+
+if TYPE_CHECKING:
+    from train.predict import Prediction
+    from train.run import Run
 
 CURVES_HEIGHT, CLASS_HEIGHT = 260, 22  # pixels; of the curves, and of each class below them
 
@@ -42,15 +56,11 @@ def write_prediction_page(
         single_file: put Plotly's program, 5 MB, into the page; else it is a file beside it, which
             all pages of a folder share.
     """
-    column = run.classes.index(prediction.label)
-    curves = {
-        name: own.scores[:, column] if own.anomaly is None else own.anomaly
-        for name, own in (
-            ("all streams", prediction),
-            *((f"without {n}", w) for n, w in without.items()),
-        )
-    }
-    measure = prediction.label if prediction.anomaly is None else "anomaly"
+    measure, scores = _scores(run, prediction, prediction.label)
+    timeline = scores_plot(run, clip, prediction, without)
+    cursor = {"x0": 0, "x1": 0, "y0": 0, "y1": 1, "xref": "x", "yref": "paper"}
+    cursor |= {"type": "line", "line": {"color": INK, "width": 2}}
+    timeline.layout.shapes = [cursor, *timeline.layout.shapes]  # the page moves the first one
     notes = [
         f"This clip has no {n}: it was scored without."
         for n in clip.valid
@@ -71,39 +81,62 @@ def write_prediction_page(
         "prediction.html",
         plotly=None if single_file else share_plotly(file.parent),
         title=video.name,
-        # not by where links lead: a folder of links may move, too
-        sources=[
-            quote(os.path.relpath(video.absolute(), file.absolute().parent)),
-            video.resolve().as_uri(),
-        ],
+        sources=places(video, file),
         notes=notes,
         prediction=prediction,
         normal=run.normal,
-        scores=[round(float(score), 4) for score in curves["all streams"]],
+        scores=[round(float(score), 4) for score in scores],
         step=clip.snippet_seconds,
         duration=clip.duration,
         measure=measure,
-        height=CURVES_HEIGHT + 60 + CLASS_HEIGHT * len(run.classes),
-        timeline=_timeline(curves, clip, run, prediction, measure),
+        height=timeline.layout.height,
+        timeline=timeline,
         explanation=_explanation(run, list(without)),
     )
 
 
-def _timeline(
-    curves: Mapping[str, np.ndarray], clip: Features, run: Run, prediction: Prediction, measure: str
-) -> str:
+def _scores(run: Run, prediction: Prediction, label: str) -> tuple[str, NDArray[np.float32]]:
+    """Return the name and the course of what a prediction's curve shows."""
+    if prediction.anomaly is not None:
+        return "anomaly", prediction.anomaly
+    return label, prediction.scores[:, run.classes.index(label)]
+
+
+def scores_plot(
+    run: Run,
+    clip: Features,
+    prediction: Prediction,
+    without: Mapping[str, Prediction],
+    truth: Sequence[tuple[float, float]] = (),
+) -> go.Figure:
+    """Return the scores of a clip over time, and of each class below.
+
+    Args:
+        run: that scored it.
+        clip: its features.
+        prediction: what the run predicts.
+        without: stream -> what it predicts without that stream.
+        truth: when it is anomalous, as far as that is known.
+    """
     middles = {"x0": clip.snippet_seconds / 2, "dx": clip.snippet_seconds}
-    lines = [
+    others = {f"without {name}": own for name, own in without.items()}
+    measure = _scores(run, prediction, prediction.label)[0]
+    traces: list[Any] = [
         go.Scatter(
             **middles,
-            y=scores,
+            y=_scores(run, own, prediction.label)[1],
             name=name,
             mode="lines",
             line={"width": 2.5 if number == 0 else 1.2, "dash": "solid" if number == 0 else "dot"},
             hovertemplate="%{y:.2f}",
         )
-        for number, (name, scores) in enumerate(curves.items())
+        for number, (name, own) in enumerate({"all streams": prediction, **others}.items())
     ]
+    if prediction.intervals:
+        found = [(start, end) for start, end, *_ in prediction.intervals]
+        traces.append(stretches(found, "predicted interval", FOUND))
+    if truth:
+        traces.append(stretches(truth, "annotated", TRUTH))
     classes = go.Heatmap(
         **middles,
         y=[plain(name) for name in run.classes],
@@ -117,26 +150,25 @@ def _timeline(
     )
     below = CLASS_HEIGHT * len(run.classes)
     share = below / (below + CURVES_HEIGHT)
-    cursor = span(0, 0, "paper") | {"line": {"color": INK, "width": 2}}
-    found = [span(start, end, "paper", "217, 95, 2") for start, end, *_ in prediction.intervals]
+    threshold = []
     if prediction.anomaly is not None:
         high = run.interval_settings.high
         level = {"y0": high, "y1": high, "xref": "paper", "yref": "y"}
         dashed = {"color": INK, "width": 1, "dash": "dash"}
-        found.append({"type": "line", "x0": 0, "x1": 1, **level, "line": dashed})
+        threshold = [{"type": "line", "x0": 0, "x1": 1, **level, "line": dashed}]
     return plot(
-        [*lines, classes],
+        [*traces, classes],
         height=CURVES_HEIGHT + 60 + below,
         hovermode="x",
-        shapes=[cursor, *found],  # the page moves the first one
+        shapes=threshold,
         xaxis={
             "title": "seconds",
             "range": [0, clip.duration],
             "anchor": "y2",
             "automargin": False,  # with that of the other axis, a narrow page goes round in circles
         },
-        yaxis={"title": plain(measure), "range": [0, 1.02], "domain": [share + 0.03, 1]},
-        yaxis2={"domain": [0, share], "showgrid": False},
+        yaxis={"title": plain(measure), **SHARES, "domain": [share + 0.03, 1]},
+        yaxis2={**categories(run.classes), "domain": [0, share], "showgrid": False},
     )
 
 

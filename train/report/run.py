@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+from features import visible
+from train.evaluation.alarms import ALARM_SECONDS
 from train.evaluation.evaluate import Evaluation
-from train.evaluation.figures import Metrics
+from train.evaluation.figures import DetectionMetrics, FrameFigures, Metrics
 from train.experiments.stress import read_stress
 from train.report.examples import Preview, examples
 from train.report.html import write_page
-from train.report.run_plots import clip_map, detection_plots, recognition_plots, training_curves
+from train.report.run_plots import MAPPED, run_plots
 from train.run import Run
 
 
@@ -33,14 +38,15 @@ def write_report(
         reasons: clip id -> why its features are not in the store, as far as that is known.
     """
     metrics = evaluation.metrics
-    value: float | None
+    own: dict[str, Any]
     if metrics["task"] == "detection":
-        measure, value = "AP of frames", metrics["model"]["all"]["ap"]
-        plots = detection_plots(run, metrics)
+        own = {"measure": "AP of frames", "value": metrics["model"]["all"]["ap"]}
+        own |= {"rows": _frame_rows(metrics), "alarm_seconds": f"{ALARM_SECONDS:g}"}
     else:
-        measure, value = "accuracy", metrics["model"]["accuracy"]["value"]
-        plots = recognition_plots(run, metrics)
-    shown = examples(run, evaluation, preview)
+        clips = [row["clips"] for row in metrics["model"]["per_class"].values()]
+        own = {"measure": "accuracy", "value": metrics["model"]["accuracy"]["value"]}
+        own["chance"] = max(clips) / sum(clips)
+    shown = examples(run, evaluation, preview, file)
     left_out = [(clip, (reasons or {}).get(clip, "not in the store")) for clip in run.left_out]
     write_page(
         file,
@@ -49,18 +55,53 @@ def write_report(
         run=run,
         metrics=metrics,
         plain_models={"logistic baseline": metrics["linear"], **metrics["baselines"]},
+        facts=_facts(run),
         notes=notes(run, metrics),
-        measure=measure,
-        value=value,
-        training=training_curves(run),
-        map=clip_map(run, evaluation),
+        plots=run_plots(run, evaluation),
+        mapped=min(MAPPED, len(evaluation.clips)),
         examples=shown,
         pictures=any(example.picture for _, _, clips in shown for example in clips),
         no_pictures=no_pictures or "none could be read",
         left_out=left_out,
         stress=read_stress(run),
-        **plots,
+        **own,
     )
+
+
+def _facts(run: Run) -> dict[str, str]:
+    """Return where the report comes from."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    facts = {
+        "trained": _by(run.made) if run.made else "by a version that did not note when, nor how",
+        "command": run.made.get("command", ""),
+        "store": " + ".join(map(str, run.stores)),
+        "manifest": "" if run.manifest is None else str(run.manifest),
+        "this report": _by({"date": now, "version": version("avarnet")}),
+    }
+    return {name: visible(text) for name, text in facts.items() if text}
+
+
+def _by(made: Mapping[str, str]) -> str:
+    try:
+        date = f"{datetime.fromisoformat(made['date']).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    except (KeyError, ValueError, OverflowError):  # of a run that somebody has changed
+        date = made.get("date", "?")
+    return f"{date}, by avarnet {made.get('version', '?')}"
+
+
+def _frame_rows(
+    metrics: DetectionMetrics,
+) -> list[tuple[str, int | str, FrameFigures, FrameFigures]]:
+    """Return (of which frames, clips, metrics, those of the logistic baseline)."""
+    model, linear = metrics["model"], metrics["linear"]
+    rows: list[tuple[str, int | str, FrameFigures, FrameFigures]] = [
+        ("all", model["clips"], model["all"], linear["all"])
+    ]
+    if model["abnormal"] and linear["abnormal"]:
+        rows.append(("abnormal clips", "", model["abnormal"], linear["abnormal"]))
+    for name, row in model["per_class"].items():
+        rows.append((name, row.get("clips", ""), row, linear["per_class"][name]))
+    return rows
 
 
 def notes(run: Run, metrics: Metrics) -> list[str]:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+import soundfile
+from numpy.typing import NDArray
+from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from extract import Reader, glimpse
@@ -19,7 +24,7 @@ from manifests import Clip, Interval, assign_split
 from train import Config, Predictor, Run, evaluate_run, judge_run, train_run
 from train.evaluation.anomaly_intervals import Anomaly
 from train.report.comparison import write_comparison
-from train.report.examples import Preview
+from train.report.examples import Preview, examples
 from train.report.index import Row, write_index
 from train.report.prediction import write_prediction_page
 from train.report.run import write_report
@@ -31,7 +36,16 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 HOSTILE = (
     "<img src=x onerror=alert(1)> </script> `${alert(2)}`"  # a label and an id that must stay text
 )
-WIDTHS = [1200, 390]  # a desktop's and a phone's
+WIDTHS = [1280, 390]  # a desktop's and a phone's
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+READABLE = 4.5  # contrast of a text, by WCAG 2.2's criterion 1.4.3
+TEXTS = ".main-svg text:not(.heatmap-label text, .hoverlayer text)"  # those have their own ground
+INKS = f"""[...document.querySelectorAll('{TEXTS}')].map(text => {{
+    const canvas = document.createElement('canvas').getContext('2d');
+    canvas.fillStyle = getComputedStyle(text).fill;
+    canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
+}})"""  # red, green and blue of the texts in plots
 CURSOR = "document.querySelector('#timeline .plotly-graph-div').layout.shapes[0].x0"
 
 
@@ -72,6 +86,30 @@ class Visit:
         outside = {url for url in self.requests if not url.startswith("data:")}
         assert outside == {file.as_uri() for file in allowed}
         assert self.look("document.documentElement.scrollWidth <= innerWidth")
+        cut = "[...document.querySelectorAll('.wide')].filter(e => e.scrollWidth > e.clientWidth)"
+        assert self.look(f"{cut}.map(table => table.innerText)") == []
+        for scheme in SCHEMES:
+            self.page.emulate_media(color_scheme=scheme)
+            background = self.picture("h1")[0, -1]
+            inks = np.array(self.look(INKS))
+            assert min(contrast(ink, background) for ink in inks) >= READABLE, scheme
+
+    def picture(self, selector: str) -> NDArray[np.uint8]:
+        """Return the pixels of what is there; one for each pixel of the page."""
+        content = self.page.locator(selector).first.screenshot()
+        return np.asarray(Image.open(BytesIO(content)).convert("RGB"))
+
+
+def luminance(colour: NDArray[Any]) -> float:
+    """By WCAG 2.2, of red, green and blue from 0 to 255."""
+    share = colour / 255
+    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def contrast(one: NDArray[Any], other: NDArray[Any]) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
 
 
 def features(kind: int, seed: int) -> Features:
@@ -165,7 +203,7 @@ def test_the_name_of_a_class_is_never_part_of_the_program(
     label = HOSTILE if HOSTILE in run.classes else "anomaly"
     answer = Predictor(run)(clip)._replace(label=label, anomaly=None)  # no normal class
     write_prediction_page(tmp_path / "page.html", film, clip, run, answer, {})
-    visit = Visit(browser, tmp_path / "page.html", 1200)
+    visit = Visit(browser, tmp_path / "page.html", 1280)
     assert label in visit.page.inner_text("#now")
     visit.check(tmp_path / "page.html", film)
 
@@ -178,7 +216,7 @@ def test_a_film_that_cannot_be_played_leaves_a_page_that_can_be_read(
     clip, predictor = features(2, 5), Predictor(run)  # one without sound
     answer = predictor(clip)._replace(intervals=[Anomaly(2.0, 2.5, "Crash", 0.8)])
     write_prediction_page(tmp_path / "page.html", film, clip, run, answer, {})
-    visit = Visit(browser, tmp_path / "page.html", 1200)
+    visit = Visit(browser, tmp_path / "page.html", 1280)
     visit.page.wait_for_selector("#unplayable", state="visible")
     assert "no audio" in visit.page.inner_text("body")
     visit.page.locator(".intervals button").click()
@@ -205,14 +243,14 @@ def test_pages_of_a_folder_share_a_program_and_find_the_video_after_a_move(
     moved.parent.mkdir()
     here.rename(moved)
     program = moved / "pages" / program.name
-    both = Visit(browser, moved / "pages" / "a.html", 1200)  # and the film with it
+    both = Visit(browser, moved / "pages" / "a.html", 1280)  # and the film with it
     both.page.wait_for_function("video.readyState >= 2")
     both.check(moved / "pages" / "a.html", moved / "film.mp4", program)
-    alone = Visit(browser, moved / "pages" / "b.html", 1200)  # which film stayed where it was
+    alone = Visit(browser, moved / "pages" / "b.html", 1280)  # which film stayed where it was
     alone.page.wait_for_function("video.readyState >= 2")
     assert alone.look("video.currentSrc") == film.as_uri()
     program.unlink()
-    without = Visit(browser, moved / "pages" / "a.html", 1200)
+    without = Visit(browser, moved / "pages" / "a.html", 1280)
     without.page.wait_for_function("video.readyState >= 2")
     without.page.wait_for_selector("#plotless", state="visible")
     assert program.name in without.page.inner_text("#plotless")
@@ -265,6 +303,8 @@ def test_the_list_of_predictions(browser: Browser, tmp_path: Path, width: int) -
     assert visit.look(names) == ["crash.mp4"]
     assert visit.complaints == []
     assert visit.look("document.documentElement.scrollWidth <= innerWidth")
+    table = "document.querySelector('.wide')"
+    assert visit.look(f"{table}.scrollWidth <= {table}.clientWidth")
     visit.page.fill("#name", "a [")
     visit.page.click("tbody tr:not([hidden]) a")
     visit.page.wait_for_function("document.title == 'a page'")
@@ -294,7 +334,7 @@ def test_a_report_stands_alone(
 
     def preview(clip_id: str) -> Preview | None:
         seen.append(clip_id)
-        return Preview(*glimpse(reader, film, None, 3.0)) if len(seen) % 2 else None
+        return Preview(*glimpse(reader, film, None, 3.0), film) if len(seen) % 2 else None
 
     page = tmp_path / "report.html"
     write_report(
@@ -306,13 +346,155 @@ def test_a_report_stands_alone(
     assert HOSTILE in body
     assert "the file is empty" in body
     assert "without audio" in body
+    for fact in ("trained\n", "command\n", f"store\n{world[1].path}", "this report\n"):
+        assert fact in body
     assert seen
     pictures = visit.look(
         "[...document.querySelectorAll('.clip img')].map(picture => picture.naturalWidth)"
     )
     assert pictures == [480] * len(pictures)
     assert len(pictures) >= len(seen) // 2
-    visit.check(page)
+    visit.check(page)  # no film is asked for before somebody wants to see it
+
+
+def test_mistakes_are_played_at_the_moment_with_sound(
+    world: tuple[list[Clip], Store], run: Run, film: Path, browser: Browser, tmp_path: Path
+) -> None:
+    sound = tmp_path / "beside.wav"
+    soundfile.write(sound, np.sin(np.arange(3 * 8000) / 3), 8000)
+    evaluation = judge_run(run, world[1])
+    page = tmp_path / "report.html"
+    apart = examples(run, evaluation, lambda _: None, page)[0][2][-1].id
+
+    def preview(clip_id: str) -> Preview:
+        seen = Preview(b"", np.zeros(0, np.float32), film)
+        return seen._replace(audio=sound if clip_id == apart else None)
+
+    write_report(run, evaluation, page, preview)
+    visit = Visit(browser, page, 1280)
+    clip = visit.page.locator(".clip[data-audio='[]']").first
+    moment = float(clip.get_attribute("data-moment") or "nan")
+    clip.locator(".play").click()
+    visit.page.wait_for_function("!video.paused && video.webkitAudioDecodedByteCount > 0")
+    assert moment <= visit.look("video.currentTime") <= 3.0
+    assert not visit.look("video.muted")
+    visit.look("video.pause()")
+    visit.page.keyboard.press("Escape")
+    visit.page.wait_for_function("!player.open && video.childElementCount == 0")
+
+    curve = clip.locator(".nsewdrag").first
+    curve.scroll_into_view_if_needed()
+    box = curve.bounding_box()
+    assert box is not None
+    visit.page.mouse.click(box["x"] + 0.75 * box["width"], box["y"] + box["height"] / 2)
+    visit.page.wait_for_function("player.open && video.currentTime >= 2.2")
+    visit.page.locator("dialog form button").click()
+
+    visit.page.locator(".clip:not([data-audio='[]']) .play").first.click()
+    visit.page.wait_for_function("!audio.paused && audio.webkitAudioDecodedByteCount > 0")
+    assert visit.look("video.muted")
+    visit.look("video.pause()")
+    visit.page.wait_for_function("audio.paused")
+    visit.look("video.currentTime = 1.5")
+    visit.page.wait_for_function("Math.abs(audio.currentTime - 1.5) < 0.1")
+    visit.page.keyboard.press("Escape")
+    visit.page.wait_for_function("!player.open")
+    visit.check(page, film, sound)
+
+
+def test_the_moment_of_a_mistake(world: tuple[list[Clip], Store], run: Run, tmp_path: Path) -> None:
+    evaluation = judge_run(run, world[1])
+    for _, _, shown in examples(run, evaluation, lambda _: None, tmp_path / "report.html"):
+        for example in shown:
+            clip = next(c for c in evaluation.clips if c.id == example.id)
+            if clip.id in run.truth and run.truth[clip.id].intervals:
+                assert example.moment == 0.0  # its annotated interval begins there
+                continue
+            column = 1 if clip.id in run.truth else run.classes.index(clip.predicted)
+            course = clip.snippets[:, column].tolist()
+            assert example.moment == 0.25 * course.index(max(course))
+
+
+def test_a_video_that_is_gone_is_told_of(
+    world: tuple[list[Clip], Store], run: Run, browser: Browser, tmp_path: Path
+) -> None:
+    seen = Preview(b"", np.zeros(0, np.float32), tmp_path / "gone.mp4")
+    page = tmp_path / "report.html"
+    write_report(run, judge_run(run, world[1]), page, lambda _: seen)
+    visit = Visit(browser, page, 1280)
+    visit.page.locator(".play").first.click()
+    visit.page.wait_for_selector("dialog .note", state="visible")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_numbers_of_the_confusion_matrix_are_readable(
+    world: tuple[list[Clip], Store], run: Run, browser: Browser, tmp_path: Path, width: int
+) -> None:
+    if run.config.task == "detection":
+        pytest.skip("there is no such matrix")
+    evaluation = judge_run(run, world[1])
+    metrics: Any = deepcopy(evaluation.metrics)
+    metrics["model"]["confusion"] = [[97, 2, 1], [40, 60, 0], [0, 20, 80]]
+    page = tmp_path / "report.html"
+    write_report(run, replace(evaluation, metrics=metrics), page)
+    visit = Visit(browser, page, width)
+    visit.page.wait_for_selector(".heatmap-label")
+    for scheme in SCHEMES:
+        visit.page.emulate_media(color_scheme=scheme)
+        visit.page.locator(".heatmap-label").first.scroll_into_view_if_needed()
+        pixels = np.asarray(Image.open(BytesIO(visit.page.screenshot())).convert("RGB"))
+        labels = visit.look(
+            """[...document.querySelectorAll('.heatmap-label')].map(e => [e.textContent,
+                getComputedStyle(e.querySelector('text')).fill, e.getBoundingClientRect()])"""
+        )
+        assert sorted(text for text, *_ in labels if text) == [
+            "1",
+            "2",
+            "20",
+            "40",
+            "60",
+            "80",
+            "97",
+        ]
+        seen = 0
+        for text, fill, box in labels:
+            if not text or box["bottom"] > len(pixels):
+                continue
+            seen += 1
+            beside = pixels[round(box["top"] + box["height"] / 2), round(box["left"]) - 2]
+            ink = np.array([int(part) for part in fill[4:-1].split(",")])
+            assert contrast(ink, beside) >= READABLE, (scheme, text)
+        assert seen
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_where_all_is_anomalous_the_curves_are_seen(
+    run: Run, film: Path, browser: Browser, tmp_path: Path, scheme: Literal["light", "dark"]
+) -> None:
+    answer = Predictor(run)(features(2, 1))._replace(intervals=[Anomaly(0.0, 3.0, "Crash", 1.0)])
+    page = tmp_path / "page.html"
+    write_prediction_page(page, film, features(2, 1), run, answer, {})
+    visit = Visit(browser, page, 1280)
+    visit.page.emulate_media(color_scheme=scheme)
+    visit.page.wait_for_selector("#timeline .main-svg")
+    pixels = visit.picture("#timeline .nsewdrag").astype(int)
+    common = np.median(pixels.reshape(-1, 3), axis=0)
+    page_colour = visit.picture("h1").astype(int)[0, -1]
+    assert np.abs(common - page_colour).max() <= 2  # and not a colour that lies over all of it
+
+
+def test_ticks_are_round_numbers(
+    world: tuple[list[Clip], Store], run: Run, browser: Browser, tmp_path: Path
+) -> None:
+    page = tmp_path / "report.html"
+    write_report(run, judge_run(run, world[1]), page)
+    visit = Visit(browser, page, 1280)
+    visit.page.wait_for_selector(".y2tick text")
+    ticks = "[...document.querySelectorAll('.{}tick text')].map(e => e.textContent)"
+    assert visit.look(ticks.format("y2")) == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
+    plot = "document.querySelector('.y2tick').closest('.plotly-graph-div')"
+    epochs = visit.look(f"[...{plot}.querySelectorAll('.xtick text')].map(e => e.textContent)")
+    assert epochs == ["1", "2"]
 
 
 def test_plots_have_their_place_before_the_page_is_whole(
@@ -343,7 +525,7 @@ def test_runs_side_by_side(
         evaluate_run(one, world[1])
     page = tmp_path / "compare.html"
     write_comparison([run, other], page)
-    visit = Visit(browser, page, 1200)
+    visit = Visit(browser, page, 1280)
     body = visit.page.inner_text("body")
     assert "audio-only" in body
     assert ("McNemar" in body) == (run.config.task == "recognition")
@@ -376,4 +558,4 @@ def test_clips_that_cannot_be_told_apart_have_no_map(tmp_path: Path, clips: int,
     settings = Config(channels=8, epochs=1, layers=1, streams=("audio",), starts=1)
     run = train_run(assign_split(made, test=0.25, val=0.25), store, tmp_path / "run", settings)
     write_report(run, judge_run(run, store), tmp_path / "report.html")
-    assert f"<p>No map: {why}" in (tmp_path / "report.html").read_text()
+    assert f"No map: {why}" in (tmp_path / "report.html").read_text()
