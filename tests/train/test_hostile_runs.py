@@ -193,6 +193,14 @@ def test_figures_that_are_none(copied: Path) -> None:
         write_comparison([Run.load(copied)], copied / "page.html")
 
 
+@pytest.mark.parametrize("lines", [0, 1])
+def test_predictions_of_no_clip(copied: Path, lines: int) -> None:
+    file = copied / "predictions.csv"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:lines]))
+    with pytest.raises(TrainError, match=r"predictions\.csv is damaged \(it has no clips\)"):
+        compare_runs(copied, copied)
+
+
 def test_a_link_in_a_run_is_replaced_and_not_followed(
     copied: Path, store: Store, tmp_path: Path
 ) -> None:

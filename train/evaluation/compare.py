@@ -219,6 +219,8 @@ def _rows(run: Run, *columns: str) -> list[list[str]]:
     try:
         text = read_run_file(run.path / PREDICTIONS, MOST_PREDICTIONS).decode()
         rows = [[row[name] for name in columns] for row in csv.DictReader(StringIO(text))]
+        if not rows:
+            raise ValueError("it has no clips")
         if not all(row[0] in run.labels and None not in row for row in rows):
             raise ValueError("a line that is not of its clips")
     except OSError as error:
