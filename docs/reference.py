@@ -23,12 +23,20 @@ from features.card import CARD_FILE
 from features.integrity import ASIDE
 from features.pending_clips import SPOOL
 from features.store import RECIPE_FILE
-from features.transfer.remote import PARTIAL
+from features.transfer.upload import PARTIAL
 from train.experiments.stress import STRESS_FILE
 from train.experiments.sweep import JOURNAL
+from train.novelty import KNOWN_CLIPS_FILE
 from train.parallel import CHECKPOINT
 from train.report.index import INDEX
-from train.run import EPOCHS_FILE, EVALUATION_FILE, PREDICTIONS_FILE, RUN_FILE, UNFINISHED
+from train.run import (
+    CALIBRATION_FILE,
+    EPOCHS_FILE,
+    EVALUATION_FILE,
+    PREDICTIONS_FILE,
+    RUN_FILE,
+    UNFINISHED,
+)
 from train.run_files import LOCK
 
 PAGE = Path(__file__).with_name("reference.md")
@@ -71,6 +79,8 @@ FILES: dict[str, dict[str, tuple[str, str]]] = {
         "config.toml": ("the settings, for `--config`", "train, ablate, sweep"),
         EPOCHS_FILE: ("a line an epoch", "train, ablate, sweep"),
         "model-*.safetensors": ("the weights of each model", "train, ablate, sweep"),
+        KNOWN_CLIPS_FILE: ("the means of the clips it learned from", "train, ablate, sweep"),
+        CALIBRATION_FILE: ("at which scores alarms are raised", "calibrate"),
         LOCK: ("keeps others from training there", "train, until it ends"),
         UNFINISHED: ("what `run.json` will be", "train, until it ends"),
         f"{CHECKPOINT}*": ("for `--resume`", "train, until it ends"),
