@@ -29,6 +29,7 @@ TASK_VALUES: dict[str, dict[str, str | float]] = {
     "recognition": {
         "pooling": "logsumexp",
         "input_dropout": 0.6,
+        "stream_dropout": 0.05,
         "snippet_dropout": 0.1,
         "context_dropout": 0.0,
         "label_smoothing": 0.1,
@@ -38,6 +39,7 @@ TASK_VALUES: dict[str, dict[str, str | float]] = {
     "detection": {
         "pooling": "top",
         "input_dropout": 0.5,
+        "stream_dropout": 0.1,
         "snippet_dropout": 0.0,
         "context_dropout": 0.75,
         "label_smoothing": 0.05,
@@ -212,7 +214,7 @@ class Config:
     dropout: float = 0.5
     context_dropout: float = AUTOMATIC
     input_dropout: float = AUTOMATIC
-    stream_dropout: float = 0.1
+    stream_dropout: float = AUTOMATIC
     smoothing_weight: float = 0.0
     smoothing_limit: float = 4.0
     loss: str = "cross_entropy"
