@@ -426,12 +426,11 @@ def test_a_video_that_is_gone_is_told_of(
     visit.page.wait_for_selector("dialog .note", state="visible")
 
 
+@pytest.mark.parametrize("run", ["recognition"], indirect=True)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_numbers_of_the_confusion_matrix_are_readable(
     world: tuple[list[Clip], Store], run: Run, browser: Browser, tmp_path: Path, width: int
 ) -> None:
-    if run.config.task == "detection":
-        pytest.skip("there is no such matrix")
     evaluation = judge_run(run, world[1])
     metrics: Any = deepcopy(evaluation.metrics)
     metrics["model"]["confusion"] = [[97, 2, 1], [40, 60, 0], [0, 20, 80]]
