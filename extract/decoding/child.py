@@ -48,7 +48,8 @@ def read_clip(request: Request) -> Iterator[Message]:
     Raises:
         ClipError: nothing of the picture can be read.
     """
-    (path, audio, impairment), step = request.files, request.snippet_seconds
+    (path, audio), step = request.files, request.snippet_seconds
+    impairment = request.impairment
     media = probe(path)
     snippets = max(1, math.ceil(media.duration / step - 1e-3))
     yield Begin(snippets, media.duration)

@@ -33,12 +33,10 @@ class Files(NamedTuple):
     Attributes:
         video: any video that FFmpeg reads.
         audio: its sound, if not in the video nor in a file of its name beside it.
-        impairment: with which they are read.
     """
 
     video: Path
     audio: Path | None = None
-    impairment: Impairment = AS_IT_IS
 
 
 class Request(NamedTuple):
@@ -48,11 +46,13 @@ class Request(NamedTuple):
         files: the clip's.
         snippet_seconds: one step of the time grid.
         prepare: for each stream of frames; if there is none, only sound is read.
+        impairment: with which it is read.
     """
 
     files: Files
     snippet_seconds: float
     prepare: dict[str, Prepare]
+    impairment: Impairment = AS_IT_IS
 
 
 class Begin(NamedTuple):

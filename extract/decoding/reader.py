@@ -104,10 +104,9 @@ class Reader:
             forward.start()
         with contextlib.suppress(OSError):  # it has ended: the next message says so
             impairment = getattr(clip, "impairment", AS_IT_IS)
-            audio = Path(clip.audio) if clip.audio else None
-            files = Files(Path(clip.video), audio, impairment)
+            files = Files(Path(clip.video), Path(clip.audio) if clip.audio else None)
             seen = {} if impairment.reads == "sound" else prepare
-            self.process.send(Request(files, snippet_seconds, seen))
+            self.process.send(Request(files, snippet_seconds, seen, impairment))
 
     def _next(self) -> Message | Ended:
         assert self.process is not None

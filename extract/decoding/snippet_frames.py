@@ -27,7 +27,7 @@ def snippet_frames(request: Request, media: Media, snippets: int) -> Iterator[Fr
     if not request.prepare:
         return
     middles = np.asarray((np.arange(snippets) + 0.5) * request.snippet_seconds, np.float64)
-    impairment = request.files.impairment
+    impairment = request.impairment
     shown = {
         stream: _shown(prepare, middles, media, impairment)
         for stream, prepare in request.prepare.items()

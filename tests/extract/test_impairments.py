@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -34,6 +35,14 @@ from features import Features, Recipe, Store
 STEP, FPS, SECONDS = 0.25, 8, 3
 
 
+class Impaired(NamedTuple):
+    """A clip that is read with an impairment."""
+
+    video: Path
+    audio: Path | None
+    impairment: Impairment
+
+
 @dataclass(frozen=True)
 class Whole:
     """The frame as it is seen."""
@@ -56,7 +65,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def seen(film: Path, impairment: Impairment = AS_IT_IS) -> NDArray[np.uint8]:
     """Return (T, H, W, 3), the frame of each snippet."""
-    request = Request(Files(film, None, impairment), STEP, {"video": Whole()})
+    request = Request(Files(film), STEP, {"video": Whole()}, impairment)
     frames = [m.pixels for m in read_clip(request) if isinstance(m, Frame)]
     assert len(frames) == SECONDS / STEP
     return np.stack(frames)
@@ -65,7 +74,7 @@ def seen(film: Path, impairment: Impairment = AS_IT_IS) -> NDArray[np.uint8]:
 def heard(film: Path, impairment: Impairment = AS_IT_IS) -> NDArray[np.float32]:
     """Return the samples of the whole clip; not a number where there is no sound."""
     whole = np.full(SECONDS * SAMPLE_RATE, np.nan, np.float32)
-    for message in read_clip(Request(Files(film, None, impairment), STEP, {})):
+    for message in read_clip(Request(Files(film), STEP, {}, impairment)):
         if isinstance(message, Sound):
             whole[message.first : message.first + len(message.samples)] = message.samples
     return whole
@@ -178,7 +187,7 @@ def test_only_what_is_impaired_is_read_and_the_clean_reading_is_the_stores(
     kinds = impairments("a", 0)
     extractor = Extractor(recipe)
     files = [
-        Files(video, None, kind) for kind in (AS_IT_IS, kinds["frozen"], kinds["sound 1 s late"])
+        Impaired(video, None, kind) for kind in (AS_IT_IS, kinds["frozen"], kinds["sound 1 s late"])
     ]
     clean, frozen, late = (found for _, found in extractor.stream(files))
     extractor.close()
@@ -200,7 +209,7 @@ def test_only_what_is_impaired_is_read_and_the_clean_reading_is_the_stores(
 def test_nothing_flows_in_a_frozen_picture(tmp_path: Path) -> None:
     video = make_clip(tmp_path / "a.mp4", "Brawling", 1, seconds=1.0)
     extractor = Extractor(make_recipe(only=["flow"]))
-    files = [Files(video, None, kind) for kind in (AS_IT_IS, Frozen())]
+    files = [Impaired(video, None, kind) for kind in (AS_IT_IS, Frozen())]
     moving, frozen = (found for _, found in extractor.stream(files))
     extractor.close()
     assert isinstance(moving, Features)
