@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from features import Features
+from features import Features, Joined, Store
 from train.config import TrainError
 
 
@@ -226,3 +226,8 @@ def _average(rows: NDArray[np.float16], crops: int) -> NDArray[np.float16]:
     whole = rows.reshape(len(rows), crops, -1).astype(np.float32)
     average: NDArray[np.float16] = whole.mean(1).astype(np.float16)
     return average
+
+
+def store_names(store: Store | Joined) -> str:
+    """Return the folders of a store."""
+    return " + ".join(map(str, store.paths))

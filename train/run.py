@@ -29,13 +29,11 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from features import FeatureError, Joined, Recipe, Store, html_table, join, json_text, visible
+from features import FeatureError, Joined, Recipe, Store, html_table, json_text, visible
 from manifests import NORMAL_LABELS, Clip, reason
 from train.config import GROUPS, Config, TrainError, package_of
 from train.evaluation.anomaly_intervals import Hysteresis
 from train.evaluation.figures import DetectionMetrics, Metrics, RecognitionMetrics
-from train.fitting.history import Epoch, best_epoch
-from train.fitting.restarts import NEAR_CHANCE
 from train.labels import CLASSES
 from train.models.network import AVARNet
 from train.run_files import (
@@ -73,7 +71,6 @@ RUN_FILE = "run.json"
 UNFINISHED = "unfinished.json"
 EPOCHS_FILE = "metrics.jsonl"
 PREDICTIONS_FILE = "predictions.csv"
-FEW_A_CLASS = 3  # validation clips of each class, below which its report says so
 CALIBRATION_FILE = "calibration.json"
 EVALUATION_FILE = "evaluation.json"
 EVALUATION_FORMAT = 2  # of that file; one more whenever its figures change
@@ -372,25 +369,9 @@ class Run:
             TrainError: the store does not have the clip.
             FeatureError: the store is not where it was.
         """
-        from train.predict import Predictor
-        from train.report.prediction import scores_plot
+        from train.report.prediction import clip_plot
 
-        rows, truth, held_out = clip, None, []
-        if isinstance(rows, str):
-            opened = join(*map(Store, self.stores)) if store is None else store
-            if rows not in opened:
-                raise TrainError(
-                    f"{rows} is not in {store_names(opened)}; see 'avarnet features list STORE', "
-                    "or give the store that has it"
-                )
-            truth = self.truth[rows].intervals if rows in self.truth else None
-            folds = [number for number, split in enumerate(self.splits) if rows in split.test]
-            held_out = [number for number, (fold, _) in enumerate(self.models) if fold in folds]
-            rows = opened[rows]
-        predictor = Predictor(self, [self.model(number) for number in held_out] or None)
-        streams = [name for name in self.config.streams if rows.valid[name].any()]
-        without = {name: predictor(rows, [name]) for name in streams if len(streams) > 1}
-        return scores_plot(self, rows, predictor(rows), without, truth or ())
+        return clip_plot(self, clip, store)
 
     def _shown(self) -> dict[str, str]:
         about = {
@@ -416,48 +397,15 @@ class Run:
 
     def kept_epochs(self) -> list[dict[str, Any]]:
         """Return the row of the epoch whose weights it has, of each model in turn."""
-        models: dict[tuple[int, int], list[dict[str, Any]]] = {}
-        for row in self.epochs():
-            models.setdefault((row["seed"], row["fold"]), []).append(row)
-        found = []
-        for rows in models.values():
-            epochs = [
-                Epoch(**{n: v for n, v in row.items() if n not in ("fold", "seed")}) for row in rows
-            ]
-            found.append(rows[epochs.index(best_epoch(epochs))])
-        return found
+        from train.doubts import kept_epochs
+
+        return kept_epochs(self)
 
     def doubts(self) -> list[str]:
         """Return what its training leaves in doubt: sentences for whoever reads its figures."""
-        found = []
-        fewest, classes = min(len(split.val) for split in self.splits), len(self.classes)
-        if fewest < FEW_A_CLASS * classes:
-            clips = "1 validation clip" if fewest == 1 else f"{fewest} validation clips"
-            found.append(
-                f"Only {clips}, of {classes} classes: too few to choose an epoch, or to tell "
-                "whether a model has learned at all."
-            )
-        rows = self.kept_epochs()
-        again = {(r["seed"], r["fold"]) for r in self.epochs() if r.get("start", 0)}
-        if again:
-            chance = math.log(classes) * NEAR_CHANCE
-            still = sum(row["val_loss"] > chance for row in rows)
-            found.append(
-                f"The validation loss of {len(again)} of {len(rows)} models stayed near chance: "
-                "they were started again with other seeds, and the best start is kept"
-                + (f"; {still} stayed there in every start." if still else ".")
-            )
-        calm = [
-            i for i, c in self.truth.items() if self.labels[i] != CLASSES[0] and not c.intervals
-        ]
-        if calm:
-            found.append(
-                f"The manifest has no anomaly in {len(calm)} held-out clips whose label is that of "
-                f"one ({', '.join(calm[:3])}): every frame of them counts as normal. If nobody has "
-                "looked when it happens, the figures are wrong: annotate these clips or take them "
-                "out of the test split, and train again."
-            )
-        return found
+        from train.doubts import doubts
+
+        return doubts(self)
 
     def evaluation(self) -> Metrics:
         """Return the metrics that `evaluate_run` has written.
@@ -497,8 +445,3 @@ def _pandas() -> Any:
             "data frames need another package: pip install pandas; Run.epochs() is a list"
         ) from error
     return pandas
-
-
-def store_names(store: Store | Joined) -> str:
-    """Return the folders of a store."""
-    return " + ".join(map(str, store.paths))

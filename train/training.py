@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from features import Joined, Store, json_text, redacted
 from manifests import Clip, reason
 from train.config import GROUPS, Config, TrainError, package_of
-from train.data import Clips
+from train.data import Clips, store_names
 from train.evaluation.anomaly_intervals import Hysteresis, anomaly_scores
 from train.evaluation.bootstrap import group_numbers
 from train.fitting.automatic import with_layers
@@ -37,7 +37,7 @@ from train.labels import (
 from train.models.contract import check_contract
 from train.novelty import KNOWN_CLIPS_FILE, known_clips
 from train.parallel import CHECKPOINT, Work, fit_groups, groups_of
-from train.run import EPOCHS_FILE, RUN_FILE, UNFINISHED, Run, store_names
+from train.run import EPOCHS_FILE, RUN_FILE, UNFINISHED, Run
 from train.run_files import (
     LOCK,
     locked,

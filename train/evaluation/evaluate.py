@@ -14,7 +14,7 @@ from features import Joined, Recipe, Store, json_text
 from train.baselines.logistic import linear_probabilities, linear_scores
 from train.baselines.snippet_pooling import Pooling, PoolingBaseline
 from train.config import TrainError
-from train.data import Clips
+from train.data import Clips, store_names
 from train.evaluation.alarms import RECALL
 from train.evaluation.bootstrap import group_numbers
 from train.evaluation.figures import (
@@ -36,7 +36,7 @@ from train.inference import (
     predict_splits,
 )
 from train.labels import CLASSES
-from train.run import EVALUATION_FILE, EVALUATION_FORMAT, Run, store_names
+from train.run import EVALUATION_FILE, EVALUATION_FORMAT, Run
 from train.run_files import run_text, write_run_file
 
 

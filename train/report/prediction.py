@@ -10,7 +10,9 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from features import Features
+from features import Features, Joined, Store, join
+from train.config import TrainError
+from train.data import store_names
 from train.report.html import (
     FOUND,
     INK,
@@ -100,6 +102,38 @@ def _scores(run: Run, prediction: Prediction, label: str) -> tuple[str, NDArray[
     if prediction.anomaly is not None:
         return "anomaly", prediction.anomaly
     return label, prediction.scores[:, run.classes.index(label)]
+
+
+def clip_plot(run: Run, clip: str | Features, store: Store | Joined | None = None) -> go.Figure:
+    """Return `scores_plot` of a clip, by the models that were not trained on it if there are any.
+
+    Args:
+        run: a trained run.
+        clip: its id, or its features.
+        store: has the clip; None opens the one that the run was trained on.
+
+    Raises:
+        TrainError: the store does not have the clip.
+        FeatureError: the store is not where it was.
+    """
+    from train.predict import Predictor
+
+    rows, truth, held_out = clip, None, []
+    if isinstance(rows, str):
+        opened = join(*map(Store, run.stores)) if store is None else store
+        if rows not in opened:
+            raise TrainError(
+                f"{rows} is not in {store_names(opened)}; see 'avarnet features list STORE', "
+                "or give the store that has it"
+            )
+        truth = run.truth[rows].intervals if rows in run.truth else None
+        folds = [number for number, split in enumerate(run.splits) if rows in split.test]
+        held_out = [number for number, (fold, _) in enumerate(run.models) if fold in folds]
+        rows = opened[rows]
+    predictor = Predictor(run, [run.model(number) for number in held_out] or None)
+    streams = [name for name in run.config.streams if rows.valid[name].any()]
+    without = {name: predictor(rows, [name]) for name in streams if len(streams) > 1}
+    return scores_plot(run, rows, predictor(rows), without, truth or ())
 
 
 def scores_plot(
