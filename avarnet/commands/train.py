@@ -12,7 +12,16 @@ from rich.table import Table
 
 import manifests
 from avarnet import pipelines
-from avarnet.console import clips_bar, counted, first_few, out, plain, print_json, progress_bar
+from avarnet.console import (
+    clips_bar,
+    counted,
+    err,
+    first_few,
+    out,
+    plain,
+    print_json,
+    progress_bar,
+)
 from avarnet.inputs import need_device, warn_of_doubts, warn_of_random_weights
 from avarnet.options import (
     Device,
@@ -138,7 +147,7 @@ def train(
         if taken is not None:
             out.print(f"clips without anomaly: those labelled {plain(taken)} (--normal)")
         else:
-            out.print_sentences(
+            err.print_sentences(
                 "[yellow]no class is known as normal[/] (--normal LABEL names it): predictions "
                 "will have a class, and neither anomaly scores nor intervals"
             )

@@ -45,6 +45,8 @@ COMMANDS: list[tuple[str, object]] = [
     ("train m.jsonl store run --epochs 2 --seeds 2 --processes 2 --causal", 0),
     ("evaluate run", 0),
     ("report run", 0),
+    ("stress run m.jsonl", 0),
+    ("calibrate run store --false-alarms-per-hour 3600", ANY),
     ("compare run run", 0),
     ("sweep m.jsonl store sweep search.toml", 0),
     ("export run model.pt2", 0),
