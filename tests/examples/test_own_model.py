@@ -63,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("clips")
     clips = [
         Clip(f"c{n}", "x.mp4", ("fall", "rise")[n % 2 :][:1], split=("train", "val", "test")[n % 3])
-        for n in range(48)
+        for n in range(96)
     ]
     pack(path / "store", ((c.id, rising(n % 2, n)) for n, c in enumerate(clips)), RECIPE)
     write(path / "m.jsonl", clips)
