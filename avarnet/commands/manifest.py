@@ -258,7 +258,7 @@ def manifest_check(
         _print_findings(findings)
         out.print(f"{counted(errors, 'error')}, {counted(len(findings) - errors, 'warning')}")
         if compared:
-            what = f"{counted(compared['compared'], 'clip')}, not {compared['not_compared']}"
+            what = f"{counted(compared['compared'], 'clip')}, not {compared['not_compared']:d}"
             out.print(f"compared: {what} that have no side of a split, or no readable features")
         if probe is None:
             out.print(f"The videos were not opened: {plain(extract_missing())}")

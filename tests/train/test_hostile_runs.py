@@ -201,6 +201,15 @@ def test_predictions_of_no_clip(copied: Path, lines: int) -> None:
         compare_runs(copied, copied)
 
 
+def test_predictions_of_a_clip_that_was_not_held_out(copied: Path) -> None:
+    file, (split, *_) = copied / "predictions.csv", Run.load(copied).splits
+    text = file.read_text()
+    file.write_text(text.replace(f"\n{split.test[0]},", f"\n{split.train[0]},"))
+    assert file.read_text() != text
+    with pytest.raises(TrainError, match="a line that is not of its held-out clips"):
+        compare_runs(copied, copied)
+
+
 def test_a_link_in_a_run_is_replaced_and_not_followed(
     copied: Path, store: Store, tmp_path: Path
 ) -> None:

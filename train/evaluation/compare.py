@@ -221,8 +221,9 @@ def _rows(run: Run, *columns: str) -> list[list[str]]:
         rows = [[row[name] for name in columns] for row in csv.DictReader(StringIO(text))]
         if not rows:
             raise ValueError("it has no clips")
-        if not all(row[0] in run.labels and None not in row for row in rows):
-            raise ValueError("a line that is not of its clips")
+        held_out = {clip_id for split in run.splits for clip_id in split.test}
+        if not all(row[0] in held_out and None not in row for row in rows):
+            raise ValueError("a line that is not of its held-out clips")
     except OSError as error:
         raise TrainError(
             f"{run.path} has no {PREDICTIONS}; judge it first: avarnet evaluate {run.path}"
