@@ -89,6 +89,9 @@ def train_run(
     with locked(path):
         _check_folder(path, resume)  # another process may have trained there meanwhile
         _begin(run, resume)
+        if (path / RUN_FILE).exists():  # it was killed when all but this was done
+            _tidy(path)
+            return Run.load(path)
         _fit(run, data, store, device or torch.device("cpu"), processes, on_epoch)
         order = "seed", "fold", "start", "epoch"
         rows = sorted(run.epochs(), key=lambda row: [row[key] for key in order])
@@ -100,9 +103,7 @@ def train_run(
         digests = [sha256(file.read_bytes()).hexdigest() for file in files]
         run = replace(run, weights=digests, made=made)
         run.save()
-        done = (path / UNFINISHED, path / LOCK, *path.glob(f"{CHECKPOINT}*"))
-        for file in (*done, *path.glob(f".{CHECKPOINT}*")):
-            file.unlink()
+        _tidy(path)
     return run
 
 
@@ -148,10 +149,17 @@ def _fit(
         ) from error
 
 
+def _tidy(path: Path) -> None:
+    """Delete what a training that is done needs no more; that it was not done, at last."""
+    checkpoints = (*path.glob(f"{CHECKPOINT}*"), *path.glob(f".{CHECKPOINT}*"))
+    for file in (*checkpoints, path / LOCK, path / UNFINISHED):
+        file.unlink(missing_ok=True)
+
+
 def _check_folder(path: Path, resume: bool) -> None:
     if path.exists() and not path.is_dir():
         raise TrainError(f"{path} is a file; give a folder for the run")
-    if (path / RUN_FILE).exists():
+    if (path / RUN_FILE).exists() and not (resume and (path / UNFINISHED).exists()):
         raise TrainError(f"{path} holds a run already; give another folder or delete it")
     if (path / UNFINISHED).exists() and not resume:
         raise TrainError(
