@@ -24,20 +24,20 @@ from features.integrity import ASIDE
 from features.pending_clips import SPOOL
 from features.store import RECIPE_FILE
 from features.transfer.upload import PARTIAL
-from train.experiments.stress import STRESS_FILE
 from train.experiments.sweep import JOURNAL
-from train.novelty import KNOWN_CLIPS_FILE
 from train.parallel import CHECKPOINT
 from train.report.index import INDEX
-from train.run import (
+from train.run_files import (
     CALIBRATION_FILE,
     EPOCHS_FILE,
     EVALUATION_FILE,
+    KNOWN_CLIPS_FILE,
+    LOCK,
     PREDICTIONS_FILE,
     RUN_FILE,
+    STRESS_FILE,
     UNFINISHED,
 )
-from train.run_files import LOCK
 
 PAGE = Path(__file__).with_name("reference.md")
 USAGE = 2  # Typer's

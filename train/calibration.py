@@ -9,8 +9,9 @@ from train.config import TrainError
 from train.evaluation.alarms import threshold_for
 from train.evaluation.evaluate import check_recipe
 from train.predict import Predictor
-from train.run import CALIBRATION_FILE, Run
-from train.run_files import Calibration, write_run_file
+from train.run import Run
+from train.run_files import CALIBRATION_FILE, write_run_file
+from train.run_json import Calibration
 
 CONFIDENCE = 0.95
 

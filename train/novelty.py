@@ -18,12 +18,11 @@ from features import Features
 from features.clip_means import mean_row
 from train.config import TrainError
 from train.data import Clips
-from train.run_files import MOST_HEADER, read_run_file
+from train.run_files import KNOWN_CLIPS_FILE, MOST_HEADER, read_run_file
 
 if TYPE_CHECKING:
     from train.run import Run
 
-KNOWN_CLIPS_FILE = "known_clips.safetensors"
 FALSE_RATE = 0.01  # of clips like those of the training that are called unlike them
 MOST_CLIPS = 2000  # that a run keeps; of more, so many are drawn
 FOLDS = 20

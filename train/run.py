@@ -1,52 +1,48 @@
-"""A run: a folder with trained models and all that is needed to judge and to use them.
+"""A trained run: its models, and all that is needed to judge and to use them.
 
-::
-
-    run.json          classes, labels, parts, settings, recipe of the features; written last
-    config.toml       the settings, as `--config` takes them
-    model-0.safetensors, ...   the weights: all folds of the first seed, of the next, ...
-    known_clips.safetensors   the means of the clips it learned from
-    metrics.jsonl     one line an epoch
-    calibration.json  written by `calibrate`: at which scores `predict` and `watch` raise alarms
-    evaluation.json, predictions.csv, report.html    written by `evaluate`
-    stress.json       written by `stress`
-
-While it is trained there are also ``unfinished.json``, what ``run.json`` will be, and checkpoints.
+Its folder is described in `train.run_files`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
 from features import FeatureError, Joined, Recipe, Store, html_table, json_text, visible
-from manifests import NORMAL_LABELS, Clip, reason
-from train.config import GROUPS, Config, TrainError, package_of
+from manifests import NORMAL_LABELS, Clip
+from train.config import Config, TrainError
 from train.evaluation.anomaly_intervals import Hysteresis
 from train.evaluation.figures import DetectionMetrics, Metrics, RecognitionMetrics
 from train.labels import CLASSES
 from train.models.network import AVARNet
 from train.run_files import (
+    EVALUATION_FILE,
     MOST_HEADER,
+    PREDICTIONS_FILE,
+    RUN_FILE,
     WAY_OUT,
-    Calibration,
-    EpochJson,
-    RunJson,
-    RunVersion,
-    parse_json,
-    path_of,
     read_run_file,
     write_run_file,
+)
+from train.run_json import (
+    EVALUATION_FORMAT,
+    VERSION,
+    Calibration,
+    check_run,
+    parse_json,
+    path_of,
+    read_calibration,
+    read_epochs,
+    read_run_json,
 )
 from train.splits import Split
 
@@ -55,25 +51,6 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
     from features import Features
-
-VERSION = 5
-# what the settings that runs of these versions do not know were then
-VERSION_4: dict[str, Any] = {"outlier_limit": 0.0}
-VERSION_3: dict[str, Any] = {
-    **VERSION_4,
-    "centred": False,
-    "scene_dropout": 0.0,
-    "offset_noise": 0.0,
-    "context_dropout": 0.0,
-    "starts": 1,
-}
-RUN_FILE = "run.json"
-UNFINISHED = "unfinished.json"
-EPOCHS_FILE = "metrics.jsonl"
-PREDICTIONS_FILE = "predictions.csv"
-CALIBRATION_FILE = "calibration.json"
-EVALUATION_FILE = "evaluation.json"
-EVALUATION_FORMAT = 2  # of that file; one more whenever its figures change
 
 
 @dataclass(frozen=True)
@@ -182,41 +159,12 @@ class Run:
             TrainError: it is not a run, not a whole one, or of another version.
         """
         path = Path(path)
-        file = path / RUN_FILE
-        try:
-            content = read_run_file(file)
-        except OSError as error:
-            raise TrainError(
-                f"{path} is no finished run: it has no readable {RUN_FILE}; train one with "
-                "'avarnet train MANIFEST STORE RUN'"
-            ) from error
-        version = parse_json(content, RunVersion, str(file))["version"]
-        if version not in (3, 4, VERSION):
-            raise TrainError(
-                f"{path} is a run of version {version}, this program reads {VERSION}; "
-                "update avarnet or train again"
-            )
-        whole: RunJson = parse_json(content, RunJson, str(file))
-        settings = whole["config"]
-        if version == 4:
-            settings = {**VERSION_4, **settings}
-        if version == 3:
-            top = settings.get("task") == "detection"
-            settings = {**VERSION_3, "pooling": "top" if top else "mean", **settings}
-        packages = whole.get("packages", {})
-        for kind in GROUPS:
-            name = str(settings.get(kind))
-            if kind in packages and package_of(kind, name) is None:
-                raise TrainError(
-                    f"{path}: its {kind} {name} comes with another package, {packages[kind]}, "
-                    "which is not installed here; install it (pip install), and run the same "
-                    "command again"
-                )
-        manifest = whole.get("manifest")
+        whole = read_run_json(path)
+        file, manifest = path / RUN_FILE, whole.get("manifest")
         try:
             run = cls(
                 path=path,
-                config=Config.from_dict(settings, str(file)),
+                config=Config.from_dict(whole["config"], str(file)),
                 classes=whole["classes"],
                 labels=whole["labels"],
                 splits=[Split(**split) for split in whole["parts"]],
@@ -231,41 +179,14 @@ class Run:
                 chosen=dict(whole.get("chosen", {})),
                 weights=whole.get("weights", []),
                 known_clips_digest=whole.get("known_clips", ""),
-                packages=packages,
-                calibration=_calibration(path / CALIBRATION_FILE),
+                packages=whole.get("packages", {}),
+                calibration=read_calibration(path),
                 made=whole.get("made", {}),
             )
-            run._check()
+            check_run(run)
         except (ValueError, KeyError, TypeError, FeatureError) as error:
             raise TrainError(f"{file} is damaged ({error}); {WAY_OUT}") from error
         return run
-
-    def _check(self) -> None:
-        """Refuse what no run can have, before a reader relies on it."""
-        streams = self.config.streams
-        expected = {
-            name: settings["features"] // settings.get("crops", 1)
-            for name, settings in self.recipe.streams.items()
-            if name in streams
-        }
-        if self.sizes != expected or list(self.sizes) != list(streams):
-            raise ValueError(f"sizes {self.sizes}, where the recipe has {expected}")
-        if len(set(self.classes)) < max(2, len(self.classes)):
-            raise ValueError("its classes are not two or more different ones")
-        "".join(self.classes).encode()  # or it is no text
-        if self.config.task == "detection" and self.classes != CLASSES:
-            raise ValueError(f"detection of {', '.join(self.classes)}")
-        if not set(self.labels.values()) <= set(self.classes):
-            raise ValueError("a label that is no class")
-        split_ids = [i for split in self.splits for i in (*split.train, *split.val, *split.test)]
-        if not self.splits or not self.labels.keys() >= {*split_ids, *self.truth}:
-            raise ValueError("its splits are not of its clips")
-        held_out = {clip_id for split in self.splits for clip_id in split.test}
-        if self.config.task == "detection" and held_out - self.truth.keys():
-            raise ValueError("held-out clips without their truth")
-        count = len(self.splits) * self.config.seeds
-        if self.weights and len(self.weights) != count:
-            raise ValueError(f"{len(self.weights)} digests of {count} models")
 
     def weights_file(self, number: int) -> Path:
         """Return where the weights of model `number` are."""
@@ -310,18 +231,7 @@ class Run:
         Raises:
             TrainError: it cannot be read, or has something else in it.
         """
-        file = self.path / EPOCHS_FILE
-        try:
-            lines = read_run_file(file).splitlines()
-        except OSError as error:
-            raise TrainError(f"{file}: {reason(error)}; {WAY_OUT}") from error
-        rows = [parse_json(line, EpochJson, str(file)) for line in lines]
-        known = get_type_hints(EpochJson)
-        # what was no number when older versions wrote it is read as None
-        return [
-            {name: math.nan if row[name] is None else row[name] for name in known if name in row}
-            for row in rows
-        ]
+        return read_epochs(self.path)
 
     def history(self) -> DataFrame:
         """Return `epochs` as a data frame; this needs pandas.
@@ -424,17 +334,6 @@ class Run:
                 f"avarnet evaluate {self.path}"
             )
         return metrics
-
-
-def _calibration(file: Path) -> Calibration | None:
-    try:
-        content = read_run_file(file)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise TrainError(f"{file}: {reason(error)}; delete it, or calibrate again") from error
-    calibration: Calibration = parse_json(content, Calibration, str(file))
-    return calibration
 
 
 def _pandas() -> Any:

@@ -1,122 +1,47 @@
-"""The files of a run's folder, which may come from a stranger: what they may hold, and how much."""
+"""The files of a run's folder, and how they are read and written: it may come from a stranger.
+
+::
+
+    run.json          classes, labels, parts, settings, recipe of the features; written last
+    config.toml       the settings, as `--config` takes them
+    model-0.safetensors, ...   the weights: all folds of the first seed, of the next, ...
+    known_clips.safetensors   the means of the clips it learned from
+    metrics.jsonl     one line an epoch
+    calibration.json  written by `calibrate`: at which scores `predict` and `watch` raise alarms
+    evaluation.json, predictions.csv, report.html    written by `evaluate`
+    stress.json       written by `stress`
+
+While it is trained there are also ``unfinished.json``, what ``run.json`` will be, and checkpoints.
+"""
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from io import StringIO
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import (
-    Any,
-    Literal,
-    NotRequired,
-    TextIO,
-    TypedDict,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-    is_typeddict,
-)
+from typing import TextIO
 
 from features import FeatureError
 from features.store_files import open_regular, read_file, replace_file, size_of
 from manifests import reason
 from train.config import TrainError
 
+RUN_FILE = "run.json"
+UNFINISHED = "unfinished.json"
+KNOWN_CLIPS_FILE = "known_clips.safetensors"
+EPOCHS_FILE = "metrics.jsonl"
+PREDICTIONS_FILE = "predictions.csv"
+CALIBRATION_FILE = "calibration.json"
+EVALUATION_FILE = "evaluation.json"
+STRESS_FILE = "stress.json"
 LOCK = ".lock"  # in a folder where a process trains
 MOST_JSON = 2**26  # bytes of a file of JSON
 MOST_HEADER = 2**20  # bytes of a file of weights that are none of the weights
 WAY_OUT = "take it again from whoever made it, or train again"
 NO_FILES = ("dev", "proc")  # folders of the root whose names are not replaced
-LARGEST = 2.0**53  # number; from there on a float does not hold every whole one
-
-
-class SplitIds(TypedDict):
-    """See `train.splits.Split`."""
-
-    train: list[str]
-    val: list[str]
-    test: list[str]
-
-
-class HysteresisJson(TypedDict):
-    """See `train.evaluation.anomaly_intervals.Hysteresis`."""
-
-    high: float
-    low: float
-    shortest: float
-
-
-class Calibration(TypedDict):
-    """The threshold of alarms that `train.calibrate` chose, and on what.
-
-    `asked` and the ends of the 95 % interval of the rate, `low` and `high`, are alarms an hour.
-    """
-
-    threshold: float
-    asked: float
-    alarms: int
-    hours: float
-    low: float
-    high: float
-    clips: int
-    stores: list[str]
-
-
-class RunVersion(TypedDict):
-    """What is read first: all else depends on it."""
-
-    version: int
-
-
-class Chosen(TypedDict):
-    """See `train.evaluation.anomaly_intervals.Hysteresis.choose`."""
-
-    clips: int
-    balanced_accuracy: float | None
-
-
-class RunJson(TypedDict):
-    """What ``run.json`` holds; see `train.run.Run`."""
-
-    version: int
-    config: dict[str, Any]
-    classes: list[str]
-    labels: dict[str, str]
-    parts: list[SplitIds]
-    recipe: dict[str, Any]
-    sizes: dict[str, int]
-    stores: list[str]
-    left_out: list[str]
-    truth: NotRequired[list[dict[str, Any]]]
-    groups: NotRequired[dict[str, str]]
-    manifest: NotRequired[str | None]
-    hysteresis: NotRequired[HysteresisJson]
-    chosen: NotRequired[Chosen | dict[str, None]]  # the latter: empty
-    weights: NotRequired[list[str]]
-    known_clips: NotRequired[str]
-    packages: NotRequired[dict[str, str]]
-    made: NotRequired[dict[str, str]]
-
-
-class EpochJson(TypedDict):
-    """A line of ``metrics.jsonl``; see `train.fitting.history.Epoch`."""
-
-    fold: int
-    seed: int
-    epoch: int
-    train_loss: float | None
-    val_loss: float | None
-    val_accuracy: float | None
-    val_recall: float | None
-    val_error: NotRequired[float | None]
-    start: NotRequired[int]
 
 
 def read_run_file(file: Path, most: int = MOST_JSON) -> bytes:
@@ -213,83 +138,3 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
-
-
-def parse_json(text: str | bytes, kind: Any, where: str) -> Any:
-    """Return JSON of a run's file, if it is of the type that it must be.
-
-    Numbers that are none (NaN, which older versions wrote) are read as None.
-
-    Args:
-        text: the JSON.
-        kind: the type: of plain data, a `TypedDict` for an object whose other keys do not matter.
-        where: the file, for messages.
-
-    Raises:
-        TrainError: it is not JSON, or not of that type.
-    """
-    try:
-        document = json.loads(text, parse_constant=lambda _: None)
-    except (ValueError, RecursionError) as error:
-        raise TrainError(f"{where} is damaged (it is not JSON); {WAY_OUT}") from error
-    if place := misfit(document, kind):
-        raise TrainError(f"{where} is damaged (what it has for {place} cannot be); {WAY_OUT}")
-    return document
-
-
-def path_of(text: str) -> Path:
-    """Return the path that a text is.
-
-    Raises:
-        ValueError: no path can be that.
-    """
-    if "\0" in text:
-        raise ValueError("NUL in a path")
-    os.fsencode(text)
-    return Path(text)
-
-
-def misfit(value: Any, kind: Any, place: str = "the whole") -> str:
-    """Return where plain data are not of a type; "" if they are.
-
-    >>> misfit([1, "x"], list[int], "sizes")
-    'sizes'
-
-    Args:
-        value: as `json.loads` gives it.
-        kind: the type.
-        place: of the value.
-    """
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin is NotRequired:
-        return misfit(value, parts[0], place)
-    if origin in (Union, UnionType):
-        return place if all(misfit(value, part) for part in parts) else ""
-    if is_typeddict(kind) and isinstance(value, dict):
-        inner = [
-            misfit(value[name], hint, name)
-            if name in value
-            else name * (get_origin(hint) is not NotRequired)
-            for name, hint in _hints(kind).items()
-        ]
-        return next(filter(None, inner), "")
-    if origin is dict and isinstance(value, dict):
-        return place if any(misfit(inner, parts[1]) for inner in value.values()) else ""
-    if origin is list and isinstance(value, list):
-        return place if any(misfit(inner, parts[0]) for inner in value) else ""
-    if kind is Any:
-        return ""
-    if origin is Literal:
-        good = any(type(value) is type(part) and value == part for part in parts)
-    elif kind is float:
-        good = type(value) in (int, float) and abs(value) <= LARGEST
-    elif kind is int:
-        good = type(value) is int and abs(value) <= LARGEST
-    else:
-        good = kind in (str, NoneType) and isinstance(value, kind)
-    return "" if good else place
-
-
-@cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind, include_extras=True)

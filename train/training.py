@@ -35,17 +35,21 @@ from train.labels import (
     with_duration,
 )
 from train.models.contract import check_contract
-from train.novelty import KNOWN_CLIPS_FILE, known_clips
+from train.novelty import known_clips
 from train.parallel import CHECKPOINT, Work, fit_groups, groups_of
-from train.run import EPOCHS_FILE, RUN_FILE, UNFINISHED, Run
+from train.run import Run
 from train.run_files import (
+    EPOCHS_FILE,
+    KNOWN_CLIPS_FILE,
     LOCK,
+    RUN_FILE,
+    UNFINISHED,
     locked,
     open_run_text,
-    parse_json,
     read_run_file,
     write_run_file,
 )
+from train.run_json import parse_json
 from train.splits import Split, make_splits
 
 

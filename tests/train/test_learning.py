@@ -17,7 +17,7 @@ from train import Config, Predictor, Run, TrainError, evaluate_run, train_run
 from train.fitting.history import Epoch, best_epoch
 from train.losses import logsumexp_pool
 from train.models.streams import Streams, totals_of
-from train.run import VERSION_3, VERSION_4
+from train.run_json import VERSION_3, VERSION_4
 
 SIZES = {"video": 12, "audio": 8}
 RECIPE = Recipe(0.25, "fp32", {name: {"features": size} for name, size in SIZES.items()})

@@ -22,10 +22,9 @@ from train.evaluation.bootstrap import (
 from train.evaluation.curves import AREAS, Ranking
 from train.evaluation.frames import DEFAULT_FPS, frames
 from train.run import Run
-from train.run_files import read_run_file
+from train.run_files import PREDICTIONS_FILE, read_run_file
 
 PERMUTATIONS = 1000
-PREDICTIONS = "predictions.csv"
 MOST_PREDICTIONS = 2**30  # bytes of that file
 FrameTruth, FrameScores = list[NDArray[np.uint8]], list[NDArray[np.float32]]
 
@@ -217,7 +216,7 @@ def _scores(run: Run) -> dict[str, NDArray[np.float32]]:
 def _rows(run: Run, *columns: str) -> list[list[str]]:
     """Return these columns of what `evaluate` has written of the held-out clips."""
     try:
-        text = read_run_file(run.path / PREDICTIONS, MOST_PREDICTIONS).decode()
+        text = read_run_file(run.path / PREDICTIONS_FILE, MOST_PREDICTIONS).decode()
         rows = [[row[name] for name in columns] for row in csv.DictReader(StringIO(text))]
         if not rows:
             raise ValueError("it has no clips")
@@ -226,7 +225,7 @@ def _rows(run: Run, *columns: str) -> list[list[str]]:
             raise ValueError("a line that is not of its held-out clips")
     except OSError as error:
         raise TrainError(
-            f"{run.path} has no {PREDICTIONS}; judge it first: avarnet evaluate {run.path}"
+            f"{run.path} has no {PREDICTIONS_FILE}; judge it first: avarnet evaluate {run.path}"
         ) from error
     except (ValueError, KeyError, csv.Error) as error:
         raise _damaged(run, error) from error
@@ -235,6 +234,6 @@ def _rows(run: Run, *columns: str) -> list[list[str]]:
 
 def _damaged(run: Run, error: Exception) -> TrainError:
     return TrainError(
-        f"{run.path / PREDICTIONS} is damaged ({error}); judge the run again: avarnet evaluate "
-        f"{run.path}"
+        f"{run.path / PREDICTIONS_FILE} is damaged ({error}); judge the run again: "
+        f"avarnet evaluate {run.path}"
     )

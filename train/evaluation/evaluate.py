@@ -36,8 +36,9 @@ from train.inference import (
     predict_splits,
 )
 from train.labels import CLASSES
-from train.run import EVALUATION_FILE, EVALUATION_FORMAT, Run
-from train.run_files import run_text, write_run_file
+from train.run import Run
+from train.run_files import EVALUATION_FILE, PREDICTIONS_FILE, run_text, write_run_file
+from train.run_json import EVALUATION_FORMAT
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def _recognition(held_out: HeldOut, clips: list[ClipPrediction]) -> RecognitionM
             each.append({"fold": number, "seed": seed, "accuracy": accuracy, "f1": f1})
     by_seed = np.concatenate([split.clips.argmax(2) for split in held_out.splits], axis=1)
     accuracies, f1s = zip(*(accuracy_and_f1(truth, own) for own in by_seed), strict=True)
-    with run_text(run.path / "predictions.csv") as file:
+    with run_text(run.path / PREDICTIONS_FILE) as file:
         table = csv.writer(file)
         table.writerow(["clip", "label", "predicted", "linear", *run.classes])
         for clip, by_linear in zip(clips, linear.argmax(1), strict=True):
@@ -233,7 +234,7 @@ def _detection(held_out: HeldOut, clips: list[ClipPrediction], recall: float) ->
     ranked = [own[:, 1] for _, all_own in _pooling_baselines(held_out, "top") for own in all_own]
     step = run.recipe.snippet_seconds
     scores = [clip.snippets[:, 1] for clip in clips]
-    with run_text(run.path / "predictions.csv") as file:
+    with run_text(run.path / PREDICTIONS_FILE) as file:
         table = csv.writer(file)
         table.writerow(["clip", "label", "start", "end", "score", "linear"])
         for clip, ours, theirs in zip(clips, scores, linear, strict=True):

@@ -22,8 +22,8 @@ from train.config import FUSIONS, MODELS, Config, TrainError
 from train.evaluation.evaluate import evaluate_run
 from train.evaluation.figures import Metrics, baseline_values
 from train.fitting.history import Epoch
-from train.run import RUN_FILE, Run
-from train.run_files import write_run_file
+from train.run import Run
+from train.run_files import RUN_FILE, write_run_file
 from train.training import train_run
 
 # plain concatenation and MS-TCN as published, with nothing of what was added here

@@ -14,9 +14,9 @@ from train.evaluation.robustness import robustness
 from train.inference import ClipPrediction, has_test_clips
 from train.predict import Predictor
 from train.run import Run
-from train.run_files import parse_json, read_run_file, write_run_file
+from train.run_files import STRESS_FILE, read_run_file, write_run_file
+from train.run_json import parse_json
 
-STRESS_FILE = "stress.json"
 CLEAN = "as they are"
 
 
