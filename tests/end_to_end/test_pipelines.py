@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 import json
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from avarnet import pipelines
+from avarnet import pipelines, stores, video_predictions
 from extract import Cluster, footage
 from extract.job.timings import TIMINGS
 from features import Recipe, Store
@@ -18,8 +19,9 @@ from train import Config
 pytestmark = pytest.mark.slow
 
 
-def test_nothing_is_printed_in_pipelines() -> None:
-    tree = ast.parse(Path(pipelines.__file__).read_text())
+@pytest.mark.parametrize("module", [pipelines, stores, video_predictions])
+def test_nothing_is_printed_in_pipelines(module: ModuleType) -> None:
+    tree = ast.parse(Path(str(module.__file__)).read_text())
     called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     assert not called & {"print", "sys.exit"}
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
