@@ -17,7 +17,7 @@ from transformers import ClapAudioModelWithProjection, ClapFeatureExtractor, Pre
 
 from extract.backbones.base import seeded
 from extract.backbones.hub import load_complete
-from extract.backbones.sound_encoders import SoundEncoder, settings_of, spectrogram_extractor
+from extract.backbones.sound_encoder import SoundEncoder, settings_of, spectrogram_extractor
 from extract.decoding.sound_placement import SAMPLE_RATE
 
 

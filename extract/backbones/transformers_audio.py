@@ -13,15 +13,18 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, Wav2Vec2Config
 
+from extract.backbones.ast_audio import AstAudio
 from extract.backbones.base import WeightsError, autocast, freeze, weights_hash
 from extract.backbones.checkpoint import check_folder
 from extract.backbones.clap_audio import ClapAudio
 from extract.backbones.hub import cache_first, no_weights, quiet_transformers
-from extract.backbones.sound_encoders import Ast, SoundEncoder, Waveforms, Whisper
+from extract.backbones.sound_encoder import SoundEncoder
+from extract.backbones.wav2vec2_audio import Wav2Vec2Audio
+from extract.backbones.whisper_audio import WhisperAudio
 
 KINDS: dict[str, type[SoundEncoder]] = {  # by transformers' name for them; others read waveforms
-    "audio-spectrogram-transformer": Ast,
-    "whisper": Whisper,
+    "audio-spectrogram-transformer": AstAudio,
+    "whisper": WhisperAudio,
     "clap": ClapAudio,
     "clap_audio_model": ClapAudio,
 }
@@ -179,7 +182,7 @@ def _load(source: dict[str, Any]) -> SoundEncoder:
             config: PretrainedConfig = Wav2Vec2Config()  # needs no download
         else:
             config = cache_first(lambda: AutoConfig.from_pretrained(name))
-        return KINDS.get(config.model_type, Waveforms)(name, config, source["weights"])
+        return KINDS.get(config.model_type, Wav2Vec2Audio)(name, config, source["weights"])
     except WeightsError as error:
         raise WeightsError(f"audio network: {error}") from error
     except Exception as error:  # the hub, its cache and every file format fail in their own way

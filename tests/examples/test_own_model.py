@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from command import avarnet, in_a_process
+from example_packages import install_example
 from small_stores import RECIPE
 
 from features import Features, Store, pack
@@ -29,15 +28,7 @@ SETTINGS = {"model": "gru", "fusion": "sum", "channels": 8, "epochs": 8}
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the package as pip installs it."""
-    folder = tmp_path_factory.mktemp("site")
-    words = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--target", str(folder)]
-    # pip leaves what it builds beside the source
-    source = shutil.copytree(
-        ROOT / "examples" / "own_model", tmp_path_factory.mktemp("source") / "own_model"
-    )
-    subprocess.run([sys.executable, "-m", "pip", "install", *words, str(source)], check=True)
-    return folder
+    return install_example("own_model", tmp_path_factory)
 
 
 @pytest.fixture

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
-import shutil
 import subprocess
-import sys
 import wave
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from example_packages import install_example
 from numpy.typing import NDArray
 
 from extract import Cluster, Task, WeightsError, extract, make_recipe
@@ -28,15 +27,7 @@ pytestmark = pytest.mark.skipif(not WEIGHTS.exists(), reason=f"no {WEIGHTS}")
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the package as pip installs it."""
-    folder = tmp_path_factory.mktemp("site")
-    words = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--target", str(folder)]
-    # pip leaves what it builds beside the source
-    source = shutil.copytree(
-        ROOT / "examples" / "yamnet", tmp_path_factory.mktemp("source") / "yamnet"
-    )
-    subprocess.run([sys.executable, "-m", "pip", "install", *words, str(source)], check=True)
-    return folder
+    return install_example("yamnet", tmp_path_factory)
 
 
 @pytest.fixture

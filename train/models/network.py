@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from train.config import GROUPS, Config, TrainError, package_of
 from train.models.fusion import FUSIONS, Fusion
 from train.models.mtcn import MTCN
-from train.models.sequence_models import MODELS
+from train.models.mtcn_alternatives import MODELS
 from train.models.streams import Streams, Totals
 
 
