@@ -1,4 +1,4 @@
-"""A run's held-out clips read again, each time with one fault of picture or sound."""
+"""A run's held-out clips read again, each time with one impairment of picture or sound."""
 
 from __future__ import annotations
 

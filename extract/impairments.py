@@ -1,7 +1,7 @@
-"""What goes wrong with pictures and sound in use: by it, robustness is tested.
+"""Impairments of pictures and sound, as cameras in use have them, to test robustness.
 
-It is done to frames and samples after decoding. It is no part of a recipe: what was read so is
-never put into a store.
+They are applied to frames and samples after decoding. They are no part of a recipe: features of an
+impaired clip are never put into a store.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ class Frozen(Impairment):
 
 
 @dataclass(frozen=True)
-class Slow(Impairment):
-    """So few frames a second, each shown until the next one."""
+class LowFrameRate(Impairment):
+    """`rate` frames a second, each shown until the next one."""
 
     reads = "frames"
     rate: float
@@ -98,8 +98,8 @@ class Slow(Impairment):
 
 
 @dataclass(frozen=True)
-class Late(Impairment):
-    """The sound comes later than the picture; before it there is none."""
+class LateSound(Impairment):
+    """The sound is `seconds` later than the picture; before it there is none."""
 
     reads = "sound"
     seconds: float
@@ -156,10 +156,11 @@ def impairments(clip_id: str, seed: int) -> dict[str, Impairment]:
         for kind in NOISES
         for ratio in RATIOS
     }
-    found |= {f"sound {seconds:g} s late": Late(seconds) for seconds in DELAYS}
+    found |= {f"sound {seconds:g} s late": LateSound(seconds) for seconds in DELAYS}
     found |= {"dark": Dark(DARKNESS), "blurred": Blurred(BLUR), "frozen": Frozen()}
     return found | {
-        f"{rate} {'frame' if rate == 1 else 'frames'} a second": Slow(rate) for rate in FRAME_RATES
+        f"{rate} {'frame' if rate == 1 else 'frames'} a second": LowFrameRate(rate)
+        for rate in FRAME_RATES
     }
 
 

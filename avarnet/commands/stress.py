@@ -50,11 +50,12 @@ def stress(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Read the held-out clips again with noise, late sound, bad pictures: how much is lost?
+    """Read the held-out clips again with noise, late sound or bad pictures: how much is lost?
 
-    Noise at 20 to -5 dB (white, babble, traffic-like), sound that is late by 0.5 to 2 s, pictures
-    that are dark, blurred, frozen or few: one at a time, predicted by the models that have not seen
-    the clip. The losses have intervals, by recording, and are in the report that is written next.
+    Each video is read as it is, and with one impairment at a time: noise (white, babble,
+    traffic-like) at 20 to -5 dB, sound that is 0.5 to 2 s late, pictures that are dark, blurred or
+    frozen, a frame rate of 5 or 1 a second. Models that were not trained on the clip predict it.
+    Losses have 95 % intervals, by recording; `avarnet report` shows them from then on.
     """
     import train as stage2
 

@@ -23,9 +23,9 @@ from extract.impairments import (
     Dark,
     Frozen,
     Impairment,
-    Late,
+    LateSound,
+    LowFrameRate,
     Noisy,
-    Slow,
     impairments,
     noise,
 )
@@ -104,14 +104,14 @@ def test_frozen_and_few_frames(film: Path) -> None:
     assert shown(seen(film)) == [int(at * FPS) for at in middles]
     frozen = seen(film, Frozen())
     assert (frozen == seen(film)[0]).all()
-    assert shown(seen(film, Slow(1))) == [int(at) * FPS for at in middles]
-    assert shown(seen(film, Slow(2))) == [int(at * 2) * FPS // 2 for at in middles]
-    assert (seen(film, Slow(1000)) == seen(film)).all()
+    assert shown(seen(film, LowFrameRate(1))) == [int(at) * FPS for at in middles]
+    assert shown(seen(film, LowFrameRate(2))) == [int(at * 2) * FPS // 2 for at in middles]
+    assert (seen(film, LowFrameRate(1000)) == seen(film)).all()
 
 
 @pytest.mark.parametrize("seconds", [0.5, 1.0, 2.0, 3.0])
 def test_late_sound_is_the_same_and_later(film: Path, seconds: float) -> None:
-    whole, late = heard(film), heard(film, Late(seconds))
+    whole, late = heard(film), heard(film, LateSound(seconds))
     first = round(seconds * SAMPLE_RATE)
     assert np.isnan(late[:first]).all()
     assert np.array_equal(late[first:], whole[: len(whole) - first], equal_nan=True)
