@@ -151,8 +151,8 @@ print(time.perf_counter() - start, *map(sum, zip(*done)))
 def run(videos: list[Path], model: str, device: str, workers: int) -> None:
     """Measure everything and print the table."""
     command = [sys.executable, "-c", PLAIN, model, device, *map(str, videos)]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    plain, frames, footage = map(float, said.split())
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    plain, frames, footage = map(float, output.split())
     reading, networks, took = (
         timed(part, videos, model, device, workers) for part in ("reading", "networks", "pipeline")
     )

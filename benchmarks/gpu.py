@@ -118,8 +118,8 @@ def in_a_process(name: str, limit: float, asked: argparse.Namespace) -> dict[str
             with suppress(ProcessLookupError):  # and what it has started
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-        said = log.read_text(errors="replace").splitlines()
-        print(*said[-LAST_LINES:] if ended != "done" else said, sep="\n")
+        output = log.read_text(errors="replace").splitlines()
+        print(*output[-LAST_LINES:] if ended != "done" else output, sep="\n")
         lines = rows.read_text(encoding="utf-8").splitlines() if rows.exists() else []
     seconds = round(time.monotonic() - began, 1)
     return {"rows": [json.loads(line) for line in lines], "ended": ended, "seconds": seconds}

@@ -179,12 +179,12 @@ class Ours(Format):
 
     def write(self, data: Data) -> None:
         streams = {name: {"features": width} for name, width in STREAMS.items()}
-        there = np.ones(LONGEST, dtype=bool)
+        all_valid = np.ones(LONGEST, dtype=bool)
 
         def clips() -> Iterator[tuple[str, Features]]:
             for clip, window in data.windows.items():
                 rows = {"video": data.video[window], "audio": data.audio[window]}
-                valid = there[: data.lengths[clip]]
+                valid = all_valid[: data.lengths[clip]]
                 features = Features(rows, dict.fromkeys(rows, valid), 0.25, 0.25 * len(valid))
                 yield clip, features
 
@@ -550,14 +550,14 @@ def verdict(met: bool, text: str) -> None:
 def million(folder: Path) -> None:
     """Build a store of a million tiny clips, open it and look clips up."""
     rows = np.random.default_rng(SEED).standard_normal((MILLION + 2, 5)).astype(np.float16)
-    there = dict.fromkeys(STREAMS, np.ones(2, dtype=bool))
+    valid = dict.fromkeys(STREAMS, np.ones(2, dtype=bool))
     recipe = Recipe(0.25, "fp32", {"video": {"features": 3}, "audio": {"features": 2}})
 
     def clips() -> Iterator[tuple[str, Features]]:
         for number in range(MILLION):
             two = rows[number : number + 2]
             streams = {"video": two[:, :3], "audio": two[:, 3:]}
-            yield f"clip{number:06d}", Features(streams, there, 0.25, 0.5)
+            yield f"clip{number:06d}", Features(streams, valid, 0.25, 0.5)
 
     start = time.perf_counter()
     shards = pack(folder, clips(), recipe, shard_bytes=5 * 2**20)

@@ -80,8 +80,8 @@ def main() -> None:
         targets = make(folder, options.clips)
         store = Store(folder / "store")
         clips = Clips(store, list(store), list(SIZES), {})
-        held = np.random.default_rng(1).permutation(len(targets)) < len(targets) // 5
-        split = SplitIndices(np.flatnonzero(~held), np.flatnonzero(held)[:HELD_OUT])
+        held_out = np.random.default_rng(1).permutation(len(targets)) < len(targets) // 5
+        split = SplitIndices(np.flatnonzero(~held_out), np.flatnonzero(held_out)[:HELD_OUT])
         config = Config(layers=layers_to_cover(clips.lengths), epochs=2 * options.epochs)
         out.print(
             f"{options.clips} clips, {clips.lengths.sum():,} snippets; {config.stages} stages of "

@@ -118,10 +118,10 @@ def latencies(run: Path, seconds: int) -> tuple[np.ndarray, np.ndarray]:
     url = f"http://127.0.0.1:{camera.server_port}/"
     command = [sys.executable, "-m", "avarnet", "watch", str(run), url, "--retries", "0"]
     root = Path(__file__).parents[1]
-    said = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    lines = [json.loads(line) for line in said.stdout.splitlines()]
-    assert lines, said.stderr
-    assert not any("gap" in line for line in lines), said.stdout
+    output = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    lines = [json.loads(line) for line in output.stdout.splitlines()]
+    assert lines, output.stderr
+    assert not any("gap" in line for line in lines), output.stdout
     late = np.array([line["latency"] for line in lines])
     first = np.array([line["start"] < START for line in lines])
     return late[first], late[~first]

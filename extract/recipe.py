@@ -106,12 +106,12 @@ def make_recipe(
             windowed = isinstance(network.prepare, FrameWindow)
             if windowed and live:
                 raise ValueError(
-                    f"the stream {stream} looks at frames after its snippet, which a live stream "
+                    f"the stream {stream} reads frames after its snippet, which a live stream "
                     "does not have: leave it or --live away"
                 )
             if span > snippet_seconds / 2 and not windowed:
                 raise ValueError(
-                    f"snippet seconds: {snippet_seconds}; the stream {stream} looks at frames "
+                    f"snippet seconds: {snippet_seconds}; the stream {stream} reads frames "
                     f"{2 * span:g} s apart, which must lie in one snippet"
                 )
         else:

@@ -22,13 +22,13 @@ def normal_label(labels: Iterable[str], named: str = "") -> str | None:
     Raises:
         ManifestError: no clip has the label that is named, or several labels may be it.
     """
-    there = set(labels)
-    if named and named not in there:
+    known = set(labels)
+    if named and named not in known:
         raise ManifestError(
             f"no clip is labelled {named}, which --normal names; there are "
-            + ", ".join(sorted(there))
+            + ", ".join(sorted(known))
         )
-    fitting = [named] if named else [label for label in NORMAL_LABELS if label in there]
+    fitting = [named] if named else [label for label in NORMAL_LABELS if label in known]
     if len(fitting) > 1:
         raise ManifestError(
             f"{' and '.join(fitting)} may each be the label of clips without anomaly; say which "

@@ -60,19 +60,19 @@ def at_a_terminal(*words: object, **environment: str) -> str:
     environment = PLAIN | {"TERM": "xterm-256color", "COLUMNS": "100"} | environment
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment):
         os.close(theirs)
-        said = b""
+        output = b""
         try:
             while some := os.read(ours, 65536):
-                said += some
+                output += some
         except OSError:  # what the end of a terminal is on Linux
             pass
     os.close(ours)
-    return said.decode()
+    return output.decode()
 
 
-def drawn(said: str) -> list[str]:
+def drawn(output: str) -> list[str]:
     """Return what was written at a terminal from one beginning of a line to the next."""
-    return re.split(r"[\r\n]+", CONTROL.sub("", said))
+    return re.split(r"[\r\n]+", CONTROL.sub("", output))
 
 
 def as_json(*words: object, code: int = 0) -> Any:

@@ -22,9 +22,9 @@ def ffmpeg(*words: object, given: bytes = b"") -> tuple[bytes, str]:
         pytest.skip("what is right comes from the ffmpeg program, which is not installed")
     command = ["ffmpeg", "-y", *map(str, words)]
     done = subprocess.run(command, input=given, capture_output=True, check=False)
-    said = done.stderr.decode(errors="replace")
-    assert done.returncode == 0, said
-    return done.stdout, said
+    output = done.stderr.decode(errors="replace")
+    assert done.returncode == 0, output
+    return done.stdout, output
 
 
 def numbered(number: int) -> NDArray[np.uint8]:
@@ -63,9 +63,9 @@ def join(path: Path, *parts: Path) -> Path:
 def times(path: Path) -> dict[str, NDArray[np.float64]]:
     """Return when ffmpeg has the frames of video and audio, in seconds from the file's start."""
     filters = ["-vf", "showinfo", "-af", "ashowinfo", "-fps_mode", "passthrough"]
-    _, said = ffmpeg("-i", path, *filters, "-f", "null", "-")
+    _, output = ffmpeg("-i", path, *filters, "-f", "null", "-")
     return {
-        kind: np.array(re.findall(rf"_{name}_.*pts_time: *(-?[\d.]+)", said), float)
+        kind: np.array(re.findall(rf"_{name}_.*pts_time: *(-?[\d.]+)", output), float)
         for kind, name in (("video", "showinfo"), ("audio", "ashowinfo"))
     }
 

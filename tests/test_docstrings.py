@@ -17,13 +17,13 @@ import train
 def public(package: Any) -> Iterator[tuple[str, Callable[..., Any], str]]:
     """Yield each public callable of a package with its docstring."""
     for name in package.__all__:
-        thing = getattr(package, name)
-        if inspect.isfunction(thing):
-            yield name, thing, thing.__doc__ or ""
-        elif inspect.isclass(thing) and "__init__" in vars(thing):
-            yield name, thing.__init__, thing.__doc__ or ""
-        if inspect.isclass(thing):
-            for own, method in vars(thing).items():
+        member = getattr(package, name)
+        if inspect.isfunction(member):
+            yield name, member, member.__doc__ or ""
+        elif inspect.isclass(member) and "__init__" in vars(member):
+            yield name, member.__init__, member.__doc__ or ""
+        if inspect.isclass(member):
+            for own, method in vars(member).items():
                 if inspect.isfunction(method) and not own.startswith("_"):
                     yield f"{name}.{own}", method, method.__doc__ or ""
 

@@ -73,9 +73,9 @@ def test_what_training_leaves_is_listed(reference: ModuleType, tmp_path: Path) -
     clips = [Clip(i, "x.mp4", (("Crash", "Fire")[n % 2],)) for n, i in enumerate(own)]
     write(tmp_path / "m.jsonl", assign_split(clips, test=0.3, val=0.3))
     words = ("train", tmp_path / "m.jsonl", tmp_path / "store", tmp_path / "run", "--epochs", 1)
-    said = " ".join(at_a_terminal(*words).split())
-    assert "no class is known as normal" in said
-    assert "--normal LABEL names it" in said
+    output = " ".join(at_a_terminal(*words).split())
+    assert "no class is known as normal" in output
+    assert "--normal LABEL names it" in output
     check(reference.FILES["RUN"], tmp_path / "run", "train")
     avarnet("evaluate", tmp_path / "run")
     check(reference.FILES["RUN"], tmp_path / "run", "train", "evaluate")

@@ -138,9 +138,9 @@ class _Space:
     def __init__(self, known: Means) -> None:
         self._centre, self._scale = {}, {}
         for name, rows in known.items():
-            there = rows[~np.isnan(rows).any(1)].astype(np.float64)
-            spread = there.std(0) if len(there) else np.zeros(rows.shape[1])
-            self._centre[name] = there.mean(0) if len(there) else spread
+            complete = rows[~np.isnan(rows).any(1)].astype(np.float64)
+            spread = complete.std(0) if len(complete) else np.zeros(rows.shape[1])
+            self._centre[name] = complete.mean(0) if len(complete) else spread
             varies = spread > 1e-6
             self._scale[name] = np.where(varies, 1 / np.where(varies, spread, 1), 0)
         self._known = {name: self._placed(name, rows) for name, rows in known.items()}

@@ -40,7 +40,7 @@ class Prediction(NamedTuple):
         intervals: the anomalous ones; none if the run knows no normal class.
         novelty: its distance to the nearest training clip, as a multiple of the largest that is
             usual; more than 1 is a clip unlike anything in training; see `KnownClips`. None if
-            that cannot be told.
+            that is unknown.
     """
 
     label: str

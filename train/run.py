@@ -71,7 +71,7 @@ class Run:
         groups: clip id -> the recording that it was cut from, where the manifest names it.
         manifest: where that was; None if it was not given.
         hysteresis: which scores make an anomalous interval.
-        chosen: how well those settings told the validation clips apart, by which they were chosen;
+        chosen: how well those settings separate the validation clips, by which they were chosen;
             see `Hysteresis.choose`.
         weights: the SHA-256 of the file of each model; none in runs of older versions.
         known_clips_digest: that of the file of the clips it learned from; "" if it has none.

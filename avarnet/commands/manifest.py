@@ -311,11 +311,11 @@ def _write_manifest(
     failed = bool(refused or (found and found.unreadable))
     if as_json:
         left = {"missing": missing, "ungrouped": ungrouped, "unknown": unknown, "refused": refused}
-        there = {} if found is None else found_json(found)
+        document = {} if found is None else found_json(found)
         if added is not None:
-            there["added"] = [clip.id for clip in added]
+            document["added"] = [clip.id for clip in added]
         print_json(
-            {"manifest": str(output), "clips": len(clips), **left, **there, "classes": counts}
+            {"manifest": str(output), "clips": len(clips), **left, **document, "classes": counts}
         )
         raise typer.Exit(SOME_FAILED if failed else DONE)
     table = Table("class", "clips")

@@ -37,26 +37,26 @@ def run(options: Options, findings: Findings) -> None:
 def ends_well(options: Options, findings: Findings, command: str) -> None:
     """Run a command that should succeed."""
     began = time.monotonic()
-    code, said = avarnet(options, command)
+    code, output = avarnet(options, command)
     took = time.monotonic() - began
     findings.add(f"avarnet {command[:60]}", f"exit {code}, {took:.0f} s", "exit 0", code == 0)
     if code:
-        print(said)
+        print(output)
 
 
 def refuses(options: Options, findings: Findings, command: str) -> None:
     """Run a command that should say why the GPU cannot be used: none is visible, or it is full."""
-    code, said = avarnet(options, command, CUDA_VISIBLE_DEVICES="")
-    findings.add("no GPU is visible", said, "one line", one_line(code, said, "--device cuda"))
+    code, output = avarnet(options, command, CUDA_VISIBLE_DEVICES="")
+    findings.add("no GPU is visible", output, "one line", one_line(code, output, "--device cuda"))
     free, _ = torch.cuda.mem_get_info()
-    held = torch.empty(free - LEFT, dtype=torch.uint8, device="cuda")
-    code, said = avarnet(options, command)
-    findings.add("the GPU is full", said, "one line", one_line(code, said, "is full"))
-    del held
+    filler = torch.empty(free - LEFT, dtype=torch.uint8, device="cuda")
+    code, output = avarnet(options, command)
+    findings.add("the GPU is full", output, "one line", one_line(code, output, "is full"))
+    del filler
 
 
 def avarnet(options: Options, command: str, **variables: str) -> tuple[int, str]:
-    """Run a command; return its exit code and what it said."""
+    """Run a command; return its exit code and what it printed."""
     paths = os.pathsep.join(filter(None, (sys.path[0], os.environ.get("PYTHONPATH", ""))))
     ran = subprocess.run(
         [sys.executable, "-m", "avarnet", *command.split()],
@@ -70,7 +70,7 @@ def avarnet(options: Options, command: str, **variables: str) -> tuple[int, str]
     return ran.returncode, ran.stdout.strip()
 
 
-def one_line(code: int, said: str, word: str) -> bool:
+def one_line(code: int, output: str, word: str) -> bool:
     """Return whether a command has failed with one line that says why."""
-    errors = [line for line in said.splitlines() if line.startswith("error:")]
-    return code == 1 and len(errors) == 1 and word in errors[0] and "Traceback" not in said
+    errors = [line for line in output.splitlines() if line.startswith("error:")]
+    return code == 1 and len(errors) == 1 and word in errors[0] and "Traceback" not in output

@@ -135,7 +135,7 @@ def load_backbone(
         raise WeightsError(f"the backbone {name!r} cannot be imported: {error}") from error
     except KeyError as error:
         raise WeightsError(
-            f"the backbone {name!r} must be told its {error}: --stream {name}=MODEL; the networks "
+            f"the backbone {name!r} needs its {error}: --stream {name}=MODEL; the networks "
             "of the picture and the sound are chosen by --video-model and --audio-model"
         ) from error
     if made.reads == "sound":
@@ -176,7 +176,7 @@ def refuse_random(
         return
     if random.recipe.get("weights_sha256") == found:
         raise WeightsError(
-            f"the weights of the {stream} network are said to be pretrained, but are those that "
+            f"the weights of the {stream} network are declared as pretrained, but are those that "
             "--weights random gives: its checkpoint was not trained, or was not read (or this "
             "backbone gives the same weights whichever are asked for). Give a trained checkpoint, "
             "or say --weights random"

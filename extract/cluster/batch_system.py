@@ -41,7 +41,7 @@ GPU_REQUESTS = {  # a line of the job script
     "sge": "-l gpu={}",
 }
 SILENCE = 300.0  # seconds that jobs may run before the first worker comes
-LOOK = 2.0  # seconds between two looks at the queue
+POLL_SECONDS = 2.0  # between two looks at the queue
 NO_DASHBOARD = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
 # what a worker of a job is started with: it listens on the address that it tells others alone
 LISTEN = ["--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
@@ -135,7 +135,7 @@ def wait_for_worker(
     began: float | None = None
     while not stopped():
         with suppress(TimeoutError):
-            client.wait_for_workers(1, timeout=LOOK)
+            client.wait_for_workers(1, timeout=POLL_SECONDS)
             return
         states = asked.jobs()
         if states is None or any(states.get(job, "RUNNING") != "RUNNING" for job in jobs):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dask.distributed import Client
 from distributed.security import Security
 
-from extract.cluster.batch_system import LOOK
+from extract.cluster.batch_system import POLL_SECONDS
 from extract.cluster.versions import ClusterError, need_same_versions
 
 FIRST_WORKER = 60.0  # seconds to wait for one of a running cluster
@@ -45,7 +45,7 @@ def connect(address: str, tls_files: Mapping[str, str], stopped: Callable[[], bo
         until = time.monotonic() + FIRST_WORKER
         while not stopped():
             try:
-                client.wait_for_workers(1, timeout=min(LOOK, FIRST_WORKER))
+                client.wait_for_workers(1, timeout=min(POLL_SECONDS, FIRST_WORKER))
                 break
             except TimeoutError:
                 if time.monotonic() > until:

@@ -1,7 +1,7 @@
 """One clock for a file whose own clock restarts or jumps: two recordings put together, a reset.
 
 Containers of broadcasts and discs (MPEG-TS and -PS, Ogg) say of themselves that their clock may
-jump. The `ffmpeg` program then moves what follows such that it goes on where it was expected, and
+jump. The `ffmpeg` program then moves what follows such that it continues where it was expected, and
 so does `PacketClock`, by the same rule (`ts_discontinuity_process` in its ffmpeg_demux.c):
 
 * A stream's next decoding time is predicted from its last packet. One that is more than

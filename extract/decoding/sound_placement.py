@@ -64,7 +64,7 @@ class SoundPlacement:
 
     def __init__(self, block: int = 0) -> None:
         self._block = block
-        self._held: deque[tuple[av.AudioFrame, float]] = deque()  # their place is in doubt
+        self._unplaced: deque[tuple[av.AudioFrame, float]] = deque()  # their place is in doubt
         self._resampler: Graph | None = None
         self._kind = ("", "", 1)  # format, layout and rate of the frames in the resampler
         self._pushed = 0  # samples at 16 kHz since it was asked
@@ -85,16 +85,16 @@ class SoundPlacement:
         """
         if frame.samples == 0:
             return
-        if at is None and self._held:
-            before, began = self._held[-1]
+        if at is None and self._unplaced:
+            before, began = self._unplaced[-1]
             at = began + before.samples / before.sample_rate
-        self._held.append((frame, self._expected() if at is None else at))
-        while self._held and not (self._in_doubt() and self._waits()):
+        self._unplaced.append((frame, self._expected() if at is None else at))
+        while self._unplaced and not (self._in_doubt() and self._waits()):
             yield from self._place()
 
     def finish(self) -> Iterator[SoundPiece]:
         """Yield the rest: nothing more comes."""
-        while self._held:
+        while self._unplaced:
             yield from self._place()
         yield from self._flush()
 
@@ -104,7 +104,7 @@ class SoundPlacement:
 
     def _in_doubt(self) -> bool:
         """Whether the next frame comes when it is not due, all at once."""
-        at = self._held[0][1]
+        at = self._unplaced[0][1]
         late = abs(at - self._expected())
         if self._resampler is None or late <= STEP:
             return False
@@ -114,14 +114,14 @@ class SoundPlacement:
 
     def _waits(self) -> bool:
         """Whether what follows a frame in doubt is still too little to be sure."""
-        seconds = self._held[-1][1] - self._held[0][1]
-        return len(self._held) <= CONFIRMED_BY and seconds < CONFIRMED_IN
+        seconds = self._unplaced[-1][1] - self._unplaced[0][1]
+        return len(self._unplaced) <= CONFIRMED_BY and seconds < CONFIRMED_IN
 
     def _steps(self) -> bool:
         """Whether the next frame and those after it agree that time has made a step."""
         due = self._expected()
-        step = self._held[0][1] - due
-        for frame, at in self._held:
+        step = self._unplaced[0][1] - due
+        for frame, at in self._unplaced:
             if abs(at - due) < abs(step) / 2 or (at > due) != (step > 0):
                 return False
             due += frame.samples / frame.sample_rate
@@ -130,7 +130,7 @@ class SoundPlacement:
     def _place(self) -> Iterator[SoundPiece]:
         """Resample the next frame, in its place."""
         stepped = self._in_doubt() and self._steps()
-        frame, at = self._held.popleft()
+        frame, at = self._unplaced.popleft()
         stamped = at
         kind = (frame.format.name, frame.layout.name, frame.sample_rate)
         stamp: int | None = 0

@@ -67,7 +67,7 @@ def live_snippets(
     for name, network in networks.items():
         if network.reads == "frames" and isinstance(network.prepare, FrameWindow):
             raise WeightsError(
-                f"the stream {name} looks at frames after its snippet, which a live stream does "
+                f"the stream {name} reads frames after its snippet, which a live stream does "
                 "not have: train a run on other streams (train --streams)"
             )
     prepare = {name: net.prepare for name, net in networks.items() if net.reads == "frames"}

@@ -221,7 +221,7 @@ def check_clip(clip_id: str, clip: Features, recipe: Recipe) -> None:
 
     Raises:
         FeatureError: its streams do not fit the recipe, its id is not valid, it is empty, or a
-            reader would refuse what is said of it.
+            reader would refuse its description.
     """
     check_id(clip_id)
     arrays_fit = all(

@@ -90,10 +90,10 @@ def push(
     lacking = {name: f for name, f in sealed.items() if arrived.get(name) != sizes[name]}
     meter = Meter(sum(sizes[name] for name in lacking), progress)
     if repair:
-        there = sealed.keys() - lacking.keys()
-        meter.grow(sum(sizes[name] for name in there))
-        intact = at_once(lambda name: _is_intact(remote, name, sizes[name], meter), there, meter)
-        damaged = [name for name, whole in zip(there, intact, strict=True) if not whole]
+        present = sealed.keys() - lacking.keys()
+        meter.grow(sum(sizes[name] for name in present))
+        intact = at_once(lambda name: _is_intact(remote, name, sizes[name], meter), present, meter)
+        damaged = [name for name, whole in zip(present, intact, strict=True) if not whole]
         meter.grow(sum(sizes[name] for name in damaged))
         lacking |= {name: sealed[name] for name in damaged}
     transfer = Transfer([str(name) for name in lacking], already=len(sealed) - len(lacking))

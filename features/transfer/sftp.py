@@ -40,7 +40,7 @@ class CheckedSFTP(SFTPFileSystem):  # type: ignore[misc]
             name = _name(self.host, int(options.get("port", SSH_PORT)))
             raise FeatureError(
                 f"the key of the SFTP server {name} is not the one in ~/.ssh/known_hosts "
-                f"({_said(error.key)}, known is {_said(error.expected_key)}): it may be another "
+                f"({_shown(error.key)}, known is {_shown(error.expected_key)}): it may be another "
                 "server that pretends to be it, and nothing was sent. If its administrator says "
                 f"that the key was changed: ssh-keygen -R {shlex.quote(name)}, and then once "
                 f"{_ssh(name)}"
@@ -54,7 +54,7 @@ class _Refuse(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
         self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey
     ) -> NoReturn:
         raise FeatureError(
-            f"the SFTP server {hostname} is not in ~/.ssh/known_hosts ({_said(key)}), and nothing "
+            f"the SFTP server {hostname} is not in ~/.ssh/known_hosts ({_shown(key)}), and nothing "
             f"was sent to it. Run once {_ssh(hostname)}, compare the key with what its "
             "administrator says, and answer yes"
         )
@@ -89,7 +89,7 @@ def _entry(line: str) -> HostKeyEntry | None:
         return None  # as ssh, which skips such lines
 
 
-def _said(key: paramiko.PKey) -> str:
+def _shown(key: paramiko.PKey) -> str:
     return f"{key.get_name()} {key.fingerprint}"
 
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 SILENCE = 60.0  # seconds in which nothing moves, after which a transfer ends
 PROGRESS = 2**16  # bytes; fewer than that in `SILENCE` are none
 SLOWEST = 2**14  # bytes a second, where what moves cannot be counted
-LOOK = 0.5  # seconds between two looks
+POLL_SECONDS = 0.5  # between two looks at the bytes
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ def result_of(future: Future[T], moved: Moved | None = None, nbytes: int = 0) ->
     """
     seen, since = 0, time.monotonic()
     allowed = SILENCE + nbytes / SLOWEST
-    while not wait([future], min(LOOK, allowed / 4)).done:
+    while not wait([future], min(POLL_SECONDS, allowed / 4)).done:
         now = time.monotonic()
         if moved and moved.count - seen >= PROGRESS:
             seen, since = moved.count, now

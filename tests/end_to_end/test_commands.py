@@ -35,19 +35,19 @@ BACKBONES = ["--weights", "random", "--video-model", "mobilevit_xxs"]
 def project(
     clips: Path, sound_model: str, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    """Everything from videos to a trained and evaluated run, with what each command said."""
+    """Everything from videos to a trained and evaluated run, with what each command printed."""
     folder = tmp_path_factory.mktemp("project")
     manifest, store, run = folder / "m.jsonl", folder / "store", folder / "run"
-    said: dict[str, Any] = {"folder": folder}
-    said["manifest"] = as_json("manifest", "folders", clips, "-o", manifest)
-    said["split"] = as_json("manifest", "split", manifest, "--test", 0.3, "--val", 0.3)
-    said["check"] = as_json("manifest", "check", manifest)
-    said["network"] = network = [*BACKBONES, "--audio-model", sound_model]
-    said["extract"] = as_json("extract", manifest, store, *network)
-    said["again"] = as_json("extract", manifest, store, *network)
-    said["train"] = as_json("train", manifest, store, run, "--epochs", 3)
-    said["evaluate"] = as_json("evaluate", run)
-    return said
+    results: dict[str, Any] = {"folder": folder}
+    results["manifest"] = as_json("manifest", "folders", clips, "-o", manifest)
+    results["split"] = as_json("manifest", "split", manifest, "--test", 0.3, "--val", 0.3)
+    results["check"] = as_json("manifest", "check", manifest)
+    results["network"] = network = [*BACKBONES, "--audio-model", sound_model]
+    results["extract"] = as_json("extract", manifest, store, *network)
+    results["again"] = as_json("extract", manifest, store, *network)
+    results["train"] = as_json("train", manifest, store, run, "--epochs", 3)
+    results["evaluate"] = as_json("evaluate", run)
+    return results
 
 
 def test_from_videos_to_a_report(project: dict[str, Any]) -> None:
@@ -72,10 +72,10 @@ def test_features_commands(project: dict[str, Any]) -> None:
     assert info["random_weights"] == ["video", "audio"]
     assert info["lacking"] == {"video": 0, "audio": 1}
     assert info["recipe"]["fingerprint"] == project["extract"]["fingerprint"]
-    said = avarnet("features", "info", store)
-    assert "random weights" in said
-    assert re.search(r"shards +│ \d, \d+\.\d kB", said)
-    assert re.search(r"footage +│ 0:00:12 in steps", said)
+    output = avarnet("features", "info", store)
+    assert "random weights" in output
+    assert re.search(r"shards +│ \d, \d+\.\d kB", output)
+    assert re.search(r"footage +│ 0:00:12 in steps", output)
     rows = as_json("features", "list", store)
     assert len(rows) == 12
     assert all(row["snippets"] == 4 for row in rows)
@@ -100,18 +100,18 @@ def test_detection_from_labels_to_frames(project: dict[str, Any], tmp_path: Path
         True,
     )
     assert metrics["model"]["false_alarms"]["asked"] == 0.8
-    said = avarnet("evaluate", run, "--recall", 0.5)
-    assert "false alarms an hour, 50 % noticed" in said
-    assert "abnormal" in said
-    assert f"{frames['ap']:.4f}" in said
+    output = avarnet("evaluate", run, "--recall", 0.5)
+    assert "false alarms an hour, 50 % noticed" in output
+    assert "abnormal" in output
+    assert f"{frames['ap']:.4f}" in output
     page = (run / "report.html").read_text()
     assert "False alarms" in page
     assert f"{frames['ap']:.4f}" in page
     avarnet("report", run)
     assert "notices 50 % of" in (run / "report.html").read_text().replace("\n", " ")
-    said = avarnet("compare", run, run)
-    assert said.count(f"{frames['ap']:.4f}") == 2
-    assert "permutations" in said
+    output = avarnet("compare", run, run)
+    assert output.count(f"{frames['ap']:.4f}") == 2
+    assert "permutations" in output
     clip = project["folder"].parent / "unseen.mp4"
     make_clip(clip, "Explosion", 77, seconds=1.0)
     answer = as_json("predict", run, clip)[0]
@@ -145,8 +145,8 @@ def test_damage_is_found_and_mended(project: dict[str, Any], tmp_path: Path) -> 
     (damage,) = as_json("features", "verify", store, code=1)["damaged_shards"]
     assert damage["shard"] == str(shard)
     (hurt,) = damage["clips"]
-    said = avarnet("features", "verify", store, code=1)
-    assert f"damaged clips: {hurt}" in said
+    output = avarnet("features", "verify", store, code=1)
+    assert f"damaged clips: {hurt}" in output
     manifest, network = project["folder"] / "m.jsonl", project["network"]
     again = as_json("extract", manifest, store, *network)
     assert again["extracted"] == [hurt]
@@ -173,8 +173,8 @@ def test_predict_new_videos(project: dict[str, Any], tmp_path: Path) -> None:
         assert {len(scores) for scores in answer["scores"].values()} == {4}
     assert answers[1]["streams"] == {"video": 4, "audio": 0}
     assert "not a readable media file" in answers[2]["error"]
-    said = avarnet("predict", run, mute)
-    assert "no audio in this clip" in said
+    output = avarnet("predict", run, mute)
+    assert "no audio in this clip" in output
     lines = drawn(at_a_terminal("predict", run, siren, mute))
     assert [line for line in lines if "scoring" in line]  # the bar, which never shares a line
     assert not [line for line in lines if "scoring" in line and ".mp4" in line]
@@ -200,21 +200,21 @@ def test_predict_with_a_run_of_an_older_reading_code(
     with patch("avarnet.inputs.err", _Console(file=err)):
         (then,) = as_json("predict", old, video)
         (now,) = as_json("predict", project["folder"] / "run", video)
-    said = " ".join(err.getvalue().split())
-    assert said.count("READ DIFFERENTLY") == 1  # the run of today says nothing
-    assert "one before versions were counted, not version 2" in said
-    assert "sound is placed by its time stamps" in said
+    output = " ".join(err.getvalue().split())
+    assert output.count("READ DIFFERENTLY") == 1  # the run of today says nothing
+    assert "one before versions were counted, not version 2" in output
+    assert "sound is placed by its time stamps" in output
     assert then["label"] == now["label"]
     # the store that it was trained on
-    said = avarnet(
+    output = avarnet(
         "extract",
         project["folder"] / "m.jsonl",
         old_store(project, tmp_path, recipe),
         *project["network"],
         code=1,
     )
-    assert "cannot be extended" in said
-    assert "give the folder of a new store" in said
+    assert "cannot be extended" in output
+    assert "give the folder of a new store" in output
 
 
 def old_store(project: dict[str, Any], tmp_path: Path, recipe: Recipe) -> Path:
@@ -225,7 +225,7 @@ def old_store(project: dict[str, Any], tmp_path: Path, recipe: Recipe) -> Path:
     return tmp_path / "old"
 
 
-def test_predict_tells_intervals_and_writes_pages(project: dict[str, Any], tmp_path: Path) -> None:
+def test_predict_lists_intervals_and_writes_pages(project: dict[str, Any], tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(project["folder"] / "run", run)
     whole = json.loads((run / "run.json").read_text())
@@ -251,14 +251,14 @@ def test_predict_tells_intervals_and_writes_pages(project: dict[str, Any], tmp_p
     rows = list(csv.DictReader(listed.splitlines()))
     assert [Path(row["video"]).stem for row in rows] == ["b", "a"]
     assert all(float(row["end"]) > 0.5 and row["class"] for row in rows)
-    said = avarnet("predict", run, videos, "--html", tmp_path / "pages")
+    output = avarnet("predict", run, videos, "--html", tmp_path / "pages")
     pages = tmp_path / "pages"
     assert {page.stem for page in pages.glob("*.html")} == {
         *("b.mp4", "one-a.mp4", "two-a.mp4", "index")
     }
     assert len([*pages.glob("plotly-*.min.js")]) == 1
-    assert said.count("page: ") == 3
-    assert f"all pages: {pages / 'index.html'}" in said
+    assert output.count("page: ") == 3
+    assert f"all pages: {pages / 'index.html'}" in output
     assert sorted(re.findall('href="(.*[.]html)"', (pages / "index.html").read_text())) == [
         *("b.mp4.html", "one-a.mp4.html", "two-a.mp4.html")
     ]
@@ -298,13 +298,13 @@ def test_one_failed_clip_is_exit_code_3(clips: Path, sound_model: str, tmp_path:
     avarnet("manifest", "folders", folder, "-o", tmp_path / "m.jsonl")
     command = ["extract", tmp_path / "m.jsonl", tmp_path / "s", *BACKBONES]
     command += ["--audio-model", sound_model, "--workers", "1"]
-    said = avarnet(*command, code=3)
-    assert "Normal/bad [x]" in said
-    assert "3 clips extracted, 0 already there, 1 failed" in " ".join(said.split())
+    output = avarnet(*command, code=3)
+    assert "Normal/bad [x]" in output
+    assert "3 clips extracted, 0 already there, 1 failed" in " ".join(output.split())
     assert list(as_json(*command, code=3)["failed"]) == ["Normal/bad [x]"]
     # another recipe on the same store is refused with the fields that differ
-    said = avarnet(*command, "--snippet-seconds", 0.5, code=1)
-    assert "snippet_seconds: 0.5, not 0.25" in " ".join(said.split())
+    output = avarnet(*command, "--snippet-seconds", 0.5, code=1)
+    assert "snippet_seconds: 0.5, not 0.25" in " ".join(output.split())
 
 
 def test_check_finds_faults_and_fails(clips: Path, tmp_path: Path) -> None:
@@ -393,9 +393,9 @@ def test_what_a_stranger_reads(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code in (1, 2)
-    said = " ".join(capsys.readouterr().err.replace("│", "").split())
-    assert message in said
-    assert "This is unexpected" not in said
+    output = " ".join(capsys.readouterr().err.replace("│", "").split())
+    assert message in output
+    assert "This is unexpected" not in output
 
 
 def commands(command: Any, words: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

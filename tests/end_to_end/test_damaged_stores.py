@@ -58,19 +58,19 @@ def test_nothing_is_trained_or_judged_unasked(whole: Path, hurt: Path, tmp_path:
         ["report", whole / "run", "--store", store],
     ]
     for words in commands:
-        said = avarnet(*words, code=1)
-        assert f"error: {hurt}: " in said
-        assert "--skip-unreadable" in said
+        output = avarnet(*words, code=1)
+        assert f"error: {hurt}: " in output
+        assert "--skip-unreadable" in output
     assert not (tmp_path / "new").exists()
     assert not (whole / "run" / "evaluation.json").exists()
 
 
 def test_if_asked_the_rest_is_trained_on(whole: Path, hurt: Path, tmp_path: Path) -> None:
     options = ["--skip-unreadable", "--processes", 2, "--seeds", 2, "--epochs", 1, "--json"]
-    said = in_a_process("train", whole / "m.jsonl", hurt.parent, tmp_path / "run", *options)
+    output = in_a_process("train", whole / "m.jsonl", hurt.parent, tmp_path / "run", *options)
     with pytest.warns(UnreadableShard, match=hurt.name):
         lost = Store(whole / "store").keys() - Store(hurt.parent).keys()
-    assert set(json.loads(said)["left_out"]) == lost != set()
+    assert set(json.loads(output)["left_out"]) == lost != set()
 
 
 @pytest.mark.parametrize("command", ["list", "card", "diff", "compact", "export"])
@@ -89,13 +89,13 @@ def test_a_shard_of_a_later_format_is_not_called_damaged(hurt: Path) -> None:
     with h5py.File(sorted(hurt.parent.glob("*.h5"))[2], "r+") as later:
         later.attrs["version"] = np.bytes_("3")
     hurt.unlink()
-    said = avarnet("features", "verify", hurt.parent, code=1) + avarnet(
+    output = avarnet("features", "verify", hurt.parent, code=1) + avarnet(
         "features", "info", hurt.parent
     )
-    assert "1 shard of another version of the format\n" in said
-    assert "clips intact, 0 damaged shards\n" in said
-    assert "lost" not in said
-    assert said.count("format version 3, this program reads 2") == 2
+    assert "1 shard of another version of the format\n" in output
+    assert "clips intact, 0 damaged shards\n" in output
+    assert "lost" not in output
+    assert output.count("format version 3, this program reads 2") == 2
 
 
 def test_a_store_that_has_moved(whole: Path, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_store_that_has_moved(whole: Path, tmp_path: Path) -> None:
     run = json.loads((moved / "run" / "run.json").read_text())
     run["stores"] = [str(tmp_path / "elsewhere")]
     (moved / "run" / "run.json").write_text(json.dumps(run))
-    said = avarnet("evaluate", moved / "run", code=1)
-    assert "elsewhere is no store, but " in said
-    assert said.rstrip().endswith("give where it is now with --store")
+    output = avarnet("evaluate", moved / "run", code=1)
+    assert "elsewhere is no store, but " in output
+    assert output.rstrip().endswith("give where it is now with --store")
     assert as_json("evaluate", moved / "run", "--store", moved / "store")["model"]["clips"] > 0

@@ -27,9 +27,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def checks(folder: Path, code: int = 0) -> dict[str, dict[str, Any]]:
-    said = json.loads(in_a_process("doctor", folder, "--json", code=code))
-    assert said["fine"] == (code == 0)
-    return {check["check"]: check for check in said["checks"]}
+    result = json.loads(in_a_process("doctor", folder, "--json", code=code))
+    assert result["fine"] == (code == 0)
+    return {check["check"]: check for check in result["checks"]}
 
 
 def test_a_machine_that_has_fetched_nothing(

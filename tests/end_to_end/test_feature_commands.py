@@ -47,8 +47,8 @@ def test_push_list_and_pull(store: Path, manifest: Path, tmp_path: Path) -> None
     assert {row["clip"] for row in as_json("features", "list", team)} == set(CLIPS)
     (tmp_path / "ids.txt").write_text("a/0\nb/5\nnowhere\n")
     part = tmp_path / "part"
-    said = avarnet("features", "pull", team, part, "--ids", tmp_path / "ids.txt", "--trim")
-    assert "not in that store: 1 clip (" in said
+    output = avarnet("features", "pull", team, part, "--ids", tmp_path / "ids.txt", "--trim")
+    assert "not in that store: 1 clip (" in output
     assert set(Store(part)) == {"a/0", "b/5"}
     assert same(Store(part)["b/5"], CLIPS["b/5"])
     held_out = tmp_path / "test"
@@ -69,8 +69,8 @@ def test_repair_without_videos(store: Path, tmp_path: Path) -> None:
     for shard in hurt:
         shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     assert "0 shards transferred" in avarnet("features", "pull", team, mine)
-    said = avarnet("features", "verify", mine, code=1)
-    (command,) = re.findall("avarnet (features pull URL .*)", said)
+    output = avarnet("features", "verify", mine, code=1)
+    (command,) = re.findall("avarnet (features pull URL .*)", output)
     words = [team if word == "URL" else word for word in shlex.split(command)]
     assert "features push STORE URL --repair" in avarnet(*words, code=1)
     assert "1 shard transferred" in avarnet("features", "push", store, team, "--repair")
@@ -95,8 +95,8 @@ def test_edit(store: Path, manifest: Path, tmp_path: Path) -> None:
 
 def test_export_and_import(store: Path, tmp_path: Path) -> None:
     for kind in ("npy", "webdataset", "safetensors"):
-        said = avarnet("features", "export", store, tmp_path / kind, "--as", kind)
-        assert "12 clips written" in said
+        output = avarnet("features", "export", store, tmp_path / kind, "--as", kind)
+        assert "12 clips written" in output
     avarnet(
         *("features", "import", tmp_path / "back"),
         *("--stream", f"video={tmp_path}/npy/video/{{clip}}.npy"),
@@ -106,9 +106,9 @@ def test_export_and_import(store: Path, tmp_path: Path) -> None:
     back = Store(tmp_path / "back")
     assert set(back) == set(CLIPS)
     for clip_id, clip_was in CLIPS.items():
-        there = clip_was.audio_valid
-        assert (back[clip_id].audio_valid == there).all()
-        assert (back[clip_id].audio[there] == clip_was.audio[there]).all()
+        valid = clip_was.audio_valid
+        assert (back[clip_id].audio_valid == valid).all()
+        assert (back[clip_id].audio[valid] == clip_was.audio[valid]).all()
 
 
 def test_public_features_become_a_run(manifest: Path, tmp_path: Path) -> None:
@@ -159,8 +159,8 @@ def test_train_on_a_joined_store(store: Path, manifest: Path, tmp_path: Path) ->
     moved = [tmp_path / "elsewhere", tmp_path / "flow-elsewhere"]
     for old, new in zip([store, flow], moved, strict=True):
         old.rename(new)
-    said = avarnet("evaluate", run, code=1)
-    assert str(store) in said
+    output = avarnet("evaluate", run, code=1)
+    assert str(store) in output
     avarnet("evaluate", run, "--store", moved[0], "--store", moved[1])
 
 
@@ -168,8 +168,8 @@ def test_many_models_and_what_becomes_of_them(store: Path, manifest: Path, tmp_p
     run, little = tmp_path / "run", tmp_path / "little.toml"
     little.write_text("epochs = 2\nchannels = 8\nstages = 1\nvalidation = 0.3\n")
     options = ["--config", little, "--seeds", 2, "--fusion", "gated"]
-    said = avarnet("train", manifest, store, run, *options, "--causal", "--tensorboard")
-    _, header, *rows = said.split("the best epoch of each model:")[1].splitlines()
+    output = avarnet("train", manifest, store, run, *options, "--causal", "--tensorboard")
+    _, header, *rows = output.split("the best epoch of each model:")[1].splitlines()
     assert header.split()[:3] == ["fold", "seed", "epoch"]
     assert [row.split()[:2] for row in rows[:2]] == [["0", "0"], ["0", "1"]]
     assert list((run / "tensorboard").glob("events.*"))
@@ -184,8 +184,8 @@ def test_many_models_and_what_becomes_of_them(store: Path, manifest: Path, tmp_p
     ]  # fmt: skip
     search = tmp_path / "search.toml"
     search.write_text("trials = 2\n[settings]\nepochs = 1\n[search]\nchannels = [4, 8]\n")
-    said = avarnet("sweep", manifest, store, tmp_path / "sweep", search)
-    assert "the best is a run" in said
+    output = avarnet("sweep", manifest, store, tmp_path / "sweep", search)
+    assert "the best is a run" in output
 
 
 @pytest.mark.parametrize(
@@ -212,6 +212,6 @@ def test_many_models_and_what_becomes_of_them(store: Path, manifest: Path, tmp_p
     ],
 )
 def test_mistakes(tmp_path: Path, words: list[str], code: int, message: str) -> None:
-    said = avarnet("features", *words, cwd=tmp_path, code=code)
-    assert message in " ".join(said.replace("│", "").split())
+    output = avarnet("features", *words, cwd=tmp_path, code=code)
+    assert message in " ".join(output.replace("│", "").split())
     assert list(tmp_path.iterdir()) == []

@@ -107,22 +107,22 @@ def cameras(tmp_path: Path) -> Path:
     return folder.parent
 
 
-def test_folders_tell_what_they_leave_out(
+def test_folders_lists_the_files_that_are_left_out(
     cameras: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "60")  # which is for terminals
     manifest = tmp_path / "m.jsonl"
-    said = as_json("manifest", "folders", cameras, "-o", manifest, code=3)
-    assert said["clips"] == 3
-    assert said["refused"] == {
+    result = as_json("manifest", "folders", cameras, "-o", manifest, code=3)
+    assert result["clips"] == 3
+    assert result["refused"] == {
         f"door/{STRANGE[1]}.mp4": "has a backslash",
         f"door/{STRANGE[2]}.mp4": "has a control character or a line break",
         f"door/{STRANGE[3]}.mp4": "is not Unicode text",
     }
-    assert said["left_out"] == {".wav": 2, "": 1}
-    assert said["hidden"] == 1
-    assert said["not_followed"] == {f"{cameras}/round": "a link to a folder that it is in"}
-    assert said["unreadable"] == {}
+    assert result["left_out"] == {".wav": 2, "": 1}
+    assert result["hidden"] == 1
+    assert result["not_followed"] == {f"{cameras}/round": "a link to a folder that it is in"}
+    assert result["unreadable"] == {}
     listed = [json.loads(line) for line in manifest.read_text().splitlines()]
     assert [entry["id"] for entry in listed] == [f"door/{STRANGE[0]}", "door/plain", "yard/1"]
     lines = avarnet("manifest", "folders", cameras, "-o", manifest, code=3).splitlines()
@@ -141,8 +141,8 @@ def test_folders_tell_what_they_leave_out(
         (cameras / "door" / f"{name}.mp4").unlink()
     avarnet("manifest", "folders", cameras, "-o", manifest)  # exit code 0
     (cameras / "gone").symlink_to("/no/where")
-    said = avarnet("manifest", "folders", cameras, "-o", manifest, code=3)
-    assert f"cannot be read: {cameras}/gone (a link that leads nowhere)" in said
+    output = avarnet("manifest", "folders", cameras, "-o", manifest, code=3)
+    assert f"cannot be read: {cameras}/gone (a link that leads nowhere)" in output
 
 
 def test_official_videos_are_listed_the_same_way(shared: Path, tmp_path: Path) -> None:
@@ -154,8 +154,8 @@ def test_official_videos_are_listed_the_same_way(shared: Path, tmp_path: Path) -
     (tmp_path / "videos" / "test").symlink_to(tmp_path / "disk")
     command = ["manifest", "xd-violence", "--lists", shared / "xd-violence"]
     command += ["--videos", tmp_path / "videos", "-o", tmp_path / "m.jsonl"]
-    said = as_json(*command)
-    assert (said["clips"], len(said["missing"]), said["left_out"]) == (1, 4753, {".npy": 1})
+    result = as_json(*command)
+    assert (result["clips"], len(result["missing"]), result["left_out"]) == (1, 4753, {".npy": 1})
     assert "1 file (.npy 1)" in avarnet(*command)
 
 
@@ -181,23 +181,23 @@ def test_predict_takes_a_folder_as_it_is(
     (alone,) = as_json("predict", run, "12:30:00.mp4", "--html", "pages")
     assert alone["scores"] == expected
     assert 'src="12%3A30%3A00.mp4"' in Path("pages/12:30:00.html").read_text().replace("../", "")
-    said = avarnet("predict", run, "cameras", code=3)
-    assert "cameras/door/12:car:00 [b].mp4: " in said
-    assert "cameras/door/back\\[x].mp4: " in said
-    assert "cameras/door/new\\nline.mp4: " in said
+    output = avarnet("predict", run, "cameras", code=3)
+    assert "cameras/door/12:car:00 [b].mp4: " in output
+    assert "cameras/door/back\\[x].mp4: " in output
+    assert "cameras/door/new\\nline.mp4: " in output
     rows = csv.DictReader(avarnet("predict", run, "cameras", "--csv", code=3).splitlines(True))
     assert {row["video"] for row in rows} == set(by_name) - {f"{folder}/{STRANGE[3]}.mp4"}
 
 
-def test_predict_says_once_that_no_class_is_normal(
+def test_predict_warns_once_that_no_class_is_normal(
     run: Path, cameras: Path, tmp_path: Path
 ) -> None:
     changed = Path(shutil.copytree(run, tmp_path / "run"))
     text = (changed / "run.json").read_text()
     (changed / "run.json").write_text(text.replace('"Normal"', '"Calm"'))
-    said = avarnet("predict", changed, cameras, code=3)
-    assert said.count(".mp4: ") == 5
-    assert said.count("knows no normal class (train --normal LABEL)") == 1
+    output = avarnet("predict", changed, cameras, code=3)
+    assert output.count(".mp4: ") == 5
+    assert output.count("knows no normal class (train --normal LABEL)") == 1
 
 
 def problems(folder: Path) -> Path:
@@ -216,7 +216,7 @@ def problems(folder: Path) -> Path:
     return folder / "m.jsonl"
 
 
-def test_check_says_equal_things_once_and_cuts_no_path(
+def test_check_prints_equal_findings_once_and_cuts_no_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "60")  # which is for terminals

@@ -40,8 +40,8 @@ class Job:
         models = ("--video-model", "mobilevit_xxs", "--audio-model", sound_model)
         self.store = store
         self.words = list(map(str, (*words, *models)))
-        self.said = store.with_suffix(".err")
-        with open(self.said, "wb") as file:
+        self.output = store.with_suffix(".err")
+        with open(self.output, "wb") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "avarnet", *self.words],
                 stdout=file,
@@ -51,20 +51,20 @@ class Job:
             )
 
     def until(self, text: str = "", finished: int = 0) -> None:
-        """Wait until it has said something, and so many clips are finished."""
+        """Wait until it has printed something, and so many clips are finished."""
         while (
-            text not in self.said.read_text()
+            text not in self.output.read_text()
             or len(list(self.store.glob(".spool-*/*.safetensors"))) < finished
         ):
-            assert self.process.poll() is None, self.said.read_text()
+            assert self.process.poll() is None, self.output.read_text()
             time.sleep(0.01)
 
-    def tell(self, number: signal.Signals) -> None:
+    def send(self, number: signal.Signals) -> None:
         os.killpg(self.process.pid, number)
 
     def end(self) -> str:
         self.process.wait(timeout=300)
-        return self.said.read_text()
+        return self.output.read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
@@ -85,14 +85,14 @@ def test_the_first_signal_ends_it_in_order(
     job = Job(videos, tmp_path / "s", sound_model)
     job.until(text, finished)
     time.sleep(wait)
-    job.tell(number)
-    said = job.end()
-    assert not NOISE.search(said), said
+    job.send(number)
+    output = job.end()
+    assert not NOISE.search(output), output
     assert job.process.returncode == 1
-    assert "finishing the clips in work" in said
-    assert ("press again to stop" in said) == (number == signal.SIGINT)
-    left = re.search(r"error: interrupted with (\d+) clips? left; what is finished is in", said)
-    assert left, said
+    assert "finishing the clips in work" in output
+    assert ("press again to stop" in output) == (number == signal.SIGINT)
+    left = re.search(r"error: interrupted with (\d+) clips? left; what is finished is in", output)
+    assert left, output
     store = Store(tmp_path / "s")
     assert len(store) == CLIPS - int(left[1])
     assert len(store) >= finished
@@ -110,12 +110,12 @@ def test_a_second_ctrl_c_stops_at_once_without_a_traceback(
 ) -> None:
     job = Job(videos, tmp_path / "s", sound_model)
     job.until("starting 2 processes", finished)
-    job.tell(signal.SIGINT)
+    job.send(signal.SIGINT)
     job.until("press again to stop")
-    job.tell(signal.SIGINT)
-    said = job.end()
-    assert not NOISE.search(said), said
-    assert "error: interrupted" in said
+    job.send(signal.SIGINT)
+    output = job.end()
+    assert not NOISE.search(output), output
+    assert "error: interrupted" in output
     assert job.process.returncode == 1
     again = as_json(*job.words)
     assert len(again["already"]) >= finished
@@ -129,10 +129,10 @@ def test_ctrl_c_while_the_networks_are_loaded(
         job = Job(videos, tmp_path / f"{wait}", sound_model)
         job.until("loading the networks: mobilevit_xxs, ")
         time.sleep(wait)
-        job.tell(signal.SIGINT)
-        said = job.end()
-        assert not NOISE.search(said), said
-        assert said.endswith("\nerror: interrupted before anything was started\n")
+        job.send(signal.SIGINT)
+        output = job.end()
+        assert not NOISE.search(output), output
+        assert output.endswith("\nerror: interrupted before anything was started\n")
         assert job.process.returncode == 1
         assert not (tmp_path / f"{wait}").exists()
 
@@ -146,11 +146,11 @@ def test_a_line_a_minute_where_there_is_no_bar(
     monkeypatch.setattr(terminal, "LINE_SECONDS", 0.05)
     with terminal.footage_bar("extracting", lambda: 3) as show:
         show(0.0, 7200.0)
-        said = ""
-        while not said:
-            said = capsys.readouterr().err
+        output = ""
+        while not output:
+            output = capsys.readouterr().err
             time.sleep(0.01)
-        assert said.splitlines()[0] == (
+        assert output.splitlines()[0] == (
             "extracting: 0:00:00 of 2:00:00 of video, 0.0 x real time, 3 failed"
         )
         now[0] += 60  # in which it has done 20 minutes
@@ -159,6 +159,6 @@ def test_a_line_a_minute_where_there_is_no_bar(
             "extracting: 0:20:00 of 2:00:00 of video, 20.0 x real time, about "
             "0:05:00 left, 3 failed"
         )
-        while expected not in said.splitlines():
-            said += capsys.readouterr().err
+        while expected not in output.splitlines():
+            output += capsys.readouterr().err
             time.sleep(0.01)

@@ -46,7 +46,7 @@ def test_a_clip_that_is_encoded_again_is_found(clips: Path, recipe: Recipe, tmp_
     (hit,) = search(Store(tmp_path / "store"), "again", n=1)
     assert similarity == pytest.approx(hit.similarity, abs=1e-3)
     assert hit.clip == "Police siren/1"
-    said = avarnet("manifest", "check", tmp_path / "m.jsonl", "--store", tmp_path / "store")
-    assert "compared: 13 clips, not 1 that have no side of a split" in said
+    output = avarnet("manifest", "check", tmp_path / "m.jsonl", "--store", tmp_path / "store")
+    assert "compared: 13 clips, not 1 that have no side of a split" in output
     write(tmp_path / "m.jsonl", [*sides, replace(new, split="train")])
     assert check("--store", tmp_path / "store") == []  # on one side it leaks nothing

@@ -36,10 +36,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return trained
 
 
-def test_such_a_run_reads_no_videos_and_says_so(run: Run, tmp_path: Path) -> None:
-    said = avarnet("predict", run.path, tmp_path / "a.mp4", code=1)
-    assert "cannot read videos: it was trained on imported features (rgb)" in said
-    assert f"avarnet predict {run.path} --store STORE" in said
+def test_a_run_without_networks_refuses_videos(run: Run, tmp_path: Path) -> None:
+    output = avarnet("predict", run.path, tmp_path / "a.mp4", code=1)
+    assert "cannot read videos: it was trained on imported features (rgb)" in output
+    assert f"avarnet predict {run.path} --store STORE" in output
     assert "give videos, or --store STORE" in avarnet("predict", run.path, code=2)
 
 
@@ -57,12 +57,12 @@ def test_clips_of_a_store_are_scored(run: Run) -> None:
         assert row["label"] == expected.label
     listed = avarnet("predict", run.path, "c03", "c01", "c03x", "--store", where, "--csv", code=3)
     assert {row["video"] for row in csv.DictReader(listed.splitlines())} == {"c03", "c01"}
-    said = avarnet("predict", run.path, "c01", "--store", where)
-    assert said.startswith("c01: ")
+    output = avarnet("predict", run.path, "c01", "--store", where)
+    assert output.startswith("c01: ")
 
 
 def test_a_store_of_other_features_is_refused(run: Run, tmp_path: Path) -> None:
     np.save(tmp_path / "c.npy", np.zeros((9, 4)))
     import_npy(tmp_path / "store", {"rgb": f"{tmp_path}/{{clip}}.npy"}, 16 / 24, "another")
-    said = avarnet("predict", run.path, "--store", tmp_path / "store", code=1)
-    assert "not of the recipe" in said
+    output = avarnet("predict", run.path, "--store", tmp_path / "store", code=1)
+    assert "not of the recipe" in output

@@ -51,7 +51,7 @@ def first_figures(table: str) -> tuple[str, list[float]]:
     return table, [float(figure) for figure in rows]
 
 
-def test_damage_is_told_and_the_rest_is_found(tmp_path: Path) -> None:
+def test_damage_is_reported_and_the_rest_is_found(tmp_path: Path) -> None:
     store = tmp_path / "store"
     fill(store, {f"{n}": clip(8, n + 1) for n in range(5)})
     fill(store, {"late": clip(8, 9)})
@@ -102,5 +102,5 @@ def test_a_text(clips: Path, tmp_path: Path) -> None:
 )
 def test_mistakes(tmp_path: Path, words: list[str], code: int, message: str) -> None:
     fill(tmp_path / "store", {f"clip-{n}": clip(6, n + 1) for n in range(3)})
-    said = avarnet("search", tmp_path / "store", *words, code=code)
-    assert message in " ".join(said.replace("│", "").split())
+    output = avarnet("search", tmp_path / "store", *words, code=code)
+    assert message in " ".join(output.replace("│", "").split())

@@ -87,7 +87,7 @@ def _ends_with_an_error(*words: object) -> str:
     return shown.getvalue()
 
 
-def test_what_a_push_says(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_of_a_push(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "keys").mkdir()
     with servers.sftp(tmp_path / "keys") as (port, key):
@@ -97,12 +97,12 @@ def test_what_a_push_says(store: Path, tmp_path: Path, monkeypatch: pytest.Monke
         )
         user = getpass.getuser()
         url = f"sftp://{user}:{SECRET}@127.0.0.1:{port}{tmp_path}/there"
-        told = json.loads(avarnet("features", "push", store, url, "--json"))
-        assert told["to"] == f"sftp://***@127.0.0.1:{port}{tmp_path}/there"
-        assert len(told["shards"]) == 1
-        said = avarnet("features", "push", store, url)
-        assert f"-> {told['to']}" in said
-        assert SECRET not in said
+        result = json.loads(avarnet("features", "push", store, url, "--json"))
+        assert result["to"] == f"sftp://***@127.0.0.1:{port}{tmp_path}/there"
+        assert len(result["shards"]) == 1
+        output = avarnet("features", "push", store, url)
+        assert f"-> {result['to']}" in output
+        assert SECRET not in output
     for file in (tmp_path / "there").iterdir():
         assert SECRET.encode() not in file.read_bytes()
 

@@ -85,19 +85,19 @@ def test_clips_that_cannot_be_read_again_are_named_and_left_out(
         if clip.id == broken:
             target.write_bytes(b"no video")
     write(tmp_path / "m.jsonl", clips)
-    said = avarnet("stress", run.path, tmp_path / "m.jsonl", "--root", moved, code=3)
-    assert f"left out: {gone}: not in the manifest" in said
-    assert f"left out: {broken}: " in said
+    output = avarnet("stress", run.path, tmp_path / "m.jsonl", "--root", moved, code=3)
+    assert f"left out: {gone}: not in the manifest" in output
+    assert f"left out: {broken}: " in output
     found = read_stress(run)
     assert found is not None
     assert (found["clips"], found["measure"]) == (len(rest), "AP")
     assert found["left_out"].keys() == {gone, broken}
     assert {run.labels[clip_id] for clip_id in rest} == {"normal"}  # so there is no AP
     assert found["conditions"][CLEAN] == {"value": None, "loss": None}
-    assert "traffic-like noise, 10 dB" in said
+    assert "traffic-like noise, 10 dB" in output
     shutil.rmtree(moved)
-    said = avarnet("stress", run.path, tmp_path / "m.jsonl", "--root", moved, code=1)
-    assert f"none of the {len(split.test)} held-out clips can be read again; " in said
+    output = avarnet("stress", run.path, tmp_path / "m.jsonl", "--root", moved, code=1)
+    assert f"none of the {len(split.test)} held-out clips can be read again; " in output
     assert read_stress(run) == found  # that of before
 
 

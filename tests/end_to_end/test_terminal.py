@@ -63,7 +63,7 @@ def test_colours_only_where_they_are_wanted(
     words = [word.format(store=store) for word in words]
     coloured, plain = at_a_terminal(*words), at_a_terminal(*words, NO_COLOR="1")
     piped = in_a_pipe(*words)
-    assert all(message in said for said in (coloured, plain, piped))
+    assert all(message in output for output in (coloured, plain, piped))
     assert COLOUR.search(coloured)
     assert not COLOUR.search(plain)
     assert "\x1b" not in piped
@@ -97,8 +97,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_rows_and_bar_of_training_are_apart(
     environment: dict[str, str], trained: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    said = at_a_terminal("train", *trained, tmp_path / "run", "--epochs", "6", **environment)
-    lines = drawn(said)
+    output = at_a_terminal("train", *trained, tmp_path / "run", "--epochs", "6", **environment)
+    lines = drawn(output)
     assert len([line for line in lines if ROW.fullmatch(line)]) >= 6  # more, if started again
     assert not [line for line in lines if ROW.search(line) and not ROW.fullmatch(line)]
     bars = [line for line in lines if line.startswith("training ")]
@@ -119,9 +119,9 @@ def test_lines_where_there_is_no_terminal(
     with bytes_bar("pushing", quiet=False) as show, training_progress(20) as on_epoch:
         show(1_500, 3_000_000)
         on_epoch(1, 2, Epoch(1, 0, 0, 0, 0), True)
-        said = ""
+        output = ""
         while not all(
-            line in (said := said + capsys.readouterr().err)
+            line in (output := output + capsys.readouterr().err)
             for line in ("pushing: 1.5 kB of 3.0 MB\n", "training: 1 of 40 epochs at most\n")
         ):
             time.sleep(0.01)
@@ -160,11 +160,11 @@ def test_an_unexpected_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     )
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "m.jsonl", [Clip("a", "a.mp4", ("x",))])
-    said = in_a_process("manifest", "check", "m.jsonl", code=1)
-    assert said.startswith("error: ImportError: libavcodec.so.99: [no] such file. ")
-    assert "'avarnet --debug manifest check m.jsonl'" in said
-    assert "avarnet doctor" in said
-    assert said.count("\n") == 1
+    output = in_a_process("manifest", "check", "m.jsonl", code=1)
+    assert output.startswith("error: ImportError: libavcodec.so.99: [no] such file. ")
+    assert "'avarnet --debug manifest check m.jsonl'" in output
+    assert "avarnet doctor" in output
+    assert output.count("\n") == 1
     debugged = in_a_pipe("--debug", "manifest", "check", "m.jsonl")
     assert "Traceback" in debugged
     assert debugged.endswith("ImportError: libavcodec.so.99: [no] such file\n")

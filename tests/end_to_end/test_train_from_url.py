@@ -48,11 +48,11 @@ def url(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_what_a_manifest_needs_is_pulled_once(shared: Path, url: str) -> None:
-    said = avarnet("train", shared / "m.jsonl", url, shared / "run", *SMALL)
+    output = avarnet("train", shared / "m.jsonl", url, shared / "run", *SMALL)
     folder = pulled_folder(url)
     assert folder.is_relative_to(shared / "cache")
-    assert f"{url}: 1 shard (" in said
-    assert f"pulled into {folder}, 0 clips already there" in said
+    assert f"{url}: 1 shard (" in output
+    assert f"pulled into {folder}, 0 clips already there" in output
     assert set(Store(folder)) == {f"c{n:02}" for n in range(12)}
     again = avarnet("train", shared / "m.jsonl", url, shared / "again", *SMALL)
     assert f"0 shards (0 bytes) pulled into {folder}, 12 clips already there" in again
@@ -77,9 +77,9 @@ def test_where_another_recipe_was_pulled_before(shared: Path, url: str) -> None:
     folder = pulled_folder(url)
     with Writer(folder, other) as writer:
         writer.add("c00", clip(8, 0))
-    said = in_a_process("train", shared / "m.jsonl", url, shared / "run", *SMALL, code=1)
-    assert f"What was pulled before is in {folder}" in said
-    assert "or delete it to pull anew" in said
+    output = in_a_process("train", shared / "m.jsonl", url, shared / "run", *SMALL, code=1)
+    assert f"What was pulled before is in {folder}" in output
+    assert "or delete it to pull anew" in output
 
 
 def test_streams_are_joined_from_urls_too(shared: Path, url: str) -> None:
@@ -91,8 +91,8 @@ def test_streams_are_joined_from_urls_too(shared: Path, url: str) -> None:
     pack(shared / "flow", own.items(), flow)
     push(shared / "flow", "s3://team/flow")
     words = ("--join", "s3://team/flow", *SMALL)
-    said = as_json("train", shared / "m.jsonl", url, shared / "run", *words)
-    assert said["config"]["streams"] == ["video", "audio", "flow"]
+    result = as_json("train", shared / "m.jsonl", url, shared / "run", *words)
+    assert result["config"]["streams"] == ["video", "audio", "flow"]
 
 
 def test_the_folder_of_a_url_has_no_secret_in_its_name() -> None:

@@ -36,16 +36,16 @@ def runs(clips: Path, sound_model: str, tmp_path_factory: pytest.TempPathFactory
     network: list[object] = ["--weights", "random", "--video-model", "mobilevit_xxs"]
     network += ["--audio-model", sound_model, "--workers", 1]
     avarnet("extract", manifest, store, *network)
-    said = avarnet("train", manifest, store, folder / "ahead", "--causal", "--epochs", 1)
-    assert "not for 'avarnet watch': these features (audio) heard" in " ".join(said.split())
+    output = avarnet("train", manifest, store, folder / "ahead", "--causal", "--epochs", 1)
+    assert "not for 'avarnet watch': these features (audio) heard" in " ".join(output.split())
     avarnet("train", manifest, store, folder / "offline", "--epochs", 1)
     live = folder / "live"
     avarnet("extract", manifest, live, *network, "--live")
     assert "heard as a live stream" in avarnet("features", "info", live)
-    said = avarnet(
+    output = avarnet(
         "train", manifest, live, folder / "causal", "--causal", "--epochs", 2, "--seeds", 2
     )
-    assert "avarnet watch" not in said
+    assert "avarnet watch" not in output
     return folder
 
 
@@ -64,7 +64,7 @@ def watch(
     return subprocess.Popen([str(word) for word in words], **{**pipes, **settings})
 
 
-def said(process: subprocess.Popen[str], code: int = 0) -> tuple[list[Line], str]:
+def output(process: subprocess.Popen[str], code: int = 0) -> tuple[list[Line], str]:
     """Return the lines and the messages of a command that ends."""
     out, err = process.communicate(timeout=600)
     assert process.returncode == code, out + err
@@ -88,7 +88,7 @@ def check(lines: list[Line]) -> None:
 
 def test_a_camera_is_cut_and_comes_back(runs: Path, show: Chunks) -> None:
     camera = Camera([[chunk for chunk in show if chunk[0] < 2], None, show])
-    lines, messages = said(watch(runs, camera.url, "--retries", 2), code=1)
+    lines, messages = output(watch(runs, camera.url, "--retries", 2), code=1)
     camera.close()
     check(lines)
     gaps = [number for number, line in enumerate(lines) if "gap" in line]
@@ -120,7 +120,7 @@ def test_rtsp_is_cut_and_comes_back(runs: Path, tmp_path: Path) -> None:
             before.append(json.loads(process.stdout.readline()))
         after = [json.loads(process.stdout.readline()) for _ in range(4)]
         process.send_signal(signal.SIGINT)
-        rest, messages = said(process)
+        rest, messages = output(process)
     check([*before, *after, *rest])
     *before, gap = before
     assert 4 <= len(before) < 11
@@ -136,12 +136,12 @@ def test_standard_input(runs: Path, show: Chunks, tmp_path: Path) -> None:
     mute = make_clip(tmp_path / "mute.mp4", "Normal", 42, seconds=1.0, sound=False)
     (tmp_path / "mute.ts").write_bytes(whole(transport_stream(mute)))
     with open(tmp_path / "show.ts", "rb") as pipe:
-        lines, messages = said(watch(runs, "-", stdin=pipe))
+        lines, messages = output(watch(runs, "-", stdin=pipe))
     check(lines)
     assert len(lines) == 12
     assert "RANDOM WEIGHTS" in messages
     with open(tmp_path / "mute.ts", "rb") as pipe:
-        lines, _ = said(watch(runs, "-", stdin=pipe))
+        lines, _ = output(watch(runs, "-", stdin=pipe))
     check(lines)
     assert [line["streams"] for line in lines] == [["video"]] * 4
 
@@ -149,7 +149,7 @@ def test_standard_input(runs: Path, show: Chunks, tmp_path: Path) -> None:
 def test_alarms_of_a_calibrated_run(runs: Path, show: Chunks, tmp_path: Path) -> None:
     (tmp_path / "show.ts").write_bytes(whole(show))
     with open(tmp_path / "show.ts", "rb") as pipe:
-        before, _ = said(watch(runs, "-", stdin=pipe))
+        before, _ = output(watch(runs, "-", stdin=pipe))
     assert [line["alarm"] for line in before] == [None] * 12
     shutil.copytree(runs / "causal", tmp_path / "calibrated")
     words = [tmp_path / "calibrated", runs / "live", "--false-alarms-per-hour", 1000]
@@ -158,7 +158,7 @@ def test_alarms_of_a_calibrated_run(runs: Path, show: Chunks, tmp_path: Path) ->
     chosen["threshold"] = (scores[5] + scores[6]) / 2  # so that some are below it, some above
     (tmp_path / "calibrated" / "calibration.json").write_text(json.dumps(chosen))
     with open(tmp_path / "show.ts", "rb") as pipe:
-        after, _ = said(watch(tmp_path, "-", run="calibrated", stdin=pipe))
+        after, _ = output(watch(tmp_path, "-", run="calibrated", stdin=pipe))
     clear = [line for line in after if abs(line["anomaly"] - chosen["threshold"]) > 1e-4]
     assert [line["alarm"] for line in clear] == [
         line["anomaly"] > chosen["threshold"] for line in clear
@@ -182,17 +182,17 @@ def test_a_file_that_grows(runs: Path, show: Chunks, tmp_path: Path) -> None:
         process.stderr.readline()  # RANDOM WEIGHTS: it is about to open the file
         began = time.monotonic()
         threading.Thread(target=grow).start()
-        lines, _ = said(process)
+        lines, _ = output(process)
     check(lines)
     assert len(lines) == 12
     (tmp_path / "whole.ts").write_bytes(whole(show))
-    again, _ = said(watch(runs, tmp_path / "whole.ts"))
+    again, _ = output(watch(runs, tmp_path / "whole.ts"))
     for one, other in zip(lines, again, strict=True):
         assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-3)
 
 
 @pytest.mark.parametrize("remote", [True, False])
-def test_it_says_when_it_falls_behind_and_catches_up(
+def test_falling_behind_and_catching_up_are_reported(
     runs: Path, tmp_path_factory: pytest.TempPathFactory, remote: bool
 ) -> None:
     """The process is stopped for some seconds, as on a machine that is busy with other things."""
@@ -214,7 +214,7 @@ def test_it_says_when_it_falls_behind_and_catches_up(
         process.send_signal(signal.SIGSTOP)
         time.sleep(5)
         process.send_signal(signal.SIGCONT)
-        rest, messages = said(process, code=int(remote))
+        rest, messages = output(process, code=int(remote))
     camera.close()
     lines = [line for line in [*map(json.loads, first), *rest] if "gap" not in line]
     late = re.findall(r"behind by (\d+\.\d) s at (\d+\.\d\d) s: (.*)", messages)
@@ -229,7 +229,7 @@ def test_it_says_when_it_falls_behind_and_catches_up(
         assert "caught up at" in messages.rpartition("behind by")[2]
 
 
-def test_ctrl_c_is_no_accident_and_other_rows_are_told_of(runs: Path, show: Chunks) -> None:
+def test_ctrl_c_is_no_error_and_other_reading_code_is_reported(runs: Path, show: Chunks) -> None:
     with watch(runs, "-", run="ahead", stdin=subprocess.PIPE, text=False) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -249,8 +249,8 @@ def test_mistakes(runs: Path, tmp_path: Path) -> None:
     nowhere = tmp_path / "nowhere.ts"
     assert f"{nowhere} cannot be watched" in avarnet("watch", runs / "causal", nowhere, code=1)
     refused = "http://127.0.0.1:1/live"
-    said = avarnet("watch", runs / "causal", refused, code=1)
-    assert f"{refused} cannot be watched: Connection refused" in said
-    said = avarnet("watch", runs / "offline", refused, code=1)
-    assert "is not causal" in said
-    assert "--causal" in said
+    output = avarnet("watch", runs / "causal", refused, code=1)
+    assert f"{refused} cannot be watched: Connection refused" in output
+    output = avarnet("watch", runs / "offline", refused, code=1)
+    assert "is not causal" in output
+    assert "--causal" in output

@@ -131,8 +131,8 @@ def test_every_extra_is_tried() -> None:
 
 def test_its_extras_are_what_the_tests_run_with(wheel: Path, fresh: Path, tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--python", fresh / "python", "install", "--dry-run"]
-    said = run(*pip, "--no-index", f"avarnet[{EXTRAS}] @ {wheel.as_uri()}", cwd=tmp_path)
-    would = [line for line in said.splitlines() if line.startswith("Would install")]
+    output = run(*pip, "--no-index", f"avarnet[{EXTRAS}] @ {wheel.as_uri()}", cwd=tmp_path)
+    would = [line for line in output.splitlines() if line.startswith("Would install")]
     assert would in ([], ["Would install avarnet-0.1.0"])
 
 

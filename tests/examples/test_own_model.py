@@ -74,9 +74,9 @@ def test_the_commands_train_it_and_say_what_lacks(
         trained = json.loads(in_a_process(*words, *options))
     assert (trained["config"]["model"], trained["config"]["fusion"]) == ("gru", "sum")
     # where the package is absent
-    said = avarnet("predict", tmp_path / "run", "--store", folder / "store", code=1)
-    assert said.count("\n") == 1
-    assert "its model gru comes with another package, avarnet-own-model 1, which is not" in said
+    output = avarnet("predict", tmp_path / "run", "--store", folder / "store", code=1)
+    assert output.count("\n") == 1
+    assert "its model gru comes with another package, avarnet-own-model 1, which is not" in output
     assert "'gru' is not one of" in avarnet(*words, *options, code=2)
 
 

@@ -35,7 +35,7 @@ def test_codecs_are_read_or_not_tried(
         ("absent", "the sound is not what was encoded"),
     ],
 )
-def test_sound_that_is_read_wrongly_is_told(
+def test_sound_that_is_read_wrongly_is_reported(
     monkeypatch: pytest.MonkeyPatch, fault: str, reason: str
 ) -> None:
     read = Reader.read
@@ -50,5 +50,5 @@ def test_sound_that_is_read_wrongly_is_told(
                 yield clip, message
 
     monkeypatch.setattr(Reader, "read", misread)
-    told = doctor.try_codecs()
-    assert {told["AAC"], told["Opus"]} == {reason}
+    found = doctor.try_codecs()
+    assert {found["AAC"], found["Opus"]} == {reason}

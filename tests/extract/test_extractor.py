@@ -205,7 +205,7 @@ class Threads(Instant):
             yield task, ClipError(f"{torch.get_num_threads()} threads")
 
 
-def test_a_worker_has_one_thread_however_many_there_are(clips: Path, tmp_path: Path) -> None:
+def test_a_worker_has_one_thread_whatever_their_number(clips: Path, tmp_path: Path) -> None:
     """What two threads add up differs from what one does, in the last digits."""
     for workers in (1, 2):
         summary = extract(

@@ -201,10 +201,10 @@ def test_the_command_names_clips_with_many(film: Path, sound_model: str, tmp_pat
     summary = as_json(*given)
     assert (summary["rows"], summary["not_finite"]) == (64, 2)
     assert summary["not_finite_clips"] == {"many": 2 / 32}
-    said = avarnet(*given[:2], tmp_path / "again", *given[3:])
-    assert "not finite: 2 of 64 rows (3.1%)" in said
-    assert re.search(r"many\W+6\.2%", said)
-    assert not re.search(r"few\W", said)
+    output = avarnet(*given[:2], tmp_path / "again", *given[3:])
+    assert "not finite: 2 of 64 rows (3.1%)" in output
+    assert re.search(r"many\W+6\.2%", output)
+    assert not re.search(r"few\W", output)
     assert "not finite" in avarnet("features", "info", tmp_path / "store")
 
 

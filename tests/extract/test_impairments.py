@@ -122,9 +122,9 @@ def test_late_sound_is_the_same_and_later(film: Path, seconds: float) -> None:
 def test_noise_is_as_loud_as_asked(film: Path, kind: str, ratio: int) -> None:
     whole = heard(film)
     added = heard(film, Noisy(kind, ratio, seed=1, start=12_345)) - whole
-    there = ~np.isnan(whole)
-    assert there.mean() > 0.95
-    power = [np.square(part[there], dtype=np.float64).mean() for part in (whole, added)]
+    known = ~np.isnan(whole)
+    assert known.mean() > 0.95
+    power = [np.square(part[known], dtype=np.float64).mean() for part in (whole, added)]
     assert 10 * np.log10(power[0] / power[1]) == pytest.approx(ratio, abs=0.05)
 
 

@@ -53,8 +53,8 @@ def test_what_was_written_by_hand_is_kept_too(store: Path) -> None:
 
 def test_a_store_that_lost_its_last_clip_has_a_card(store: Path, tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("one\n")
-    said = avarnet("features", "drop", store, "--ids", tmp_path / "ids.txt")
-    assert "1 clip dropped, 0 not there" in said
+    output = avarnet("features", "drop", store, "--ids", tmp_path / "ids.txt")
+    assert "1 clip dropped, 0 not there" in output
     text = (store / "CARD.md").read_text()
     assert "Features of 0 clips" in text
     assert "one" not in text.split()

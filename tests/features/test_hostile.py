@@ -544,7 +544,7 @@ HARMLESS: dict[str, Change] = {
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-def test_what_is_not_looked_at_changes_nothing(store: Path, real: Path, name: str) -> None:
+def test_what_is_not_read_changes_nothing(store: Path, real: Path, name: str) -> None:
     hostile = forge(store, real, HARMLESS[name], reseal=True)
     ((reason, taken),) = in_child(try_to_open, hostile)
     assert (reason, taken < LITTLE) == ("", True)
@@ -617,7 +617,7 @@ def try_to_list(sending: Connection, store: Path) -> None:
     sending.send({file.name: reason for file, reason in opened.unreadable.items()})
 
 
-def test_things_that_are_no_files(store: Path, tmp_path: Path) -> None:
+def test_what_is_not_a_regular_file(store: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.write_text("a secret\n")
     names = [f"{RECIPE.fingerprint}-{number:016x}.h5" for number in range(8)]

@@ -41,8 +41,8 @@ def use(path: Path, count: int, files: int) -> None:
     none = sum(not features.video_valid.any() for features in clips.values())
     assert about.lacking["video"] == none
     assert len(entries(store)) == count
-    held = dict(store)  # all at once, as training holds them
-    assert all(same(held[clip_id], clips[clip_id]) for clip_id in clips)
+    loaded = dict(store)  # all at once, as training holds them
+    assert all(same(loaded[clip_id], clips[clip_id]) for clip_id in clips)
     assert len(search(store, "clip-1")) > 1
     assert len(search(store, "clip-1")) > 1  # from the means that were kept
     assert verify(path) == (count, [])
@@ -111,7 +111,7 @@ def test_memory_is_given_back(tmp_path: Path) -> None:
 
     if not Path("/proc/self/maps").exists():
         pytest.skip("no /proc here")
-    held = [map_file(file)[:10] for _ in range(3)]
+    parts = [map_file(file)[:10] for _ in range(3)]
     assert mapped() == 3
-    del held[1:]
+    del parts[1:]
     assert mapped() == 1

@@ -126,8 +126,8 @@ def test_i3d_and_vggish_need_no_hand_work(tmp_path: Path) -> None:
     assert joined.recipe.fingerprint == store.recipe.fingerprint
     assert (joined["a"].audio == store["a"].audio).all()
     assert (joined["a"].video == store["a"].video).all()
-    said = avarnet("features", "join", *(s.path for s in apart), "-o", tmp_path / "both", code=1)
-    assert "--resample" in said
+    output = avarnet("features", "join", *(s.path for s in apart), "-o", tmp_path / "both", code=1)
+    assert "--resample" in output
 
 
 def test_a_clip_that_cannot_be_joined_is_named_and_the_others_are_written(tmp_path: Path) -> None:
@@ -139,8 +139,8 @@ def test_a_clip_that_cannot_be_joined_is_named_and_the_others_are_written(tmp_pa
         return tmp_path / name
 
     one, other = fill("one", {"a": "1", "b": "2"}), fill("other", {"a": "3", "b": "2"})
-    said = avarnet("features", "join", one, other, "-o", tmp_path / "out", code=3)
-    assert "clip a: the stores read different videos" in said
+    output = avarnet("features", "join", one, other, "-o", tmp_path / "out", code=3)
+    assert "clip a: the stores read different videos" in output
     assert list(Store(tmp_path / "out")) == ["b"]
     # again: what is there is left alone
     avarnet("features", "join", one, other, "-o", tmp_path / "out", code=3)
@@ -158,9 +158,9 @@ def test_a_clip_that_cannot_be_joined_is_named_and_the_others_are_written(tmp_pa
 )
 def test_mistakes(words: list[str], message: str, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.ones((2, 2)))
-    said = avarnet(
+    output = avarnet(
         *("features", "import", tmp_path / "s", "--stream", f"audio={tmp_path}/{{clip}}.npy"),
         *("--snippet-seconds", 1, "--about", "x", "--resample", *words),
         code=1 if "=" in words[0] and words[0] != "audio=one" else 2,
     )
-    assert message in " ".join(said.replace("│", "").split())
+    assert message in " ".join(output.replace("│", "").split())

@@ -124,7 +124,7 @@ def keep_books(path: Path, name: str) -> set[str]:
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077])
-def test_one_goes_on_with_what_the_other_began(folder: Path, store: Path, umask: int) -> None:
+def test_one_resumes_what_the_other_began(folder: Path, store: Path, umask: int) -> None:
     as_user(ALICE, write, store, 1, 2, umask=umask)
     as_user(ALICE, write_and_die, store, 3, umask=umask)
     assert_shared(store)

@@ -42,9 +42,9 @@ def plainly(clips: dict[str, Features], query: str, part: slice) -> dict[str, Fo
     for stream in STREAMS:
 
         def mean(name: str, steps: range, stream: str = stream) -> np.ndarray | None:
-            there = [t for t in steps if clips[name].valid[stream][t]]
+            real = [t for t in steps if clips[name].valid[stream][t]]
             rows = clips[name].streams[stream].astype(float)
-            return sum(rows[t] for t in there) / len(there) if there else None
+            return sum(rows[t] for t in real) / len(real) if real else None
 
         means = [mean(name, range(len(clips[name]))) for name in clips]
         known = np.array([one for one in means if one is not None])
@@ -119,17 +119,17 @@ def test_the_store_stays_nothing_but_shards_and_recipe(tmp_path: Path, cache: Pa
 def test_means_are_made_once_and_again_for_new_shards_only(tmp_path: Path) -> None:
     clips = {name: clip(5, n) for n, name in enumerate("abcdef")}
     fill(tmp_path, clips)
-    said: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
 
     def note(done: int, total: int) -> None:
-        said.append((done, total))
+        progress.append((done, total))
 
     Searcher(Store(tmp_path), note)
     Searcher(Store(tmp_path), note)
-    assert said == [(6, 6)]
+    assert progress == [(6, 6)]
     fill(tmp_path, {"g": clip(5, 7)})
     Searcher(Store(tmp_path), note)
-    assert said == [(6, 6), (1, 1)]
+    assert progress == [(6, 6), (1, 1)]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "gone", "longer"])
@@ -213,7 +213,7 @@ def test_a_value_that_never_changes_and_one_that_is_no_number_decide_nothing(
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_a_damaged_clip_is_told_and_the_others_are_found(tmp_path: Path, kept: bool) -> None:
+def test_a_damaged_clip_is_reported_and_the_others_are_found(tmp_path: Path, kept: bool) -> None:
     fill(tmp_path, {name: clip(5, n + 1) for n, name in enumerate("abcdef")})
     if kept:
         Searcher(Store(tmp_path))

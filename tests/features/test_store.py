@@ -77,7 +77,7 @@ def test_it_does_not_matter_how_arrays_lie_in_memory(tmp_path: Path, way: str) -
         f"c{how}": replace(
             one,
             streams={name: lying(rows, how) for name, rows in one.streams.items()},
-            valid={name: lying(there, how) for name, there in one.valid.items()},
+            valid={name: lying(valid, how) for name, valid in one.valid.items()},
         )
         for how, one in enumerate(plain)
     }
@@ -277,12 +277,12 @@ def test_a_store_of_an_older_reading_code_is_read_and_not_extended(tmp_path: Pat
     assert "reading" not in (old / "recipe.json").read_text()
     with pytest.raises(FeatureError) as caught:
         Writer(old, read_by(2))
-    said = str(caught.value)
-    assert "cannot be extended" in said
-    assert "the streams video, audio were read by another version of the reading code" in said
-    assert "one before versions were counted, not version 2" in said
-    assert "sound is placed by its time stamps" in said  # which values changed
-    assert "give the folder of a new store" in said
+    message = str(caught.value)
+    assert "cannot be extended" in message
+    assert "the streams video, audio were read by another version of the reading code" in message
+    assert "one before versions were counted, not version 2" in message
+    assert "sound is placed by its time stamps" in message  # which values changed
+    assert "give the folder of a new store" in message
     assert verify(old) == (1, [])
     assert same(Store(old)["a"], clip(4, 1))
     with Writer(old, read_by(None)) as writer:  # what does not read anything may go on

@@ -86,13 +86,13 @@ def test_what_is_no_file_is_not_opened(store: Path, outside: Path, name: str, ki
     plant(store / (shard.name if name == "a shard" else name), kind, outside)
     # of a folder where a file is to be
     expected = (FeatureError, IsADirectoryError) if kind == "folder" else FeatureError
-    told = []
+    messages = []
     for act in ACTS.values():
         try:
             act(store)
         except expected as error:
-            told.append(str(error))
-    assert SECRET.strip() not in "".join(told)
+            messages.append(str(error))
+    assert SECRET.strip() not in "".join(messages)
     assert outside.read_text() == SECRET
     assert not (store.parent / "made").exists()
     for place in ("there", "here", "merged"):
@@ -101,7 +101,7 @@ def test_what_is_no_file_is_not_opened(store: Path, outside: Path, name: str, ki
             assert SECRET.encode() not in file.read_bytes()
 
 
-def test_push_says_that_a_card_is_a_link(store: Path, outside: Path) -> None:
+def test_push_reports_that_a_card_is_a_link(store: Path, outside: Path) -> None:
     plant(store / "CARD.md", "link", outside)
     with pytest.raises(FeatureError, match=r"CARD\.md: not a regular file but a link.*delete"):
         push(store, str(store.parent / "there"))

@@ -190,7 +190,7 @@ def test_files_that_are_no_manifest(tmp_path: Path) -> None:
         read(tmp_path / "empty")
 
 
-def test_parse_goes_on_after_a_bad_line(tmp_path: Path) -> None:
+def test_parse_continues_after_a_bad_line(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     good = json.dumps(Clip("a", "a.mp4", ("x",)).to_json())
     path.write_text(f"nonsense\n{good}\n")

@@ -87,9 +87,9 @@ def test_a_split_survives_five_new_clips(divided: Path, tmp_path: Path) -> None:
     before = read(divided)
     for n in range(5):
         (tmp_path / "videos" / "a" / f"new-{n}.mp4").write_bytes(b"")
-    said = avarnet("manifest", "add", divided, tmp_path / "videos")
-    assert f"5 new clips, 65 clips in {divided}" in said
-    assert f"avarnet manifest split {divided}" in said
+    output = avarnet("manifest", "add", divided, tmp_path / "videos")
+    assert f"5 new clips, 65 clips in {divided}" in output
+    assert f"avarnet manifest split {divided}" in output
     assert as_json("manifest", "split", divided)["kept"] == 60
     after = read(divided)
     assert after[:60] == before
@@ -122,10 +122,10 @@ def test_a_name_that_a_second_file_makes_longer_is_still_the_same_file(
 def test_no_split_is_erased_without_force(divided: Path, tmp_path: Path) -> None:
     before = read(divided)
     folders = ("manifest", "folders", tmp_path / "videos", "-o", divided)
-    said = " ".join(avarnet(*folders, code=1).split())
-    assert f"error: {divided} is divided already, and this would erase the split of 60" in said
-    assert "avarnet manifest add" in said
-    assert "--force" in said
+    output = " ".join(avarnet(*folders, code=1).split())
+    assert f"error: {divided} is divided already, and this would erase the split of 60" in output
+    assert "avarnet manifest add" in output
+    assert "--force" in output
     other = tmp_path / "other.jsonl"
     avarnet("manifest", "split", divided, "--no-keep", "--seed", 1, "-o", other)
     avarnet("manifest", "split", divided, "-o", other, code=1)

@@ -173,7 +173,7 @@ def test_check_finds_intervals_that_contradict_the_label(tmp_path: Path) -> None
     assert [f.line for f in found if f.kind == "label-against-intervals"] == [2, 4]
 
 
-def test_check_says_what_the_decoder_said(tmp_path: Path) -> None:
+def test_check_reports_the_decoder_s_message(tmp_path: Path) -> None:
     def broken(*_: object) -> Probed:
         raise RuntimeError("no moov")
 
@@ -198,7 +198,7 @@ def test_check_warns_of_files_that_are_too_short(tmp_path: Path) -> None:
     }
 
 
-def test_check_finds_that_there_is_nothing(tmp_path: Path) -> None:
+def test_check_of_missing_files(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_text("\n")
     (finding,) = check(tmp_path / "m.jsonl", tmp_path)
     assert (finding.severity, finding.kind) == ("error", "empty")

@@ -93,10 +93,10 @@ def camera(tmp_path: Path) -> Store:
     return Store(tmp_path / "camera")
 
 
-def test_predict_goes_by_it(run: Run, camera: Store) -> None:
-    said = avarnet("calibrate", run.path, camera.path, "--false-alarms-per-hour", 40)
+def test_predict_uses_it(run: Run, camera: Store) -> None:
+    output = avarnet("calibrate", run.path, camera.path, "--false-alarms-per-hour", 40)
     chosen = json.loads((run.path / "calibration.json").read_text())
-    assert f"alarms at scores of {chosen['threshold']:.4f} or more: {chosen['alarms']}" in said
+    assert f"alarms at scores of {chosen['threshold']:.4f} or more: {chosen['alarms']}" in output
     assert (chosen["hours"], chosen["clips"]) == (0.25, 4)
     assert chosen["low"] < chosen["alarms"] / 0.25 < chosen["high"]
     # an exact Poisson interval (Garwood 1936) of ten events is 4.80 to 18.39
@@ -117,9 +117,9 @@ def test_predict_goes_by_it(run: Run, camera: Store) -> None:
 
 def test_what_cannot_be_calibrated(run: Run, camera: Store, tmp_path: Path) -> None:
     command = ("calibrate", run.path, camera.path, "--false-alarms-per-hour")
-    said = avarnet(*command, 0.5, code=1)
+    output = avarnet(*command, 0.5, code=1)
     assert (
-        "0.25 hours of footage are too few for 0.5 false alarms an hour: give at least 2 " in said
+        "0.25 hours of footage are too few for 0.5 false alarms an hour: give at least 2 " in output
     )
     assert "expected more than 0" in avarnet(*command, 0, code=1)
     other = Recipe(0.25, "bf16", {"video": {"features": 4}}, {})

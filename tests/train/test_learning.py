@@ -64,7 +64,7 @@ def test_one_short_event_of_four_is_learned_from_sixty_clips(
     assert "Only 8 validation clips, of 4 classes" in found["doubts"][0]
 
 
-def test_a_start_that_learns_nothing_is_begun_again_and_told(
+def test_a_start_that_learns_nothing_is_restarted_and_reported(
     world: tuple[list[Clip], Store], tmp_path: Path
 ) -> None:
     """Labels that mean nothing: all starts stay at chance, and the best of them is kept."""
@@ -84,7 +84,7 @@ def test_a_start_that_learns_nothing_is_begun_again_and_told(
         assert weights[0] == weights[1]
 
 
-def test_an_interrupted_second_start_goes_on_as_if_it_never_stopped(
+def test_an_interrupted_second_start_resumes_as_if_it_never_stopped(
     world: tuple[list[Clip], Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("train.fitting.restarts.SAVE_SECONDS", -1.0)
@@ -104,7 +104,9 @@ def test_an_interrupted_second_start_goes_on_as_if_it_never_stopped(
     assert not list(resumed.path.glob("checkpoint-*"))
 
 
-def test_a_training_that_diverges_says_so(world: tuple[list[Clip], Store], tmp_path: Path) -> None:
+def test_a_training_that_diverges_is_reported(
+    world: tuple[list[Clip], Store], tmp_path: Path
+) -> None:
     with pytest.raises(TrainError, match=r"diverged in epoch 1 .*lower learning_rate, .* 1e\+30"):
         train_run(*world, tmp_path / "run", replace(TINY, learning_rate=1e30))
 

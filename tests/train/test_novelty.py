@@ -31,8 +31,8 @@ def drawn(rng: np.random.Generator, recordings: int, each: int = 1) -> np.ndarra
 
 def novelty(known: KnownClips, means: np.ndarray) -> list[float]:
     """Return that of clips of one snippet each."""
-    there = {"video": np.ones(1, bool)}
-    clips = [Features({"video": m[None].astype(np.float16)}, there, 0.25, 0.25) for m in means]
+    valid = {"video": np.ones(1, bool)}
+    clips = [Features({"video": m[None].astype(np.float16)}, valid, 0.25, 0.25) for m in means]
     return [value for clip in clips if (value := known.novelty(clip, {})) is not None]
 
 
@@ -63,7 +63,7 @@ def test_of_few_recordings_the_largest_distance_is_the_threshold() -> None:
 
 
 @pytest.mark.parametrize(("recordings", "each"), [(20, 1), (20, 6), (150, 1), (100, 3)])
-def test_how_often_a_clip_like_them_is_said_to_be_unlike(recordings: int, each: int) -> None:
+def test_the_rate_of_false_reports_of_novelty(recordings: int, each: int) -> None:
     """Clips of new recordings, over many sets: not more often than is stated, and not never."""
     rng = np.random.default_rng(recordings + each)
     rates, stated = [], 0.0
@@ -87,9 +87,9 @@ def test_streams_that_clips_lack() -> None:
     )
     assert known is not None
 
-    def of(there: tuple[bool, bool], shift: float) -> float | None:
+    def of(has: tuple[bool, bool], shift: float) -> float | None:
         rows = {"video": video[:1] + 0.1, "audio": audio[1:2] + shift}
-        valid = {n: np.full(1, own) for n, own in zip(rows, there, strict=True)}
+        valid = {n: np.full(1, own) for n, own in zip(rows, has, strict=True)}
         streams = {n: r.astype(np.float16) for n, r in rows.items()}
         return known.novelty(Features(streams, valid, 0.25, 0.25), {})
 
@@ -127,7 +127,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train_run(divided, Store(path / "store"), path / "run", config)
 
 
-def test_predict_says_so(run: Run, tmp_path: Path) -> None:
+def test_predict_reports_novelty(run: Run, tmp_path: Path) -> None:
     clips = {"usual": clip(0, 1000), "from elsewhere": clip(0, 1001, shift=4)}
     pack(tmp_path / "new", clips.items(), RECIPE)
     usual, other = as_json("predict", run.path, "--store", tmp_path / "new")
@@ -135,8 +135,8 @@ def test_predict_says_so(run: Run, tmp_path: Path) -> None:
         usual, other = other, usual
     assert (usual["unlike_training"], other["unlike_training"]) == (False, True)
     assert usual["novelty"] < 1 < other["novelty"]
-    said = avarnet("predict", run.path, "from elsewhere", "--store", tmp_path / "new")
-    assert f"unlike anything in training: {other['novelty']:.1f} times as far" in said
+    output = avarnet("predict", run.path, "from elsewhere", "--store", tmp_path / "new")
+    assert f"unlike anything in training: {other['novelty']:.1f} times as far" in output
     assert "unlike" not in avarnet("predict", run.path, "usual", "--store", tmp_path / "new")
     page = tmp_path / "page.html"
     predicted = Predictor(run)(clips["from elsewhere"])

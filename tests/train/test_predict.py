@@ -77,13 +77,13 @@ def test_the_validation_chooses_what_an_interval_is(
     assert run.chosen["clips"] == len(run.splits[0].val)
     predictor = Predictor(Run.load(run.path))
     for clip_id in run.splits[0].test:
-        said = predictor(world[1][clip_id])
-        assert bool(said.intervals) == (run.labels[clip_id] == "Crash")
-        assert all(a.label == "Crash" for a in said.intervals)
-        assert all(0 <= a.start < a.end <= world[1][clip_id].duration for a in said.intervals)
+        prediction = predictor(world[1][clip_id])
+        assert bool(prediction.intervals) == (run.labels[clip_id] == "Crash")
+        assert all(a.label == "Crash" for a in prediction.intervals)
+        assert all(0 <= a.start < a.end <= world[1][clip_id].duration for a in prediction.intervals)
 
 
-def test_a_stream_that_is_taken_away_says_nothing(run: Run) -> None:
+def test_a_removed_stream_has_no_influence(run: Run) -> None:
     loud = clip(12, 1, loud=True)
     mute = replace(loud, valid={**loud.valid, "audio": np.zeros(12, bool)})
     predictor = Predictor(run)
@@ -98,8 +98,8 @@ def test_without_a_normal_class_there_are_no_intervals(
     names = {"Normal": "calm", "Crash": "crash"}
     clips = [replace(c, labels=(names[c.label],)) for c in world[0]]
     run = train_run(clips, world[1], tmp_path / "run", Config(channels=8, epochs=1))
-    said = Predictor(run)(clip(12, 1))
-    assert (run.normal, said.anomaly, said.intervals) == (None, None, [])
+    prediction = Predictor(run)(clip(12, 1))
+    assert (run.normal, prediction.anomaly, prediction.intervals) == (None, None, [])
     named = train_run(
         clips, world[1], tmp_path / "named", Config(channels=8, epochs=1, normal="calm")
     )

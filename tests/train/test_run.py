@@ -57,7 +57,7 @@ def run(world: tuple[list[Clip], Store], tmp_path_factory: pytest.TempPathFactor
     return train_run(*world, tmp_path_factory.mktemp("runs") / "run", SMALL)
 
 
-def test_it_learns_what_there_is_to_learn(world: tuple[list[Clip], Store], run: Run) -> None:
+def test_it_learns_what_can_be_learned(world: tuple[list[Clip], Store], run: Run) -> None:
     result = evaluate_run(run, world[1])
     assert result["held_out"] == "test"
     assert result["model"]["clips"] == sum(clip.split == "test" for clip in world[0])
@@ -255,12 +255,12 @@ def test_options_win_over_the_file(tmp_path: Path) -> None:
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
 @settings(max_examples=25, deadline=None)
 def test_metrics_are_those_of_scikit_learn(pairs: list[tuple[int, int]]) -> None:
-    truth, said = np.array(pairs).T
+    truth, predicted = np.array(pairs).T
     ours = recognition(
-        truth, np.eye(4, dtype=np.float32)[said], ["a", "b", "c", "d"], np.arange(len(truth))
+        truth, np.eye(4, dtype=np.float32)[predicted], ["a", "b", "c", "d"], np.arange(len(truth))
     )
-    theirs = precision_recall_fscore_support(truth, said, average="macro", zero_division=0)
-    assert ours["accuracy"]["value"] == pytest.approx(accuracy_score(truth, said))
+    theirs = precision_recall_fscore_support(truth, predicted, average="macro", zero_division=0)
+    assert ours["accuracy"]["value"] == pytest.approx(accuracy_score(truth, predicted))
     for name, value in zip(("precision", "recall", "f1"), theirs[:3], strict=True):
         assert ours[name]["value"] == pytest.approx(value)
     assert np.sum(ours["confusion"]) == len(pairs)

@@ -37,7 +37,7 @@ def part(whole: Features, length: int) -> Features:
     return replace(
         whole,
         streams={name: rows[:length] for name, rows in whole.streams.items()},
-        valid={name: there[:length] for name, there in whole.valid.items()},
+        valid={name: valid[:length] for name, valid in whole.valid.items()},
     )
 
 
@@ -46,7 +46,7 @@ def scores(scorer: LiveScorer, whole: Features) -> np.ndarray:
         [
             scorer(
                 {name: rows[t] for name, rows in whole.streams.items()},
-                {name: bool(there[t]) for name, there in whole.valid.items()},
+                {name: bool(valid[t]) for name, valid in whole.valid.items()},
             )
             for t in range(len(whole.streams["video"]))
         ]

@@ -63,7 +63,9 @@ def accuracies(world: tuple[list[Clip], Store], path: Path, **settings: object) 
     return [found[who]["accuracy"]["value"] for who in ("model", "linear")]
 
 
-def test_only_the_fused_sequence_tells(world: tuple[list[Clip], Store], tmp_path: Path) -> None:
+def test_only_the_fused_sequence_is_informative(
+    world: tuple[list[Clip], Store], tmp_path: Path
+) -> None:
     fused, linear = accuracies(world, tmp_path / "fused")
     assert fused >= 0.95
     assert linear < 0.65  # chance is 0.5 with a standard deviation of 0.035

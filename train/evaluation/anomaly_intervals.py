@@ -84,7 +84,7 @@ class Hysteresis:
         anomalous: Sequence[bool],
         snippet_seconds: float,
     ) -> tuple[Hysteresis, dict[str, Any]]:
-        """Choose the settings by which clips with and without anomaly are told apart the best.
+        """Choose the settings by which clips with and without anomaly are separated best.
 
         Of all clips only that is known, so an interval is right if its clip is anomalous. Between
         settings that tell clips apart equally well, the one is taken whose intervals divide all
@@ -159,5 +159,5 @@ def _stretches(
     """Return the first snippets and the last ones + 1 of where (T,) is `low`, and once `high`."""
     first, last = stretches_above(scores, low).T
     peaks = np.array([]) if not len(first) else np.maximum.reduceat(scores, first)
-    # reduceat goes on to the next stretch; what lies between is lower than any peak
+    # reduceat extends to the next stretch; what lies between is lower than any peak
     return first[peaks >= high], last[peaks >= high]

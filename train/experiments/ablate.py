@@ -211,7 +211,7 @@ def _flops(model: torch.nn.Module, inputs: Inputs) -> int:
     counter = FlopCounterMode(display=False)
     # the fused LSTM of oneDNN hides its products from the counter
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "TF32 acceleration")  # said of any change of the flags
+        warnings.filterwarnings("ignore", "TF32 acceleration")  # comes with any change of the flags
         with torch.backends.mkldnn.flags(enabled=False), counter:
             model(*inputs)
     return int(counter.get_total_flops())

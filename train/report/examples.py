@@ -96,7 +96,7 @@ def examples(
 
 
 def _mistakes(run: Run, evaluation: Evaluation) -> list[Examples]:
-    """Return the most confident mistakes of recognition, each with what is said of it."""
+    """Return the most confident mistakes of recognition, each with its caption."""
     wrong = [c for c in evaluation.clips if c.predicted != c.label]
     wrong.sort(key=lambda clip: -clip.probabilities.max())
     shown = []

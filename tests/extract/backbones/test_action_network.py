@@ -115,9 +115,9 @@ def test_as_a_stream(tmp_path: Path) -> None:
     assert brief.valid["action"].tolist() == [True, True]
     # windows of 0.4 s at the ends lie within the clip, so those of the first two snippets differ
     assert not np.array_equal(*found.streams["action"][:2])
-    with pytest.raises(ValueError, match="action looks at frames after its snippet"):
+    with pytest.raises(ValueError, match="action reads frames after its snippet"):
         make_recipe(only=[action], live=True)
-    with pytest.raises(WeightsError, match="action looks at frames after its snippet"):
+    with pytest.raises(WeightsError, match="action reads frames after its snippet"):
         next(iter(live_snippets(str(video), recipe)))
 
 

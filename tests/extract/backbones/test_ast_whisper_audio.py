@@ -39,8 +39,8 @@ def ast_columns(model: Any, folder: Path, sound: Array, layer: int | None = None
     extractor = transformers.ASTFeatureExtractor.from_pretrained(folder)
     given = extractor(sound, sampling_rate=SECOND, return_tensors="pt").input_values
     with torch.inference_mode():
-        said = model(given, output_hidden_states=True)
-    tokens = said.last_hidden_state if layer is None else said.hidden_states[layer]
+        result = model(given, output_hidden_states=True)
+    tokens = result.last_hidden_state if layer is None else result.hidden_states[layer]
     bands, columns = (32 - 16) // 10 + 1, (given.shape[1] - 16) // 10 + 1
     patches = tokens[0, 2:].numpy()
     assert len(patches) == bands * columns
@@ -52,8 +52,8 @@ def whisper_frames(model: Any, folder: Path, sound: Array, layer: int | None = N
     extractor = transformers.WhisperFeatureExtractor.from_pretrained(folder)
     given = extractor(sound, sampling_rate=SECOND, return_tensors="pt").input_features
     with torch.inference_mode():
-        said = model.get_encoder()(given, output_hidden_states=True)
-    tokens = said.last_hidden_state if layer is None else said.hidden_states[layer]
+        result = model.get_encoder()(given, output_hidden_states=True)
+    tokens = result.last_hidden_state if layer is None else result.hidden_states[layer]
     return np.asarray(tokens[0])
 
 

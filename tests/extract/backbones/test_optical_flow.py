@@ -27,7 +27,7 @@ def moving(path: Path, right: int, down: int) -> Path:
 @pytest.mark.parametrize(
     ("right", "down", "direction"), [(2, 0, RIGHT), (-2, 0, LEFT), (0, 2, DOWN), (0, -2, UP)]
 )
-def test_motion_goes_where_it_goes(
+def test_direction_of_motion(
     sound_model: str, tmp_path: Path, right: int, down: int, direction: int
 ) -> None:
     recipe = make_recipe("mobilevit_xxs", sound_model, weights="random", further=["flow"])
@@ -46,7 +46,7 @@ def test_motion_goes_where_it_goes(
 
 
 def test_flow_needs_snippets_that_hold_both_frames(sound_model: str) -> None:
-    with pytest.raises(ValueError, match=r"flow looks at frames 0\.1 s apart"):
+    with pytest.raises(ValueError, match=r"flow reads frames 0\.1 s apart"):
         make_recipe("mobilevit_xxs", sound_model, "random", snippet_seconds=0.08, further=["flow"])
 
 
@@ -143,11 +143,11 @@ def test_how_its_sound_is_cut_is_part_of_the_recipe() -> None:
     assert live.streams["loud"]["trailing_seconds"] == 1
 
 
-def test_a_backbone_that_is_not_there(sound_model: str) -> None:
+def test_an_unknown_backbone(sound_model: str) -> None:
     with pytest.raises(WeightsError, match=r"no backbone 'depth'.* flow, timm, transformers"):
         make_recipe("mobilevit_xxs", sound_model, "random", further=["depth"])
 
 
 def test_a_backbone_that_needs_more_than_its_name(sound_model: str) -> None:
-    with pytest.raises(WeightsError, match=r"'timm' must be told its 'name'.*--video-model"):
+    with pytest.raises(WeightsError, match=r"'timm' needs its 'name'.*--video-model"):
         make_recipe("mobilevit_xxs", sound_model, "random", further=["timm"])

@@ -67,11 +67,11 @@ def test_any_encoder_and_its_hidden_layers(tmp_path: Path, kind: str, layers: st
     network = AudioBackbone(source, CPU, "fp32")
     values = network.extractor(noise(8000), sampling_rate=16_000, return_tensors="pt").input_values
     with torch.inference_mode():
-        said = model(values, output_hidden_states=True)
+        result = model(values, output_hidden_states=True)
     chosen = {"1": [1], "1,3": [1, 3], "mean": [1, 2, 3]}.get(layers)
-    expected = said.last_hidden_state[0]
+    expected = result.last_hidden_state[0]
     if chosen:
-        expected = torch.stack([said.hidden_states[n][0] for n in chosen]).mean(0)
+        expected = torch.stack([result.hidden_states[n][0] for n in chosen]).mean(0)
     assert np.allclose(network(noise(8000)[None]), expected.numpy(), atol=1e-5)
     assert network.recipe["model"] == model.config.model_type
     assert network.recipe["layer"] == (
@@ -80,7 +80,7 @@ def test_any_encoder_and_its_hidden_layers(tmp_path: Path, kind: str, layers: st
 
 
 @pytest.mark.parametrize("layers", ["0", "3", "2-1", "1-9", "first", "1,", "-1", ""])
-def test_layers_that_are_not_there(sound_model: str, layers: str) -> None:
+def test_layers_that_do_not_exist(sound_model: str, layers: str) -> None:
     with pytest.raises(WeightsError, match="numbers from 1 to 2"):
         AudioBackbone({"name": sound_model, "weights": "random", "layers": layers}, CPU, "fp32")
 

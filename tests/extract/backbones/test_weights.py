@@ -400,7 +400,7 @@ def test_seeded_random_weights_are_never_pretrained(
 ) -> None:
     save_wav2vec2(tmp_path)
     settings = make(tmp_path)
-    with pytest.raises(WeightsError, match=r"said to be pretrained, but are those .* random gives"):
+    with pytest.raises(WeightsError, match=r"as pretrained, but are those .* random gives"):
         make_recipe("mobilevit_xxs", **settings)
 
 
@@ -415,8 +415,8 @@ def test_a_file_in_half_precision(dtype: torch.dtype, tmp_path: Path) -> None:
 
 def halved(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
     model.to(dtype).save_pretrained(folder)  # type: ignore[operator]
-    said = json.loads((folder / "config.json").read_text())
-    assert said["dtype"] == str(dtype).removeprefix("torch.")
+    result = json.loads((folder / "config.json").read_text())
+    assert result["dtype"] == str(dtype).removeprefix("torch.")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -437,9 +437,7 @@ def test_half_precision_becomes_single(dtype: torch.dtype, tmp_path: Path) -> No
     assert np.isfinite(eyes([np.full((32, 32, 3), 90, np.uint8)])).all()
 
 
-def test_settings_that_are_absent_are_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_absent_settings_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_wav2vec2(tmp_path)
     source = f"clip={tmp_path / 'clip'}"
     save_clip(tmp_path / "clip")
@@ -449,10 +447,10 @@ def test_settings_that_are_absent_are_said(
     assert Recipe.from_json(recipe.to_json()).source == recipe.source
     (tmp_path / "clip" / "preprocessor_config.json").unlink()
     Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(tmp_path)
-    said = make_recipe(audio_model=str(tmp_path), only=["audio", source])
-    assert "224" in said.source["clip"]["assumed"]
-    assert "assumed" not in said.source["audio"]
-    assert said.streams["audio"] == recipe.streams["audio"]
+    made = make_recipe(audio_model=str(tmp_path), only=["audio", source])
+    assert "224" in made.source["clip"]["assumed"]
+    assert "assumed" not in made.source["audio"]
+    assert made.streams["audio"] == recipe.streams["audio"]
     warn_of_assumptions(recipe)
     heard = " ".join(capsys.readouterr().err.split())
     assert re.search(

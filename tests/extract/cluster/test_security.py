@@ -126,13 +126,15 @@ def running(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Running]
 
 
 def extracted(cluster: Cluster, tmp_path: Path) -> tuple[int, str]:
-    """Extract a clip, and return how many were, and all that was said."""
+    """Extract a clip, and return how many were, and all that was printed."""
     folder = Path(tempfile.mkdtemp(dir=tmp_path))
     (folder / "0.mp4").write_text("")
-    said: list[str] = []
+    output: list[str] = []
     task = Task("0", folder / "0.mp4")
-    summary = extract([task], folder / "s", RECIPE, cluster=cluster, make=Instant, say=said.append)
-    return len(summary.extracted), "\n".join(said)
+    summary = extract(
+        [task], folder / "s", RECIPE, cluster=cluster, make=Instant, say=output.append
+    )
+    return len(summary.extracted), "\n".join(output)
 
 
 @pytest.mark.parametrize("running", [True], indirect=True)
@@ -140,9 +142,9 @@ def test_a_running_cluster_with_tls(
     running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = {"tls_ca": running.ca, "tls_cert": running.ca, "tls_key": running.key}
-    number, said = extracted(Cluster(running.address, **mine), tmp_path)
+    number, output = extracted(Cluster(running.address, **mine), tmp_path)
     assert number == 1
-    assert "no TLS" not in said
+    assert "no TLS" not in output
     assert attacked(running.address) == ["refused"] * 4
     # another one's certificate is refused, and none at all is an error that says what to give
     other = Security.temporary()
@@ -166,9 +168,9 @@ def test_a_running_cluster_with_tls(
 
 @pytest.mark.parametrize("running", [False], indirect=True)
 def test_a_running_cluster_without_tls(running: Running, tmp_path: Path) -> None:
-    number, said = extracted(Cluster(running.address), tmp_path)
+    number, output = extracted(Cluster(running.address), tmp_path)
     assert number == 1
-    assert f"{running.address} has no TLS: whoever reaches its ports" in said
+    assert f"{running.address} has no TLS: whoever reaches its ports" in output
     assert "CONNECTED" in attacked(running.address)  # the attack is one
 
 

@@ -106,7 +106,7 @@ def test_jobs_that_do_not_reach_this_machine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("extract.cluster.batch_system.SILENCE", silence)
-    monkeypatch.setattr("extract.cluster.batch_system.LOOK", 0.2)
+    monkeypatch.setattr("extract.cluster.batch_system.POLL_SECONDS", 0.2)
     assert cluster.config is not None
     site = tmp_path / "site.toml"
     site.write_text(
@@ -115,12 +115,12 @@ def test_jobs_that_do_not_reach_this_machine(
     )
     with pytest.raises(ClusterError, match=what) as caught:
         extract(tasks, tmp_path / "s", RECIPE, cluster=replace(cluster, config=site), make=Instant)
-    said = str(caught.value)
-    assert "at tls://127.0.0.1:" in said
-    assert "--interface NAME (there are lo" in said
+    message = str(caught.value)
+    assert "at tls://127.0.0.1:" in message
+    assert "--interface NAME (there are lo" in message
     if silence:
-        assert re.search(r"log, /\S+/dask-worker-\d+\.err:\n(  .*\n)+", said)
-        assert "Timed out starting worker" in said
+        assert re.search(r"log, /\S+/dask-worker-\d+\.err:\n(  .*\n)+", message)
+        assert "Timed out starting worker" in message
 
 
 def test_a_cancelled_job(cluster: Cluster, tasks: list[Task], tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ def test_a_raw_stream_cannot_be_watched(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "codec", "said"),
+    ("name", "codec", "message"),
     [
         ("a.h264", "-c:v libx264", "raw h264 stream: 150 frames without times.*-framerate 25 "),
         ("a.264", "-c:v libx264 -bf 0", "raw h264 stream: 150 frames without times"),
@@ -225,9 +225,9 @@ def test_a_raw_stream_cannot_be_watched(tmp_path: Path) -> None:
         ("a.mjpeg", "-c:v mjpeg", "raw mjpeg stream: 150 frames without times.*-framerate RATE "),
     ],
 )
-def test_a_raw_stream_says_what_it_is(tmp_path: Path, name: str, codec: str, said: str) -> None:
+def test_a_raw_stream_is_refused(tmp_path: Path, name: str, codec: str, message: str) -> None:
     path = record(tmp_path / name, *shlex.split(codec), "-an")
-    with pytest.raises(ClipError, match=said) as refused:
+    with pytest.raises(ClipError, match=message) as refused:
         probe(path)
     # the way out is one: it makes a file that is read, with each frame in its place
     words = shlex.split(str(refused.value).partition(": ffmpeg ")[2].replace("RATE", "25"))

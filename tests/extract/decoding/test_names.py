@@ -46,18 +46,18 @@ class Files:
 def read(video: Path, audio: Path | None = None) -> dict[str, Any]:
     """Return all that the reading process says of a clip."""
     reader = Reader()
-    said: dict[str, Any] = {"frames": [], "sound": []}
+    messages: dict[str, Any] = {"frames": [], "sound": []}
     for _, message in reader.read([Files(video, audio)], 0.25, PREPARE):
         if isinstance(message, Begin):
-            said["begin"] = message
+            messages["begin"] = message
         elif isinstance(message, Frame):
-            said["frames"].append(message.pixels)
+            messages["frames"].append(message.pixels)
         elif isinstance(message, Sound):
-            said["sound"].append(message.samples)
+            messages["sound"].append(message.samples)
         else:
-            said["end"] = message
+            messages["end"] = message
     reader.close()
-    return {**said, "sound": np.concatenate(said["sound"] or [np.zeros(0, np.float32)])}
+    return {**messages, "sound": np.concatenate(messages["sound"] or [np.zeros(0, np.float32)])}
 
 
 @pytest.fixture
@@ -75,11 +75,11 @@ def test_a_clip_reads_the_same_under_any_name(plain: Path) -> None:
         relative = Path(name)
         relative.parent.mkdir(exist_ok=True)
         shutil.copy(plain, relative)
-        said = read(relative)
-        assert said["end"] == expected["end"], name
-        assert said["begin"] == expected["begin"], name
-        assert np.array_equal(said["frames"], expected["frames"]), name
-        assert np.array_equal(said["sound"], expected["sound"]), name
+        received = read(relative)
+        assert received["end"] == expected["end"], name
+        assert received["begin"] == expected["begin"], name
+        assert np.array_equal(received["frames"], expected["frames"]), name
+        assert np.array_equal(received["sound"], expected["sound"]), name
         assert footage(relative) == footage(plain) > 0.9
         assert probe(relative).duration == probe(plain).duration
 
@@ -93,10 +93,10 @@ def test_long_and_separate_sound_under_any_name(
     # libsndfile takes a file of this name for standard input, which is the requests' here
     shutil.copy("12:30:00.wav", "-")
     for audio in (None, Path("12:30:00.wav"), Path("-")):
-        said = read(Path("12:30:00.mp4"), audio)
-        assert isinstance(said["end"], End)
-        assert not said["end"].sound_damaged
-        assert np.array_equal(said["sound"], tone), audio
+        received = read(Path("12:30:00.mp4"), audio)
+        assert isinstance(received["end"], End)
+        assert not received["end"].sound_damaged
+        assert np.array_equal(received["sound"], tone), audio
     os.remove("12:30:00.wav")
     monkeypatch.setattr(sound_file, "LONG_SOUND", 0.0)  # PyAV reads it, block by block
     blocks = []
@@ -132,13 +132,13 @@ def test_a_name_that_is_no_text_is_named(plain: Path) -> None:
     with pytest.raises(ClipError, match=r"not Unicode text; rename the file: \\xff\.mp4"):
         probe(strange)
     assert footage(strange) == 0.0
-    said = read(strange)["end"]
-    assert isinstance(said, Failed)
-    assert "rename the file" in said.reason
+    received = read(strange)["end"]
+    assert isinstance(received, Failed)
+    assert "rename the file" in received.reason
 
 
 @pytest.mark.parametrize("name", ["12:30:00", "a::b", "file:x", "data:x", "http-team"])
-def test_a_store_goes_to_a_folder_of_any_name(
+def test_a_store_in_a_folder_of_any_name(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -113,13 +113,13 @@ def test_a_click_and_a_flash_are_where_ffmpeg_puts_them(
     expected = np.array(peaks(theirs, [origin + instant for instant in INSTANTS])) - origin
     clicks = np.array(peaks(found.sound, list(INSTANTS)))
     assert clicks == pytest.approx(expected, abs=NEAR, nan_ok=True)
-    there = [not (kind == "late" and instant < LATE) for instant in INSTANTS]
+    valid = [not (kind == "late" and instant < LATE) for instant in INSTANTS]
     if (name, kind) in CANNOT_SAY:
-        assert np.isnan(expected[there]).any()  # once it can say so, it is no exception
+        assert np.isnan(expected[valid]).any()  # once it can say so, it is no exception
         return
-    assert np.isfinite(expected).tolist() == there
+    assert np.isfinite(expected).tolist() == valid
     # encoders' delays that AVI and old demultiplexers do not know of are some 25 ms
-    assert np.abs(clicks - INSTANTS)[there].max() < 0.03
+    assert np.abs(clicks - INSTANTS)[valid].max() < 0.03
     assert not found.damaged
     assert ("SOUND_GAP" in found.flags) == (kind == "hole")
     begins, ends = found.runs[0][0], found.runs[-1][1]
@@ -315,7 +315,7 @@ def test_a_track_without_packets_is_no_sound(
     assert not probe(path).has_sound
 
 
-def test_a_track_that_begins_after_all_that_is_looked_at(tmp_path: Path) -> None:
+def test_a_track_that_begins_after_what_is_probed(tmp_path: Path) -> None:
     """FFmpeg opens a file without knowing when such a track begins."""
     path, tone = tmp_path / "a.mkv", tmp_path / "tone.wav"
     soundfile.write(tone, clicks()[: 2 * SOUND_RATE], SOUND_RATE)

@@ -274,7 +274,7 @@ def test_a_running_cluster(running: Running, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("gone", ["worker", "scheduler"])
-def test_a_running_cluster_goes_away(
+def test_a_running_cluster_disappears(
     running: Running, gone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("extract.job.dispatcher.CHECK_SECONDS", 0.5)

@@ -109,29 +109,29 @@ def test_another_disk_at_the_stores_path(site: Site, tmp_path: Path) -> None:
     with pytest.raises(ClusterError) as caught:
         extract(some, store, RECIPE, cluster=Cluster(site.address), make=Instant)
     took = time.monotonic() - began
-    said = str(caught.value)
-    assert f"worker blind on {platform.node()}: it does not see the store {store}" in said
-    assert "there is no such folder" in said
-    assert "6 of 6 clips are not extracted" in said
+    message = str(caught.value)
+    assert f"worker blind on {platform.node()}: it does not see the store {store}" in message
+    assert "there is no such folder" in message
+    assert "6 of 6 clips are not extracted" in message
     assert took < 200  # it waited 300 s before, and made a store of its own then
     assert complete(store, 0)
     assert not (store / FAILURES).exists()
     with site.client() as client:
-        (there,) = client.run(os.listdir, str(tmp_path / "disk")).values()
-    assert there == []  # it has made no store on the other disk
+        (files,) = client.run(os.listdir, str(tmp_path / "disk")).values()
+    assert files == []  # it has made no store on the other disk
     # with a worker that sees it, the other's clips are done by this one
     site.worker("seeing")
-    said_then: list[str] = []
+    later_output: list[str] = []
     with site.client() as client:
         client.wait_for_workers(2)
     summary = extract(
-        some, store, RECIPE, cluster=Cluster(site.address), make=Instant, say=said_then.append
+        some, store, RECIPE, cluster=Cluster(site.address), make=Instant, say=later_output.append
     )
     assert sorted(summary.extracted) == [str(n) for n in range(6)]
     assert complete(store, 6)
     assert (summary.left, summary.failed) == ([], {})
     assert all("worker blind" in problem for problem in summary.workers_without_access)
-    assert [line for line in said_then if "tried on other workers" in line] == [
+    assert [line for line in later_output if "tried on other workers" in line] == [
         f"{problem}. Its clips are tried on other workers"
         for problem in summary.workers_without_access
     ]
@@ -149,10 +149,10 @@ def test_videos_that_a_worker_does_not_see_are_no_failures_of_theirs(
     site.worker("blind", disk)
     with pytest.raises(ClusterError) as caught:
         extract(some, store, RECIPE, cluster=Cluster(site.address), make=Instant)
-    said = str(caught.value)
-    assert f"worker blind on {platform.node()}: it does not see {disk / 'v'}/" in said
-    assert "(no such file or directory); this machine does" in said
-    assert "5 of 11 clips are not extracted, and 5 are" in said
+    message = str(caught.value)
+    assert f"worker blind on {platform.node()}: it does not see {disk / 'v'}/" in message
+    assert "(no such file or directory); this machine does" in message
+    assert "5 of 11 clips are not extracted, and 5 are" in message
     assert set(Store(store)) == {task.clip_id for task in plain}
     failures = (store / FAILURES).read_text()
     assert failures.count("\n") == 1
@@ -180,10 +180,10 @@ def test_a_worker_with_another_version_is_refused(site: Site, tmp_path: Path) ->
     some = tasks(tmp_path / "v", 2)
     with pytest.raises(ClusterError) as caught:
         extract(some, tmp_path / "s", RECIPE, cluster=Cluster(site.address), make=Instant)
-    said = str(caught.value)
-    assert "has avarnet 9.8.7 (version 2 of the reading code)" in said
-    assert "and this machine has avarnet " in said
-    assert platform.node() in said
+    message = str(caught.value)
+    assert "has avarnet 9.8.7 (version 2 of the reading code)" in message
+    assert "and this machine has avarnet " in message
+    assert platform.node() in message
     assert len(Store(tmp_path / "s")) == 0
 
 

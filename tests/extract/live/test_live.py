@@ -232,7 +232,7 @@ def test_a_source_without_a_picture(recipe: Recipe, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9/live", "127.0.0.1:9/live?token=hunter2"])
-def test_the_password_of_a_camera_is_not_told(live: Recipe, address: str) -> None:
+def test_the_password_of_a_camera_is_not_shown(live: Recipe, address: str) -> None:
     with pytest.raises(ClipError, match=r"rtsp://\*\*\*@127\.0\.0\.1:9/live.* cannot be") as caught:
         next(live_snippets(f"rtsp://admin:hunter2@{address}", live, "cpu"))
     assert "hunter2" not in str(caught.value)

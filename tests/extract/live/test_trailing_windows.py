@@ -30,7 +30,7 @@ def network(sound_model: str) -> AudioBackbone:
 
 
 @pytest.mark.parametrize("first", [0, 5_000])
-def test_a_row_is_what_the_network_says_of_its_window_alone(
+def test_a_row_is_the_network_s_output_for_its_window_alone(
     network: AudioBackbone, first: int
 ) -> None:
     sound = noise(90_000)
@@ -99,7 +99,7 @@ def test_every_row_has_its_own_sound_in_any_blocks(snippets: int, late: int, blo
     assert network.batches == alone + [(16, 16_000)] * full + [(rest, 16_000)] * (rest > 0)
 
 
-def test_long_snippets_are_heard_whole() -> None:
+def test_long_snippets_are_covered_whole() -> None:
     network = Recorder(2.0)
     heard = TrailingWindows(network, 3, 2.0)
     heard.add(0, np.arange(96_000).astype(np.float32))
@@ -123,7 +123,9 @@ def test_little_sound_is_kept() -> None:
         assert len(heard._pending) < 16
 
 
-def test_a_recipe_says_so(recipe: Recipe, sound_model: str, tmp_path: Path) -> None:
+def test_trailing_windows_are_in_the_recipe(
+    recipe: Recipe, sound_model: str, tmp_path: Path
+) -> None:
     live = make_recipe("mobilevit_xxs", sound_model, weights="random", live=True)
     changed = [line.split(":")[0] for line in live.differences(recipe)]
     assert changed == [f"streams.audio.{n}_seconds" for n in ("overlap", "trailing", "window")]

@@ -54,7 +54,7 @@ def fingerprint_of(recipe: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def test_checksums_are_what_it_says(path: Path) -> None:
+def test_checksums_are_as_documented(path: Path) -> None:
     fingerprint, content = path.stem.split("-")
     assert content == hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     with h5py.File(path, locking=False) as shard:

@@ -149,10 +149,10 @@ def test_webdataset_shards_are_the_same_every_time(tmp_path: Path) -> None:
     assert files_below(tmp_path / "one") == files_below(tmp_path / "two")
 
 
-def test_webdataset_cannot_tell_case(tmp_path: Path) -> None:
+def test_webdataset_ignores_case(tmp_path: Path) -> None:
     recipe = Recipe(0.25, "fp32", {"RGB": {"features": 1}, "rgb": {"features": 1}})
-    rows, there = np.ones((2, 1), np.float16), np.ones(2, bool)
-    both = Features({"RGB": rows, "rgb": rows}, {"RGB": there, "rgb": there}, 0.25, 0.5)
+    rows, valid = np.ones((2, 1), np.float16), np.ones(2, bool)
+    both = Features({"RGB": rows, "rgb": rows}, {"RGB": valid, "rgb": valid}, 0.25, 0.5)
     pack(tmp_path / "store", [("a", both)], recipe)
     with pytest.raises(FeatureError, match="differ by case only"):
         export_webdataset(Store(tmp_path / "store"), tmp_path / "tars")
@@ -198,18 +198,18 @@ def test_shards_keep_to_their_size(
     for tar in (path / "tars").iterdir():
         alone = len(list(webdataset.WebDataset(str(tar), shardshuffle=False))) == 1
         assert alone or tar.stat().st_size <= shard_bytes
-    held: list[str] = []
+    exported: list[str] = []
     for file in (path / "tensors").iterdir():
         inside = [name.removesuffix("/video") for name in load_file(file) if name[-6:] == "/video"]
         assert len(inside) == 1 or file.stat().st_size <= shard_bytes
-        held += inside
-    assert sorted(held) == sorted(clips)
+        exported += inside
+    assert sorted(exported) == sorted(clips)
 
 
 def test_headers_count_in_the_size_of_a_file(tmp_path: Path) -> None:
     recipe = Recipe(0.25, "imported", {"v": {"features": 1, "imported": '"quoted" ' * 600}})
-    rows, there = np.ones((1, 1), np.float16), np.ones(1, bool)
-    one = Features({"v": rows}, {"v": there}, 0.25, 0.123456789, source="f" * 64)
+    rows, valid = np.ones((1, 1), np.float16), np.ones(1, bool)
+    one = Features({"v": rows}, {"v": valid}, 0.25, 0.123456789, source="f" * 64)
     pack(tmp_path / "store", ((f"{n:03}", one) for n in range(200)), recipe)
     assert export_safetensors(Store(tmp_path / "store"), tmp_path / "out", 20_000) == 200
     sizes = [path.stat().st_size for path in (tmp_path / "out").iterdir()]
@@ -220,8 +220,8 @@ def test_headers_count_in_the_size_of_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("export", EXPORTS)
 def test_memory_is_bounded_by_a_shard(tmp_path: Path, export: Any) -> None:
     recipe = Recipe(0.25, "fp32", {"video": {"features": 2**13}})
-    rows, there = np.ones((2**6, 2**13), np.float16), np.ones(2**6, bool)
-    big = Features({"video": rows}, {"video": there}, 0.25, 16.0)  # a MiB
+    rows, valid = np.ones((2**6, 2**13), np.float16), np.ones(2**6, bool)
+    big = Features({"video": rows}, {"video": valid}, 0.25, 16.0)  # a MiB
     pack(tmp_path / "store", ((str(n), big) for n in range(24)), recipe)
     store = Store(tmp_path / "store")
     tracemalloc.start()

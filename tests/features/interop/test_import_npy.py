@@ -232,7 +232,7 @@ def test_crops_of_unlike_length_fail_just_that_clip(tmp_path: Path) -> None:
     assert f"{XD}__3.npy: shape (8, 4); crop 0 of the same clip has (7, 4)" in summary.failed[XD]
 
 
-def test_going_on_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_xd(tmp_path, ["a", "b", "c", "d"])
 
     def interrupt(done: int, _: int) -> None:

@@ -171,7 +171,7 @@ def test_a_folder_is_a_place_too(store: Path, tmp_path: Path) -> None:
     assert same(store, tmp_path / "laptop")
 
 
-def test_a_partial_push_to_a_folder_goes_on(store: Path, tmp_path: Path) -> None:
+def test_a_partial_push_to_a_folder_resumes(store: Path, tmp_path: Path) -> None:
     (tmp_path / "nas").mkdir()
     first = sorted(store.glob("*.h5"))[0]
     (tmp_path / "nas" / f".partial-{first.name}").write_bytes(first.read_bytes()[: 5 * MB])
@@ -179,7 +179,7 @@ def test_a_partial_push_to_a_folder_goes_on(store: Path, tmp_path: Path) -> None
     assert same(store, tmp_path / "nas")
 
 
-def test_a_partial_that_is_not_what_it_says_is_fetched_again(store: Path, tmp_path: Path) -> None:
+def test_a_partial_of_other_content_is_fetched_again(store: Path, tmp_path: Path) -> None:
     first = sorted(store.glob("*.h5"))[0]
     partial = tmp_path / "laptop" / f".partial-{first.name}"
     features.create(partial.parent, RECIPE)

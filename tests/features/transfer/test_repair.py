@@ -57,13 +57,13 @@ def test_nothing_else_is_fetched(team: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     pull(str(team), mine, ["clip-1"])
     (shard,) = mine.glob("*.h5")
-    had = set(Store(mine))
+    before = set(Store(mine))
     hurt(shard, "clip-1")
     assert pull_repair(str(team), mine).shards == [shard.name]
-    assert whole(mine, had)
+    assert whole(mine, before)
 
 
-def test_of_a_shard_that_is_not_there_the_clips_are_fetched(team: Path, tmp_path: Path) -> None:
+def test_the_clips_of_a_missing_shard_are_fetched(team: Path, tmp_path: Path) -> None:
     mine, ids = tmp_path / "mine", {"clip-1", "clip-5", "clip-11"}
     pull(str(team), mine, ids, trim=True)
     (shard,) = mine.glob("*.h5")
@@ -73,7 +73,7 @@ def test_of_a_shard_that_is_not_there_the_clips_are_fetched(team: Path, tmp_path
     assert whole(mine, ids)
 
 
-def test_a_clip_that_is_not_there_either_is_named(team: Path, tmp_path: Path) -> None:
+def test_a_clip_that_is_missing_from_both_is_named(team: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     pack(mine, CLIPS.items(), RECIPE)
     for shard in Store(team).shards:
@@ -87,7 +87,7 @@ def test_a_clip_that_is_not_there_either_is_named(team: Path, tmp_path: Path) ->
     assert whole(mine, CLIPS.keys() - {"clip-5"})
 
 
-def test_where_the_clips_are_unknown_it_says_so(team: Path, tmp_path: Path) -> None:
+def test_unknown_clips_are_reported(team: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     pull(str(team), mine)
     replaced = sorted(mine.glob("*.h5"))[0]

@@ -84,10 +84,10 @@ def test_no_byte_of_them_stays(place: Place, store: Path, tmp_path: Path) -> Non
     assert all(place.traces(clip_id) for clip_id in UNWANTED)
     others = {f.name for f in place.folder.glob("*.h5") if f.name not in place.traces(UNWANTED[0])}
     others -= set(place.traces(UNWANTED[1]))
-    said = avarnet("features", "drop", store, "--ids", tmp_path / "ids.txt", "--from", place.url)
-    assert "2 clips dropped, 1 not there" in said
-    assert "2 clips taken out of" in said
-    words = " ".join(said.split())
+    output = avarnet("features", "drop", store, "--ids", tmp_path / "ids.txt", "--from", place.url)
+    assert "2 clips dropped, 1 not there" in output
+    assert "2 clips taken out of" in output
+    words = " ".join(output.split())
     assert f"{store / 'failures.jsonl'}." in words  # which names one of them
     assert "avarnet/means" in words
     for clip_id in UNWANTED:
@@ -101,7 +101,7 @@ def test_no_byte_of_them_stays(place: Place, store: Path, tmp_path: Path) -> Non
     assert withdraw(store, place.url, UNWANTED) == []  # once more
 
 
-def test_what_a_push_that_was_cut_off_has_left_goes_too(place: Place, store: Path) -> None:
+def test_what_an_interrupted_push_has_left_is_deleted_too(place: Place, store: Path) -> None:
     push(store, place.url)
     connection = Connection(place.url)
     shard = next(file for file in store.glob("*.h5"))

@@ -42,7 +42,7 @@ def test_csv_repeated_rows_and_default_ids(tmp_path: Path) -> None:
 ANNOTATED = "path,label,start,end\na.mp4,Crash,2,4\nb.mp4,Crash,,\nc.mp4,Normal,,\nd.mp4,calm,,\n"
 
 
-def test_who_has_not_looked_does_not_say_that_nothing_happens(tmp_path: Path) -> None:
+def test_unannotated_is_not_the_same_as_no_anomaly(tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text(ANNOTATED)
     crash = ((2.0, 4.0),)

@@ -70,7 +70,7 @@ def test_folders_of_the_wrong_shape(tmp_path: Path, names: list[str], message: s
         from_folders(touch(tmp_path, *names), tmp_path)
 
 
-def test_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="no such folder"):
         from_folders(tmp_path / "nowhere", tmp_path)
 

@@ -62,8 +62,8 @@ def test_loops_end_and_each_folder_is_listed_once(tmp_path: Path) -> None:
     (videos / "c" / "e").symlink_to(tmp_path / "east")
     found = videos_below(videos)
     assert below(videos) == ["b/1.mp4", "b/deep/2.mp4", "c/3.mp4", "c/e/4.mp4", "c/e/w/5.mp4"]
-    said = {p.relative_to(videos).as_posix(): why for p, why in found.not_followed.items()}
-    assert said == {
+    not_followed = {p.relative_to(videos).as_posix(): why for p, why in found.not_followed.items()}
+    assert not_followed == {
         **dict.fromkeys(up, "a link to a folder that it is in"),
         **{"a": f"the same folder as {videos}/b", "z": f"the same folder as {videos}/b"},
         "c/side": f"the same folder as {videos}/b/deep",

@@ -34,7 +34,7 @@ def by_hand(scores: list[int], high: int, low: int, shortest: int) -> list[tuple
 
 
 @given(SCORES, st.integers(1, 10), st.integers(0, 10), st.integers(1, 4))
-def test_intervals_are_those_told_by_hand(
+def test_intervals_are_those_drawn_by_hand(
     scores: list[int], high: int, below: int, shortest: int
 ) -> None:
     low = max(1, high - below)
@@ -54,7 +54,7 @@ def test_the_class_of_an_interval_is_never_the_normal_one() -> None:
     assert found == [Anomaly(0.0, 1.0, "cry", pytest.approx(0.4))]
 
 
-def test_settings_that_tell_the_clips_apart_are_found() -> None:
+def test_settings_that_separate_the_clips_are_found() -> None:
     rng = np.random.default_rng(0)
     clips, anomalous = [], []
     for number in range(40):

@@ -26,13 +26,13 @@ def right(rng: np.random.Generator, correlation: float) -> NDArray[np.float64]:
 def coverage(groups: NDArray[np.int64], correlation: float) -> float:
     """Return how often the interval of the accuracy holds the truth."""
     rng = np.random.default_rng(0)
-    held = 0
+    covered = 0
     for _ in range(WORLDS):
         x = right(rng, correlation)
         draws = np.array([n @ x / n.sum() for n in drawn_anew(groups, DRAWS, rng)])
         low, high = interval(x.mean(), draws, groups)
-        held += low <= ACCURACY <= high
-    return held / WORLDS
+        covered += low <= ACCURACY <= high
+    return covered / WORLDS
 
 
 @pytest.mark.parametrize("correlation", [0.1, 0.2, 0.3])
@@ -45,7 +45,7 @@ def test_intervals_by_clip_would_not() -> None:
 
 
 @pytest.mark.parametrize("correlation", [0.1, 0.3])
-def test_equal_runs_are_rarely_told_apart(correlation: float) -> None:
+def test_equal_runs_rarely_differ_significantly(correlation: float) -> None:
     rng = np.random.default_rng(1)
     found = 0
     for _ in range(WORLDS):

@@ -64,7 +64,7 @@ def judged(
     return path
 
 
-def test_what_one_recording_tells_is_no_proof(tmp_path: Path) -> None:
+def test_a_difference_in_one_recording_is_not_significant(tmp_path: Path) -> None:
     """Twenty clips of one recording that only one run has right: it is as likely the other's."""
     clips = [f"c{n}" for n in range(100)]
     groups = {clip: f"recording {n // 20}" for n, clip in enumerate(clips)}
@@ -92,9 +92,9 @@ def test_a_better_run_and_an_equal_one(tmp_path: Path) -> None:
     assert compare_runs(weak, weak)["accuracy"]["p"] == 1.0
 
 
-def test_equals_are_rarely_told_apart(tmp_path: Path) -> None:
+def test_equal_runs_rarely_differ_significantly(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    told_apart = 0
+    significant = 0
     for number in range(40):
         runs = [
             judged(
@@ -103,8 +103,8 @@ def test_equals_are_rarely_told_apart(tmp_path: Path) -> None:
             )
             for side in range(2)
         ]
-        told_apart += compare_runs(*runs)["accuracy"]["p"] < 0.05
-    assert told_apart <= 6  # 2 expected
+        significant += compare_runs(*runs)["accuracy"]["p"] < 0.05
+    assert significant <= 6  # 2 expected
 
 
 def test_what_cannot_be_compared(tmp_path: Path) -> None:
@@ -172,8 +172,8 @@ def test_a_better_detector(tmp_path: Path) -> None:
     for chosen in [range(40), *np.random.default_rng(0).integers(0, 40, (DRAWS, 40))]:
         labels = np.concatenate([real[i] for i in chosen])
         values = []
-        for said in (weak, strong):
-            own = np.concatenate([np.repeat(said[i], 2) for i in chosen])
+        for predicted in (weak, strong):
+            own = np.concatenate([np.repeat(predicted[i], 2) for i in chosen])
             precision, recall, _ = precision_recall_curve(labels, own)
             values.append((auc(recall, precision), roc_auc_score(labels, own)))
         draws.append(np.subtract(values[1], values[0]))
@@ -192,15 +192,15 @@ def test_a_better_detector(tmp_path: Path) -> None:
 def test_swapped_runs_differ_the_other_way_and_a_run_not_from_itself(seed: int, tied: bool) -> None:
     rng = np.random.default_rng(seed)
     clips, truth = videos(rng, 6)
-    said = [[own.round(int(not tied)) for own in noisy(rng, truth, 0.8)] for _ in range(2)]
+    predicted = [[own.round(int(not tied)) for own in noisy(rng, truth, 0.8)] for _ in range(2)]
     with tempfile.TemporaryDirectory() as folder:
-        a, b = (detector(Path(folder, str(n)), clips, own) for n, own in enumerate(said))
+        a, b = (detector(Path(folder, str(n)), clips, own) for n, own in enumerate(predicted))
         # a run that says the same on another scale ranks the same
-        scaled = detector(Path(folder, "c"), clips, [3 * own - 1 for own in said[0]])
-        there, back = compare_runs(a, b), compare_runs(b, a)
+        scaled = detector(Path(folder, "c"), clips, [3 * own - 1 for own in predicted[0]])
+        forward, reverse = compare_runs(a, b), compare_runs(b, a)
         same = compare_runs(a, scaled)
     for name in ("ap", "roc_auc"):
-        one, other = there[name], back[name]
+        one, other = forward[name], reverse[name]
         assert one["values"] == other["values"][::-1]
         assert one["p"] == other["p"]
         d, e = one["difference"], other["difference"]
@@ -211,9 +211,9 @@ def test_swapped_runs_differ_the_other_way_and_a_run_not_from_itself(seed: int, 
         assert list(same[name]["difference"].values()) == [0, 0, 0]
 
 
-def test_equal_detectors_are_rarely_told_apart(tmp_path: Path) -> None:
+def test_equal_detectors_rarely_differ_significantly(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    told_apart = np.zeros(2)
+    significant = np.zeros(2)
     for number in range(40):
         clips, truth = videos(rng, 12)
         runs = [
@@ -221,8 +221,8 @@ def test_equal_detectors_are_rarely_told_apart(tmp_path: Path) -> None:
             for side in range(2)
         ]
         found = compare_runs(*runs)
-        told_apart += [found[name]["p"] < 0.05 for name in ("ap", "roc_auc")]
-    assert (told_apart <= 6).all()  # 2 expected
+        significant += [found[name]["p"] < 0.05 for name in ("ap", "roc_auc")]
+    assert (significant <= 6).all()  # 2 expected
 
 
 def test_other_snippets_of_the_same_frames_can_be_compared(tmp_path: Path) -> None:

@@ -63,9 +63,9 @@ def test_figures_are_those_of_the_published_protocol() -> None:
 
     def expected(chosen: list[int]) -> tuple[float, float]:
         real = np.concatenate([truth[i] for i in chosen])
-        said = np.concatenate([np.repeat(scores[i], 16) for i in chosen])
-        precision, recall, _ = precision_recall_curve(real, said)
-        return auc(recall, precision), roc_auc_score(real, said)
+        scored = np.concatenate([np.repeat(scores[i], 16) for i in chosen])
+        precision, recall, _ = precision_recall_curve(real, scored)
+        return auc(recall, precision), roc_auc_score(real, scored)
 
     everyone = list(range(12))
     for name, chosen in (("all", everyone), ("abnormal", [i for i in everyone if i % 3])):
@@ -79,9 +79,9 @@ def test_figures_are_those_of_the_published_protocol() -> None:
 def test_a_frame_has_the_score_of_its_snippet(snippets: int, step: float, fps: float) -> None:
     scores = np.arange(snippets, dtype=np.float32)
     frames = max(1, round(snippets * step * fps))
-    held = frame_scores(scores, step, frames, fps)
-    assert (np.diff(held) >= 0).all()
-    middle = (held + 0.5) * step * fps  # of its snippet, in frames
+    per_frame = frame_scores(scores, step, frames, fps)
+    assert (np.diff(per_frame) >= 0).all()
+    middle = (per_frame + 0.5) * step * fps  # of its snippet, in frames
     assert (np.abs(middle - np.arange(frames)) <= step * fps / 2 + 1).all()
 
 
@@ -129,12 +129,12 @@ def test_every_official_test_video_is_judged_as_published(
     assert (len(clips), kinds.count("anomaly")) == (count, abnormal)
     for chosen in (range(count), [i for i, kind in enumerate(kinds) if kind == "anomaly"]):
         real = np.concatenate([truth[i] for i in chosen])
-        said = np.concatenate([np.repeat(scores[i], 16) for i in chosen])
-        precision, recall, _ = precision_recall_curve(real, said)
+        scored = np.concatenate([np.repeat(scores[i], 16) for i in chosen])
+        precision, recall, _ = precision_recall_curve(real, scored)
         found = frame_figures([clips[i] for i in chosen], [scores[i] for i in chosen], 16 / fps)
         assert (found["frames"], found["anomalous"]) == (len(real), real.sum())
         assert found["ap"] == pytest.approx(auc(recall, precision))
-        assert found["roc_auc"] == pytest.approx(roc_auc_score(real, said))
+        assert found["roc_auc"] == pytest.approx(roc_auc_score(real, scored))
 
 
 def features(seed: int, event: tuple[int, int] | None, length: int) -> Features:
@@ -166,7 +166,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Clip], Store]:
             first = int(rng.integers(0, length - 8))
             event = (first, first + int(rng.integers(4, 8))) if n % 2 else None
             writer.add(f"c{n}", features(n, event, length))
-            held = n >= TRAINED
+            held_out = n >= TRAINED
             intervals = (Interval(event[0] * STEP, event[1] * STEP),) if event else ()
             labels = (("Crash", "Fight")[n // 2 % 2],) if event else ("Normal",)
             clips.append(
@@ -174,8 +174,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Clip], Store]:
                     f"c{n}",
                     "x.mp4",
                     labels,
-                    intervals if held else None,
-                    "test" if held else "train",
+                    intervals if held_out else None,
+                    "test" if held_out else "train",
                     duration=length * STEP,
                     fps=30.0,
                 )
@@ -188,7 +188,7 @@ def run(world: tuple[list[Clip], Store], tmp_path_factory: pytest.TempPathFactor
     return train_run(*world, tmp_path_factory.mktemp("runs") / "run", SMALL)
 
 
-def test_it_finds_when_though_it_was_only_told_whether(
+def test_anomalies_are_located_from_labels_of_clips(
     world: tuple[list[Clip], Store], run: Run
 ) -> None:
     result = evaluate_run(Run.load(run.path), world[1])
@@ -237,9 +237,9 @@ def test_longer_sound_adds_no_frames(tmp_path: Path) -> None:
 
 
 def test_a_new_clip_is_scored_snippet_by_snippet(run: Run) -> None:
-    said = Predictor(run)(features(999, (20, 26), 50))
-    assert said.label == "anomaly"
-    assert 20 <= int(said.scores[:, 1].argmax()) < 26
+    prediction = Predictor(run)(features(999, (20, 26), 50))
+    assert prediction.label == "anomaly"
+    assert 20 <= int(prediction.scores[:, 1].argmax()) < 26
     assert Predictor(run)(features(998, None, 50)).label == "normal"
 
 
@@ -281,7 +281,7 @@ def test_held_out_clips_that_nobody_has_annotated_are_not_taken_as_normal_unseen
     assert doubt in evaluate_run(run, store)["doubts"]
 
 
-def test_the_label_of_normal_clips_can_be_told() -> None:
+def test_the_label_of_normal_clips_can_be_given() -> None:
     clips = [Clip("a", "a", ("calm",)), Clip("b", "b", ("crash",))]
     assert [clip.label for clip in weak_labels(clips, "calm")] == ["normal", "anomaly"]
     with pytest.raises(TrainError, match="--normal"):

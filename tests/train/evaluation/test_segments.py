@@ -29,14 +29,14 @@ def scores(text: str) -> np.ndarray:
     return np.array([int(c) / 10 for c in text], np.float32)
 
 
-def segments(clips: list[Clip], said: list[np.ndarray]) -> dict[str, Any]:
+def segments(clips: list[Clip], predicted: list[np.ndarray]) -> dict[str, Any]:
     normal = [not one.intervals for one in clips]
     labels = {label for one in clips if one.intervals for label in one.labels}
     classes = {
         label: [k for k, one in enumerate(clips) if one.intervals and label in one.labels]
         for label in labels
     }
-    return segment_figures(clips, said, HALF, classes, normal)
+    return segment_figures(clips, predicted, HALF, classes, normal)
 
 
 @given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=40), st.floats(0, 1, width=32))
@@ -101,28 +101,28 @@ def test_each_class_is_judged_beside_the_normal_clips() -> None:
 @settings(max_examples=40, deadline=None)
 def test_of_one_class_map_is_ap_and_a_looser_overlap_finds_more(seed: int, tied: bool) -> None:
     rng = np.random.default_rng(seed)
-    clips, said = [], []
+    clips, predicted = [], []
     for k in range(6):
         first = float(rng.integers(0, 10))
         clips.append(clip(str(k), *([(first, first + float(rng.integers(1, 6)))] * (k % 2))))
-        said.append(rng.integers(0, 4 if tied else 999, 32).astype(np.float32))
-    found = segments(clips, said)
+        predicted.append(rng.integers(0, 4 if tied else 999, 32).astype(np.float32))
+    found = segments(clips, predicted)
     assert found["map"] == found["ap"] == pytest.approx(found["per_class"]["a"])
     values = [found["ap"][str(overlap)] for overlap in OVERLAPS]
     assert tied or values == sorted(values, reverse=True)
-    turned = segments(clips[::-1], said[::-1])["ap"]
+    turned = segments(clips[::-1], predicted[::-1])["ap"]
     assert turned == pytest.approx(found["ap"])
 
 
 def test_false_alarms_are_counted_at_the_recall_asked_for() -> None:
     clips = [clip("a", (0.0, 1.0), (3.0, 4.0)), clip("n")]
-    said = [scores("80000060"), scores("07000500")]
-    every = false_alarms(clips, said, HALF, recall=1.0)
+    predicted = [scores("80000060"), scores("07000500")]
+    every = false_alarms(clips, predicted, HALF, recall=1.0)
     assert every["threshold"] == pytest.approx(0.6)
     assert (every["asked"], every["recall"]) == (1, 1)
     assert every["hours"] == pytest.approx(12 * HALF / 3600)  # of 16 snippets 4 are anomalous
     assert every["per_hour"] == pytest.approx(1 / every["hours"])  # the 0.7
-    half = false_alarms(clips, said, HALF, recall=0.5)
+    half = false_alarms(clips, predicted, HALF, recall=0.5)
     assert (half["recall"], half["per_hour"]) == (0.5, 0)
     assert false_alarms([clip("n")], [scores("09")], HALF)["per_hour"] is None
     assert false_alarms([clip("a", (0.0, 1.0))], [scores("09")], HALF)["per_hour"] is None
@@ -147,8 +147,8 @@ def test_an_alarm_over_everything_is_not_right() -> None:
 def test_to_notice_more_takes_a_lower_threshold(seed: int, one: float, other: float) -> None:
     rng = np.random.default_rng(seed)
     clips = [clip("a", (3.0, 7.2), (20.1, 21.0)), clip("b", (0.0, 30.0)), clip("n")]
-    said = [rng.random(60).astype(np.float32) for _ in clips]
-    less, more = (false_alarms(clips, said, HALF, recall) for recall in sorted((one, other)))
+    predicted = [rng.random(60).astype(np.float32) for _ in clips]
+    less, more = (false_alarms(clips, predicted, HALF, recall) for recall in sorted((one, other)))
     assert less["threshold"] >= more["threshold"]
     for found, asked in ((less, min(one, other)), (more, max(one, other))):
         assert found["recall"] >= asked - 1e-9
@@ -168,11 +168,11 @@ def test_to_notice_more_takes_a_lower_threshold(seed: int, one: float, other: fl
 @settings(max_examples=150, deadline=None)
 def test_areas_are_those_of_clips_repeated(clips: list[tuple[int, list[tuple[int, int]]]]) -> None:
     truth = [np.array([t for t, _ in frames], np.uint8) for _, frames in clips]
-    said = [np.array([s for _, s in frames], np.float32) for _, frames in clips]
+    predicted = [np.array([s for _, s in frames], np.float32) for _, frames in clips]
     times = np.array([count for count, _ in clips])
-    found = Ranking(truth, said).areas(times)
+    found = Ranking(truth, predicted).areas(times)
     real, own = (np.concatenate([np.tile(x, n) for x, n in zip(y, times, strict=True)])
-                 for y in (truth, said))  # fmt: skip
+                 for y in (truth, predicted))  # fmt: skip
     if len(set(real.tolist())) < 2:
         assert np.isnan(found).all()
         return
@@ -183,13 +183,13 @@ def test_areas_are_those_of_clips_repeated(clips: list[tuple[int, list[tuple[int
 def test_intervals_are_those_of_drawing_whole_clips_anew() -> None:
     rng = np.random.default_rng(0)
     truth = [(rng.random(40) < 0.3).astype(np.uint8) for _ in range(12)]
-    said = [((x * 0.3 + rng.random(40)) * 8).round().astype(np.float32) for x in truth]
-    found = _intervals(truth, said, np.arange(12), seed=3)
+    predicted = [((x * 0.3 + rng.random(40)) * 8).round().astype(np.float32) for x in truth]
+    found = _intervals(truth, predicted, np.arange(12), seed=3)
     draws = []
     for chosen in np.random.default_rng(3).integers(0, 12, (1000, 12)):
-        real, own = (np.concatenate([x[i] for i in chosen]) for x in (truth, said))
+        real, own = (np.concatenate([x[i] for i in chosen]) for x in (truth, predicted))
         draws.append(Ranking([real], [own]).areas(np.array([1])))
-    value = Ranking(truth, said).areas(np.ones(12, int))
+    value = Ranking(truth, predicted).areas(np.ones(12, int))
     wider = t.ppf(0.975, 11) / norm.ppf(0.975) * np.sqrt(12 / 11)  # as 12 recordings ask for
     low, high = value + wider * (np.percentile(draws, [2.5, 97.5], axis=0) - value)
     assert found["ap"] == pytest.approx([float(low[0]), float(high[0])])

@@ -86,10 +86,10 @@ def test_labels_that_were_made_wrong_are_found(tmp_path: Path, task: str) -> Non
     store = Store(tmp_path / "store")
     config = Config(task=task, channels=8, epochs=8, folds=3)
     run = train_run(clips, store, tmp_path / "run", config)
-    said = " ".join(avarnet("evaluate", run.path).split())
+    output = " ".join(avarnet("evaluate", run.path).split())
     found = [one["clip"] for one in run.evaluation()["wrong_labels"]]
     assert len(wrong.intersection(found)) >= 4
     assert len(found) <= 6
-    assert f"labels that are probably wrong: {len(found)} ({found[0]}: " in said
+    assert f"labels that are probably wrong: {len(found)} ({found[0]}: " in output
     page = (run.path / "report.html").read_text()
     assert all(f"<tr><td>{clip_id}</td>" in page for clip_id in found)

@@ -111,7 +111,7 @@ def test_processes_change_nothing(
         assert (apart.path / name).read_bytes() == (run.path / name).read_bytes()
 
 
-def test_a_killed_run_goes_on_as_if_it_never_stopped(
+def test_a_killed_run_resumes_as_if_it_never_stopped(
     world: tuple[list[Clip], Store], tmp_path: Path
 ) -> None:
     """The training is killed after a checkpoint and resumed; then it is as one in a piece."""
@@ -199,7 +199,7 @@ def test_the_table_of_ablations(world: tuple[list[Clip], Store], tmp_path: Path)
         ablate(*world, tmp_path, replace(config, epochs=3))
 
 
-def test_a_sweep_goes_on_and_ranks(world: tuple[list[Clip], Store], tmp_path: Path) -> None:
+def test_a_sweep_resumes_and_ranks(world: tuple[list[Clip], Store], tmp_path: Path) -> None:
     file = tmp_path / "search.toml"
     text = (
         "trials = {}\n[settings]\nepochs = 4\nstages = 1\n[search]\nchannels = [4, 8]\n"
@@ -289,8 +289,8 @@ def test_the_estimator_is_scikit_learns(world: tuple[list[Clip], Store]) -> None
 
 
 def test_calibration_of_answers_that_are_too_sure() -> None:
-    said = np.array([[0.95, 0.05]] * 4 + [[0.35, 0.65]] * 4, np.float32)
-    found = calibration(np.array([0, 0, 1, 1, 1, 1, 1, 0]), said)
+    probabilities = np.array([[0.95, 0.05]] * 4 + [[0.35, 0.65]] * 4, np.float32)
+    found = calibration(np.array([0, 0, 1, 1, 1, 1, 1, 0]), probabilities)
     assert found["ece"] == pytest.approx(0.5 * 0.45 + 0.5 * 0.10)
     assert [b["clips"] for b in found["bins"]] == [4, 4]
     assert found["bins"][1] == pytest.approx({"confidence": 0.95, "accuracy": 0.5, "clips": 4})

@@ -73,14 +73,14 @@ def limited(*words: object) -> str:
 def test_a_full_disk(world: tuple[list[Clip], Store], run: Run, tmp_path: Path) -> None:
     write(tmp_path / "m.jsonl", world[0])
     words = [tmp_path / "m.jsonl", world[1].path]
-    said = limited("train", *words, tmp_path / "new", "--epochs", 1)
-    assert f"{tmp_path / 'new'}" in said
-    assert "File too large" in said
+    output = limited("train", *words, tmp_path / "new", "--epochs", 1)
+    assert f"{tmp_path / 'new'}" in output
+    assert "File too large" in output
     page, figures = run.path / "report.html", run.path / "evaluation.json"
     write_report(run, judge_run(run, world[1]), page)
     before = page.read_bytes(), figures.read_bytes()
-    said = limited("evaluate", run.path)
-    assert "cannot be written (File too large); what was there is as it was" in said
+    output = limited("evaluate", run.path)
+    assert "cannot be written (File too large); what was there is as it was" in output
     assert before == (page.read_bytes(), figures.read_bytes())
     exported = tmp_path / "model.pt2"
     exported.write_text("good")

@@ -46,11 +46,11 @@ def test_a_causal_model_sees_no_future() -> None:
 def test_missing_sound_is_not_silence() -> None:
     model = network()
     streams, _, mask = inputs(10)
-    there = {n: torch.ones(1, 10, dtype=torch.bool) for n in SIZES}
-    missing = {**there, "audio": torch.zeros(1, 10, dtype=torch.bool)}
+    valid = {n: torch.ones(1, 10, dtype=torch.bool) for n in SIZES}
+    missing = {**valid, "audio": torch.zeros(1, 10, dtype=torch.bool)}
     zeros = {**streams, "audio": torch.zeros(1, 10, 3)}
     with torch.no_grad():
-        silence = model(zeros, there, mask)
+        silence = model(zeros, valid, mask)
         absent = model(zeros, missing, mask)
         whatever = model(streams, missing, mask)  # what stands in invalid rows has no influence
     assert not torch.allclose(silence, absent, atol=1e-3)

@@ -415,7 +415,7 @@ def test_the_moment_of_a_mistake(world: tuple[list[Clip], Store], run: Run, tmp_
             assert example.moment == 0.25 * course.index(max(course))
 
 
-def test_a_video_that_is_gone_is_told_of(
+def test_a_missing_video_is_reported(
     world: tuple[list[Clip], Store], run: Run, browser: Browser, tmp_path: Path
 ) -> None:
     seen = Preview(b"", np.zeros(0, np.float32), tmp_path / "gone.mp4")
@@ -545,7 +545,9 @@ def test_a_glimpse_shows_frames_and_hears_sound(film: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("clips", "why"), [(40, "all clips are alike"), (12, "there are 3 clips, and it needs 4")]
 )
-def test_clips_that_cannot_be_told_apart_have_no_map(tmp_path: Path, clips: int, why: str) -> None:
+def test_clips_that_cannot_be_distinguished_have_no_map(
+    tmp_path: Path, clips: int, why: str
+) -> None:
     """Of streams that are silent in every held-out clip; t-SNE crashes the process there."""
     made = []
     with Writer(tmp_path / "store", RECIPE) as writer:

@@ -47,7 +47,7 @@ def run(world: tuple[list[Clip], Store], tmp_path_factory: pytest.TempPathFactor
         return made_by_a_command(patch, *world, tmp_path_factory.mktemp("run") / "run", settings)
 
 
-def test_it_says_when_and_how_the_run_was_made(
+def test_it_shows_when_and_how_the_run_was_made(
     world: tuple[list[Clip], Store], run: Run, tmp_path: Path
 ) -> None:
     loaded = Run.load(run.path)
