@@ -156,9 +156,9 @@ def xd_violence(folder: Path, environment: dict[str, str], stack: ExitStack) -> 
     for number in range(24):
         code, split = ("A", "B1-0-0", "A", "G-B2-0")[number % 4], ("train", "test")[number >= 16]
         name = f"v=film{number:02d}__#1_label_{code}"
-        rows = 24 + number
+        rows = 12 + number % 8
         violent = np.zeros(rows, bool)
-        violent[8:16] = code != "A"
+        violent[4:8] = code != "A"
         for crop in range(5):
             rgb = rng.normal(violent[:, None], 1, (rows, 1024)).astype(np.float32)
             np.save(folder / "i3d" / f"{name}__{crop}.npy", rgb)
@@ -166,7 +166,7 @@ def xd_violence(folder: Path, environment: dict[str, str], stack: ExitStack) -> 
         np.save(folder / "vggish" / f"{name}__vggish.npy", sound)
         lists[split].append(f"{name}.mp4")
         if split == "test" and code != "A":
-            lists["annotations"].append(f"{name} {8 * 16} {16 * 16}")
+            lists["annotations"].append(f"{name} {4 * 16} {8 * 16}")
     for title, lines in lists.items():
         (folder / "lists" / f"{title}.txt").write_text("\n".join(lines) + "\n")
 
@@ -222,8 +222,8 @@ def backbones(folder: Path, environment: dict[str, str], stack: ExitStack) -> No
     make_clip(folder / "new.mp4", "Crash", 91, seconds=1.0)
     clips = manifests.from_folders(folder / "videos", folder).clips
     write(folder / "videos.jsonl", clips)
-    held = {listed.id: clip(4, number) for number, listed in enumerate(clips)}
-    pack(folder / "old-store", ((i, replace(c, source="")) for i, c in held.items()), RECIPE)
+    extracted = {listed.id: clip(4, number) for number, listed in enumerate(clips)}
+    pack(folder / "old-store", ((i, replace(c, source="")) for i, c in extracted.items()), RECIPE)
 
 
 def own_models(folder: Path, environment: dict[str, str], stack: ExitStack) -> None:
@@ -233,8 +233,8 @@ def own_models(folder: Path, environment: dict[str, str], stack: ExitStack) -> N
         for name in CLASSES
         for n in range(6)
     ]
-    held = {one.id: clip(6, number) for number, one in enumerate(listed)}
-    pack(folder / "store", held.items(), RECIPE)
+    extracted = {one.id: clip(6, number) for number, one in enumerate(listed)}
+    pack(folder / "store", extracted.items(), RECIPE)
     write(folder / "videos.jsonl", listed)
 
 
@@ -272,9 +272,11 @@ def test_a_page_runs(page: Path, machine: dict[str, str], tmp_path: Path) -> Non
             text=True,
             errors="replace",
         )
-    said = done.stdout
-    assert done.returncode == 0, f"{page.name}: {said[said.rfind('FAILED line') :]}{said[-6000:]}"
-    assert "Traceback" not in said, f"{page.name}:\n{said}"
+    output = done.stdout
+    assert done.returncode == 0, (
+        f"{page.name}: {output[output.rfind('FAILED line') :]}{output[-6000:]}"
+    )
+    assert "Traceback" not in output, f"{page.name}:\n{output}"
 
 
 def test_the_notebook_runs(machine: dict[str, str], tmp_path: Path) -> None:
@@ -315,7 +317,7 @@ def commands_below(command: Any, name: str = "avarnet") -> Iterator[tuple[str, s
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_a_page_names_exists(page: Path) -> None:
     """In blocks and in the text: the commands, and the options that are shown with them."""
-    there = dict(commands_below(typer.main.get_command(avarnet.app)))
+    options_of = dict(commands_below(typer.main.get_command(avarnet.app)))
     text = page.read_text(encoding="utf-8").replace("\\\n", " ").replace(r"\|", "|")
     shown = [words.split() for words in NAMED.findall(text)]
     assert shown
@@ -325,10 +327,10 @@ def test_what_a_page_names_exists(page: Path) -> None:
             name = " ".join(["avarnet", *words[: deep - 1], last])
             if name.startswith("avarnet --"):
                 name = "avarnet"
-            assert name in there, f"{page.name}: there is no {name!r}"
+            assert name in options_of, f"{page.name}: there is no {name!r}"
             for option in OPTION.findall(" ".join(words)):
-                assert option in there[name], f"{page.name}: {name!r} has no {option}"
-    everywhere = set().union(*there.values()) | OTHERS
+                assert option in options_of[name], f"{page.name}: {name!r} has no {option}"
+    everywhere = set().union(*options_of.values()) | OTHERS
     unknown = set(OPTION.findall(text)) - everywhere
     assert not unknown, f"{page.name}: no command has {', '.join(sorted(unknown))}"
 
