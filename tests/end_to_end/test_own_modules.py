@@ -95,7 +95,9 @@ def test_help_imports_none_of_them(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_no_command_imports_one_of_them(folder: Path, clips: Path, sound_model: str) -> None:
-    (folder.parent / "videos").symlink_to(clips)
+    (folder.parent / "videos").mkdir()
+    for name in ("Brawling", "Normal"):
+        (folder.parent / "videos" / name).symlink_to(clips / name)
     (folder.parent / "sound").symlink_to(sound_model)
     (folder / "clips.csv").write_text("path,label\n../videos/Normal/0.mp4,Normal\n")
     (folder / "ids.txt").write_text("Normal/0\n")
@@ -111,7 +113,7 @@ def test_no_command_imports_one_of_them(folder: Path, clips: Path, sound_model: 
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_importing_avarnet_beside_one_says_which(folder: Path, part: str) -> None:
+def test_importing_avarnet_beside_one_names_it(folder: Path, part: str) -> None:
     for other in set(PARTS) - {part}:
         (folder / f"{other}.py").unlink()
     (folder / "mine.py").write_text("import avarnet\n")
