@@ -77,7 +77,7 @@ def write_comparison(runs: Sequence[Run], file: Path) -> None:
         "compare.html",
         title=" and ".join(names),
         names=names,
-        notes=_notes(dict(zip(names, map(notes, runs, metrics), strict=True))),
+        notes=_notes([*zip(names, map(notes, runs, metrics), strict=True)]),
         rows=rows,
         bars=plot(
             bars,
@@ -89,10 +89,10 @@ def write_comparison(runs: Sequence[Run], file: Path) -> None:
     )
 
 
-def _notes(of: dict[str, list[str]]) -> list[str]:
+def _notes(of: list[tuple[str, list[str]]]) -> list[str]:
     """Return what a reader must know, each once: of which runs, where it is not all of them."""
     names: dict[str, list[str]] = {}
-    for name, own in of.items():
+    for name, own in of:
         for note in own:
             names.setdefault(note, []).append(name)
     return [
