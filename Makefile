@@ -1,5 +1,6 @@
 PYTHON ?= python3
 VENV := .venv
+LOWEST := .venv-lowest
 SITE := site
 
 WHEELS := gpu-wheels
@@ -9,13 +10,17 @@ GPU_PACKAGES := av cffi dask dask-jobqueue distributed locket partd plotly pycpa
 PLATFORMS := $(patsubst %,--platform %_x86_64,manylinux_2_28 manylinux_2_27 manylinux_2_17 \
     manylinux2014 manylinux1)
 
-.PHONY: demo test quick soak lint docs gpu-wheels clean
+.PHONY: demo test test-lowest quick soak lint docs gpu-wheels clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/avarnet demo
 
 test: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest -n 3
+
+# with the lowest versions that pyproject.toml admits; TESTS="tests/train -m 'not slow'" runs a part
+test-lowest: $(LOWEST)/installed
+	$(LOWEST)/bin/python -m pytest -n 3 $(TESTS)
 
 quick: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest -n 2 -m "not slow and not soak"
@@ -53,5 +58,11 @@ $(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/pip install -e '.[test]'
 	touch $@
 
+$(LOWEST)/installed: pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install uv
+	$(LOWEST)/bin/uv pip install --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[test]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(SITE) avarnet-demo
+	rm -rf $(VENV) $(LOWEST) $(SITE) avarnet-demo

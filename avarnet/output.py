@@ -305,7 +305,7 @@ def print_prediction(scored: pipelines.Scored) -> None:
     if not answer.intervals:
         out.print(f"  no anomaly; the highest score is {answer.anomaly.max():.2f}")
     else:
-        table = Table("from", "to", "class", "anomaly, at most")
+        table = Table("from", "to", "class", "highest score")
         for start, end, label, score in answer.intervals:
             table.add_row(clock(start, 1), clock(end, 1), plain(label), f"{score:.2f}")
         out.print(table)

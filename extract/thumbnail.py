@@ -18,6 +18,7 @@ from extract.preprocessing import Preparation, Prepare
 FRAMES = 4
 HEIGHT, WIDTH = 90, 120  # pixels of each
 LOUDNESS = 200  # stretches of a clip
+SILENCE = 2.0**-15  # the least that 16 bits can hold; a silent track is often decoded to less
 
 
 class Glimpse(NamedTuple):
@@ -59,11 +60,11 @@ def glimpse(
 
 
 def peaks(blocks: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Return the loudest sample of each of `LOUDNESS` stretches of equal length; none of no sound.
+    """Return the loudest sample of each of `LOUDNESS` stretches of equal length; none of silence.
 
     >>> peaks([np.linspace(-1, 0, 400, dtype=np.float32)])[:2].round(2)
     array([1.  , 0.99], dtype=float32)
     """
     whole = np.abs(np.concatenate(blocks)) if blocks else np.zeros(0, np.float32)
-    stretches = np.array_split(whole, LOUDNESS) if len(whole) else []
+    stretches = np.array_split(whole, LOUDNESS) if whole.max(initial=0) > SILENCE else []
     return np.array([part.max() if len(part) else 0 for part in stretches], np.float32)

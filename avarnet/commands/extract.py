@@ -223,7 +223,7 @@ def extract(
             need_device(device)
     if dry_run:
         plan = pipelines.plan_extraction(clips, pipelines.root_of(manifest, root), store, cluster)
-        _print_plan(plan, store)
+        _print_plan(plan, store, as_json)
         return
     with ended_by_ctrl_c(NOT_STARTED):
         try:
@@ -313,8 +313,17 @@ def _print_status(status: Status, as_json: bool) -> None:
         out.print(f"[red]failed[/] {plain(f'{clip_id}: {reason}')}", soft_wrap=True)
 
 
-def _print_plan(plan: pipelines.Plan, store: Path) -> None:
+def _print_plan(plan: pipelines.Plan, store: Path, as_json: bool) -> None:
     footage = sum(plan.batches)
+    if (store / features.RECIPE_FILE).exists():
+        recipe = features.read_recipe(store)
+        values = sum(settings["features"] for settings in recipe.streams.values())
+        nbytes, networks = 2 * values * footage / recipe.snippet_seconds, "the store's networks"
+    else:
+        nbytes, networks = footage / 3600 * BYTES_AN_HOUR, "the default networks"
+    if as_json:
+        print_json({**asdict(plan), "seconds": plan.seconds, "bytes": round(nbytes)})
+        return
     out.print(
         f"{counted(plan.clips, 'clip')} to extract (already in {plain(str(store))}: "
         f"{plan.present}), {clock(footage)} of video, in {counted(len(plan.batches), 'task')}; "
@@ -325,12 +334,6 @@ def _print_plan(plan: pipelines.Plan, store: Path) -> None:
             f"video in a task: {clock(min(plan.batches))} to {clock(max(plan.batches))}, "
             f"{plan.clips / len(plan.batches):.1f} clips on average"
         )
-    if (store / features.RECIPE_FILE).exists():
-        recipe = features.read_recipe(store)
-        values = sum(settings["features"] for settings in recipe.streams.values())
-        nbytes, networks = 2 * values * footage / recipe.snippet_seconds, "the store's networks"
-    else:
-        nbytes, networks = footage / 3600 * BYTES_AN_HOUR, "the default networks"
     out.print(f"disk: about {decimal(round(nbytes))}, with {networks}")
     if plan.seconds:
         out.print(

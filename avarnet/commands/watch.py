@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 BEHIND = 2.0  # seconds by which a line is late, from which on that is reported
+DRIFT = 1e-3  # seconds a second by which a camera's clock may be slower than this machine's
 
 
 @app.command(epilog="Example: `avarnet watch run rtsp://camera.local/stream`")
@@ -85,6 +86,9 @@ def watch(
 class _Delay:
     """Reports when lines fall behind the stream, each time by twice as much, and catch up again.
 
+    That is judged by the stream's own time stamps against the machine's clock: by when a snippet
+    was decoded alone, a decoder that is too slow would not be seen.
+
     Args:
         remote: the stream does not wait for its reader, as a file and a pipe do.
     """
@@ -93,6 +97,7 @@ class _Delay:
         self._remote = remote
         self._reported = 0.0  # seconds; 0 while nothing is late
         self._zero: float | None = None  # of the stream's clock, by that of the machine
+        self._end = 0.0  # of the line before
 
     def report(self, snippet: Snippet, latency: float) -> None:
         """Report on a line.
@@ -103,20 +108,30 @@ class _Delay:
         """
         from extract.live.stream_receiver import MOST_LATE
 
+        came = snippet.received - snippet.end
         if self._zero is None:
-            self._zero = snippet.received - snippet.end
-        behind = latency
+            self._zero = came
+        if self._remote:  # the earliest that a snippet has come is in time
+            self._zero = min(came, self._zero + DRIFT * (snippet.end - self._end))
+        self._end = snippet.end
+        behind = came + latency - self._zero
         if not self._remote:  # a recording is read ahead: it is late only if slower than it lasts
-            behind = min(latency, snippet.received + latency - self._zero - snippet.end)
+            behind = min(latency, behind)
         at = f"at {snippet.end:.2f} s"
         if behind >= max(BEHIND, 2 * self._reported):
             self._reported = behind
-            then = (
-                f"snippets wait for the networks, and those that wait when it is {MOST_LATE:g} s "
-                "are passed over, which is a gap"
-                if self._remote
-                else "nothing is lost, the file or pipe is read more slowly"
-            )
+            if not self._remote:
+                then = "nothing is lost, the file or pipe is read more slowly"
+            elif latency < behind / 2:
+                then = (
+                    "it comes so late, or is decoded too slowly: a smaller picture, or fewer "
+                    "frames a second, are decoded faster"
+                )
+            else:
+                then = (
+                    f"snippets wait for the networks, and those that wait when it is {MOST_LATE:g} "
+                    "s are passed over, which is a gap"
+                )
             err.print(f"[yellow]behind[/] by {behind:.1f} s {at}: {then}", soft_wrap=True)
         elif self._reported and behind < BEHIND / 2:
             self._reported = 0.0

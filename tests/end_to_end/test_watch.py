@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from cameras import Camera, Chunks, transport_stream, whole
 from command import as_json, avarnet
@@ -221,12 +222,37 @@ def test_falling_behind_and_catching_up_are_reported(
     assert late
     if remote:
         by_end = {f"{line['end']:.2f}": line["latency"] for line in lines}
-        assert all(f"{by_end[at]:.1f}" == seconds for seconds, at, _ in late)
+        assert all(by_end[at] < float(seconds) + 0.1 for seconds, at, _ in late)
     assert all(float(seconds) >= 2 for seconds, *_ in late)
     then = "10 s are passed over, which is a gap" if remote else "nothing is lost"
-    assert all(then in what for *_, what in late)
+    assert then in late[0][2]
     if lines[-1]["latency"] < 1:
         assert "caught up at" in messages.rpartition("behind by")[2]
+
+
+def test_slow_decoding_is_reported(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The process that decodes is stopped for some seconds; its lines have no great latency."""
+    clip = tmp_path_factory.mktemp("slow") / "siren.mp4"
+    show = transport_stream(make_clip(clip, "Police siren", 41, seconds=12.0))
+    camera = Camera([show])
+    with watch(runs, camera.url, "--retries", 0) as process:
+        assert process.stdout is not None
+        first = [process.stdout.readline() for _ in range(8)]
+        (decoder,) = [
+            child
+            for child in psutil.Process(process.pid).children(recursive=True)
+            if "extract.live.child" in " ".join(child.cmdline())
+        ]
+        decoder.suspend()
+        time.sleep(5)
+        decoder.resume()
+        rest, messages = output(process, code=1)  # the camera is given up when it has ended
+    camera.close()
+    assert "gap" not in json.loads(first[-1])
+    found = re.search(r"behind by (\d+\.\d) s at (\d+\.\d\d) s: it comes so late, or is", messages)
+    assert found, messages
+    (line,) = [line for line in rest if f"{line['end']:.2f}" == found[2]]
+    assert line["latency"] < float(found[1]) / 2  # by which alone it was not seen
 
 
 def test_ctrl_c_is_no_error_and_other_reading_code_is_reported(runs: Path, show: Chunks) -> None:

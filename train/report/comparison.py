@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import plotly.graph_objects as go
+from markupsafe import Markup
 
 from train.config import TrainError
 from train.evaluation.compare import compare_runs
-from train.evaluation.figures import DetectionFigures, RecognitionFigures
+from train.evaluation.figures import DetectionFigures, Estimate, RecognitionFigures
 from train.report.html import categories, figure, plain, plot, write_page
 from train.report.run import notes
 from train.run import Run
@@ -76,9 +77,7 @@ def write_comparison(runs: Sequence[Run], file: Path) -> None:
         "compare.html",
         title=" and ".join(names),
         names=names,
-        notes=[note for run, one in zip(runs, metrics, strict=True) for note in notes(run, one)][
-            :1
-        ],
+        notes=_notes([*zip(names, map(notes, runs, metrics), strict=True)]),
         rows=rows,
         bars=plot(
             bars,
@@ -90,6 +89,18 @@ def write_comparison(runs: Sequence[Run], file: Path) -> None:
     )
 
 
+def _notes(of: list[tuple[str, list[str]]]) -> list[str]:
+    """Return what a reader must know, each once: of which runs, where it is not all of them."""
+    names: dict[str, list[str]] = {}
+    for name, own in of:
+        for note in own:
+            names.setdefault(note, []).append(name)
+    return [
+        note if len(own) == len(of) else f"{' and '.join(own)}: {note}"
+        for note, own in names.items()
+    ]
+
+
 def _recognition(models: Sequence[RecognitionFigures]) -> Comparison:
     estimates = {
         "accuracy": [model["accuracy"] for model in models],
@@ -97,15 +108,17 @@ def _recognition(models: Sequence[RecognitionFigures]) -> Comparison:
         "macro recall": [model["recall"] for model in models],
         "macro f1": [model["f1"] for model in models],
     }
-    rows = [
-        (name, [f"{e['value']:.3f} ({e['low']:.3f} to {e['high']:.3f})" for e in each])
-        for name, each in estimates.items()
-    ]
-    rows.append(("ECE", [figure(model["calibration"]["ece"]) for model in models]))
+    rows = [(name, [_estimate(one) for one in each]) for name, each in estimates.items()]
+    rows.append(("calibration error", [figure(model["calibration"]["ece"]) for model in models]))
     bars: list[dict[str, float | None]] = [
         {n: row["f1"] for n, row in model["per_class"].items()} for model in models
     ]
     return Comparison(rows, "F1", bars)
+
+
+def _estimate(found: Estimate) -> str:
+    interval = f"{figure(found['low'])} to {figure(found['high'])}"
+    return Markup("{}<small>{}</small>").format(figure(found["value"]), interval)
 
 
 def _detection(models: Sequence[DetectionFigures]) -> Comparison:

@@ -123,7 +123,7 @@ def _failures(run: Run, evaluation: Evaluation) -> list[Examples]:
             [
                 Shown(
                     clip,
-                    f"{run.truth[clip.id].label}: at most {clip.snippets[:, 1].max():.2f}",
+                    f"{run.truth[clip.id].label}: highest score {clip.snippets[:, 1].max():.2f}",
                     int(clip.snippets[:, 1].argmax()),
                 )
                 for clip in clips[:EXAMPLES]

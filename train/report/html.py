@@ -152,8 +152,16 @@ def plain(text: str) -> str:
 
 
 def figure(value: float | None, digits: int = 3) -> str:
-    """Return a number as the tables show it."""
-    return "n/a" if value is None else f"{value:.{digits}f}"
+    """Return a number as the tables show it.
+
+    >>> figure(-0.0001), figure(None)
+    ('0.000', 'n/a')
+
+    Args:
+        value: None where there is none.
+        digits: after the point.
+    """
+    return "n/a" if value is None else f"{value:z.{digits}f}"
 
 
 def clock(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -83,7 +84,14 @@ def _recognition_plots(run: Run, metrics: RecognitionMetrics) -> dict[str, go.Fi
         bins = figures["calibration"]["bins"]
         x, y = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
         reliability.append(
-            go.Scatter(x=x, y=y, mode="lines+markers", name=name, line={"color": colour})
+            go.Scatter(
+                x=x,
+                y=y,
+                mode="lines+markers",
+                name=name,
+                line={"color": colour},
+                cliponaxis=False,  # or half of a marker at 1 is cut off
+            )
         )
     return {
         "classes": plot(
@@ -189,13 +197,14 @@ def _shown_label(run: Run, clip: ClipPrediction) -> str:
 
 
 def _training_curves(run: Run) -> go.Figure:
-    """Return the plot of losses and accuracy over the epochs of all models."""
+    """Return the plot of losses and accuracy over the epochs of all models, each start a curve."""
     rows = run.epochs()
-    models = list(dict.fromkeys((row["seed"], row["fold"]) for row in rows))
-    traces = []
-    for model in models:
-        own = [row for row in rows if (row["seed"], row["fold"]) == model]
-        first = model == models[0]
+    starts: dict[tuple[int, int, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        starts.setdefault((row["seed"], row["fold"], row.get("start", 0)), []).append(row)
+    traces: list[go.Scatter] = []
+    for own in starts.values():
+        first = not traces
         for key, name, colour, axis in (
             ("train_loss", "training loss", INK, "y"),
             ("val_loss", "validation loss", LINEAR, "y"),
@@ -210,7 +219,7 @@ def _training_curves(run: Run) -> go.Figure:
                     legendgroup=name,
                     showlegend=first,
                     yaxis=axis,
-                    line={"color": colour, "width": 2 if len(models) == 1 else 1},
+                    line={"color": colour, "width": 2 if len(starts) == 1 else 1},
                 )
             )
     longest = max((row["epoch"] for row in rows), default=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from copy import deepcopy
@@ -28,6 +29,7 @@ from train.report.examples import Preview, examples
 from train.report.index import Row, write_index
 from train.report.prediction import write_prediction_page
 from train.report.run import write_report
+from train.report.run_plots import run_plots
 
 pytestmark = pytest.mark.slow
 
@@ -46,6 +48,17 @@ INKS = f"""[...document.querySelectorAll('{TEXTS}')].map(text => {{
     canvas.fillRect(0, 0, 1, 1);
     return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
 }})"""  # red, green and blue of the texts in plots
+BROKEN = """[...document.querySelectorAll('th, td')].flatMap(cell => {
+    const texts = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT), broken = [];
+    for (const range = document.createRange(); texts.nextNode();) {
+        for (const word of texts.currentNode.data.matchAll(/(?<!\\S)[\\p{L}\\d]{2,12}(?!\\S)/gu)) {
+            range.setStart(texts.currentNode, word.index);
+            range.setEnd(texts.currentNode, word.index + word[0].length);
+            if (range.getClientRects().length > 1) broken.push(word[0]);
+        }
+    }
+    return broken;
+})"""  # words of a table that are continued on the next line, but for long ones
 CURSOR = "document.querySelector('#timeline .plotly-graph-div').layout.shapes[0].x0"
 
 
@@ -88,6 +101,7 @@ class Visit:
         assert self.look("document.documentElement.scrollWidth <= innerWidth")
         cut = "[...document.querySelectorAll('.wide')].filter(e => e.scrollWidth > e.clientWidth)"
         assert self.look(f"{cut}.map(table => table.innerText)") == []
+        assert self.look(BROKEN) == []
         for scheme in SCHEMES:
             self.page.emulate_media(color_scheme=scheme)
             background = self.picture("h1")[0, -1]
@@ -201,10 +215,11 @@ def test_the_name_of_a_class_is_never_part_of_the_program(
 ) -> None:
     clip = features(2, 1)
     label = HOSTILE if HOSTILE in run.classes else "anomaly"
-    answer = Predictor(run)(clip)._replace(label=label, anomaly=None)  # no normal class
+    answer = Predictor(run)(clip)._replace(label=label, anomaly=None, intervals=[])
     write_prediction_page(tmp_path / "page.html", film, clip, run, answer, {})
     visit = Visit(browser, tmp_path / "page.html", 1280)
     assert label in visit.page.inner_text("#now")
+    assert "previous interval" not in visit.page.inner_text("body")  # where there is none
     visit.check(tmp_path / "page.html", film)
 
 
@@ -496,6 +511,21 @@ def test_ticks_are_round_numbers(
     assert epochs == ["1", "2"]
 
 
+def test_each_start_of_a_training_is_a_curve_of_its_own(
+    world: tuple[list[Clip], Store], run: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    rows += [{**row, "start": 9, "val_loss": 9.0} for row in rows[-2:]]
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows[-2:])
+    again = Run.load(tmp_path / "run")
+    plot = run_plots(again, judge_run(again, world[1]))["training"]
+    curves = [(list(t.x), list(t.y)) for t in plot.data if t.name == "validation loss"]
+    losses = [row["val_loss"] for row in rows]
+    assert curves == [([1, 2], losses[n : n + 2]) for n in range(0, len(losses), 2)]
+
+
 def test_plots_have_their_place_before_the_page_is_whole(
     world: tuple[list[Clip], Store], run: Run, browser: Browser, tmp_path: Path
 ) -> None:
@@ -515,18 +545,22 @@ def test_plots_have_their_place_before_the_page_is_whole(
     page.close()
 
 
+@pytest.mark.parametrize("width", WIDTHS)
 def test_runs_side_by_side(
-    world: tuple[list[Clip], Store], run: Run, browser: Browser, tmp_path: Path
+    world: tuple[list[Clip], Store], run: Run, browser: Browser, tmp_path: Path, width: int
 ) -> None:
     settings = replace(run.config, streams=("audio",), layers=1)
     other = train_run(*world, tmp_path / "audio-only", settings)
     for one in (run, other):
         evaluate_run(one, world[1])
+    doubtful = json.loads((other.path / "evaluation.json").read_text())
+    doubtful["doubts"] = ["It is too good to be true."]
+    (other.path / "evaluation.json").write_text(json.dumps(doubtful))
     page = tmp_path / "compare.html"
     write_comparison([run, other], page)
-    visit = Visit(browser, page, 1280)
+    visit = Visit(browser, page, width)
     body = visit.page.inner_text("body")
-    assert "audio-only" in body
+    assert "audio-only: It is too good to be true." in body
     assert ("McNemar" in body) == (run.config.task == "recognition")
     visit.check(page)
 
@@ -535,11 +569,15 @@ def test_a_glimpse_shows_frames_and_hears_sound(film: Path, tmp_path: Path) -> N
     reader = Reader()
     seen = glimpse(reader, film, None, 3.0)
     mute = glimpse(reader, make_clip(tmp_path / "m.mp4", "Normal", 1, 3.0, sound=False), None, 3.0)
+    silence = tmp_path / "silence.wav"  # a track that is there, and has nothing in it
+    soundfile.write(silence, np.zeros(3 * 8000), 8000)
+    silent = glimpse(reader, film, silence, 3.0)
     reader.close()
     assert seen.picture.startswith(b"\xff\xd8")
     assert len(seen.loudness) == 200
     assert 0.05 < float(seen.loudness.max()) <= 1
     assert len(mute.loudness) == 0
+    assert len(silent.loudness) == 0
 
 
 @pytest.mark.parametrize(
