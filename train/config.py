@@ -187,7 +187,7 @@ class Config:
             `STEPS_PER_EPOCH` steps.
         patience: stop after this many epochs that the validation clips find worse than the best.
         batch_size: clips per step; 0 takes up to 16, fewer for small sets.
-        starts: a model whose validation loss stays near chance is started again with another seed,
+        starts: a model whose validation stays near chance is started again with another seed,
             until so many were tried; the best of them is kept.
         learning_rate, weight_decay: of AdamW; the rate warms up and decays as a cosine.
         validation: share of the training clips that chooses the best epoch, where the manifest has

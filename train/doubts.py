@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from train.fitting.history import Epoch, best_epoch
-from train.fitting.restarts import NEAR_CHANCE
+from train.fitting.restarts import near_chance
 from train.labels import CLASSES
 
 if TYPE_CHECKING:
@@ -22,11 +21,13 @@ def kept_epochs(run: Run) -> list[dict[str, Any]]:
         models.setdefault((row["seed"], row["fold"]), []).append(row)
     found = []
     for rows in models.values():
-        epochs = [
-            Epoch(**{n: v for n, v in row.items() if n not in ("fold", "seed")}) for row in rows
-        ]
+        epochs = list(map(_epoch, rows))
         found.append(rows[epochs.index(best_epoch(epochs))])
     return found
+
+
+def _epoch(row: dict[str, Any]) -> Epoch:
+    return Epoch(**{name: v for name, v in row.items() if name not in ("fold", "seed")})
 
 
 def doubts(run: Run) -> list[str]:
@@ -42,10 +43,11 @@ def doubts(run: Run) -> list[str]:
     rows = kept_epochs(run)
     again = {(r["seed"], r["fold"]) for r in run.epochs() if r.get("start", 0)}
     if again:
-        chance = math.log(classes) * NEAR_CHANCE
-        still = sum(row["val_loss"] > chance for row in rows)
+        epochs = list(map(_epoch, rows))
+        clips = [len(run.splits[row["fold"]].val) for row in rows]
+        still = sum(near_chance(e, classes, n) for e, n in zip(epochs, clips, strict=True))
         found.append(
-            f"The validation loss of {len(again)} of {len(rows)} models stayed near chance: "
+            f"The validation of {len(again)} of {len(rows)} models stayed near chance: "
             "they were started again with other seeds, and the best start is kept"
             + (f"; {still} stayed there in every start." if still else ".")
         )

@@ -88,7 +88,7 @@ def test_an_interrupted_second_start_resumes_as_if_it_never_stopped(
     world: tuple[list[Clip], Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("train.fitting.restarts.SAVE_SECONDS", -1.0)
-    monkeypatch.setattr("train.fitting.restarts.NEAR_CHANCE", 0.0)
+    monkeypatch.setattr("train.fitting.restarts.near_chance", lambda *_: True)
     whole = train_run(*world, tmp_path / "whole", TINY)
 
     def stop(number: int, count: int, epoch: Epoch, best: bool) -> None:

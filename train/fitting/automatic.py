@@ -13,7 +13,7 @@ from train.config import Config
 MOST_LAYERS = 6  # a receptive field of 63 snippets to each side; more were not seen to help
 DETECTION_LAYERS = 3  # the farther a stage sees, the less a clip's label tells it when
 SMALLEST_BATCH, LARGEST_BATCH = 4, 16
-STEPS_PER_EPOCH = 15  # at least: small sets are passed several times
+STEPS_PER_EPOCH = 40  # at least: small sets are passed several times
 FEWEST_BATCHES = 3  # of a set of clips
 SNIPPETS_PER_BATCH = 6000  # at most; of long clips, fewer are enough
 

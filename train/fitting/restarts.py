@@ -16,7 +16,7 @@ from train.fitting.memory import keep_memory
 from train.fitting.trainer import SplitIndices, Trainer, TrainingSet
 from train.models.network import AVARNet
 
-NEAR_CHANCE = 0.75  # of the loss of uniform predictions: models above it are started again
+NEAR_CHANCE = 0.75  # of the loss of uniform predictions
 NEXT_START = 1_000_003  # is added to the seed
 SAVE_SECONDS = 10.0  # between two checkpoints
 
@@ -32,7 +32,7 @@ def fit(
 ) -> list[tuple[AVARNet, list[Epoch]]]:
     """Train models side by side; return each as it was in its `best_epoch`, with all epochs.
 
-    What is validated and kept is a running average of the weights. Models whose validation loss
+    What is validated and kept is a running average of the weights. Models whose validation
     stays near chance are started again with another seed, see `Config.starts`.
 
     Args:
@@ -66,12 +66,31 @@ def fit(
         for number, model in zip(left, trainer.result(), strict=True):
             if best_epoch(histories[number]).start == start:
                 trained[number] = model
-        # a loss that is hardly below that of guessing: this start has found nothing
-        least = NEAR_CHANCE * math.log(data.num_classes)
-        left = [number for number in left if best_epoch(histories[number]).val_loss > least]
+        left = [
+            number
+            for number in left
+            if near_chance(best_epoch(histories[number]), data.num_classes, len(splits[number].val))
+        ]
         if not left:
             break
     return [(trained[number], history) for number, history in enumerate(histories)]
+
+
+def near_chance(epoch: Epoch, classes: int, clips: int) -> bool:
+    """Return whether a start has found nothing: guessing could have done about as well.
+
+    Its loss is hardly below that of guessing, and its recall within two standard errors of it. The
+    loss alone would also fit a model that is right often, and too sure of itself where it is wrong;
+    another start does not help that one.
+
+    Args:
+        epoch: the best one.
+        classes: number of classes.
+        clips: validation clips.
+    """
+    guess = 1 / classes
+    error = math.sqrt(guess * (1 - guess) / clips)
+    return epoch.val_loss > NEAR_CHANCE * math.log(classes) and epoch.val_recall < guess + 2 * error
 
 
 def _epochs(trainer: Trainer, checkpoint: Path | None) -> Iterator[tuple[int, Epoch]]:
