@@ -44,8 +44,8 @@ def doubts(run: Run) -> list[str]:
     again = {(r["seed"], r["fold"]) for r in run.epochs() if r.get("start", 0)}
     if again:
         epochs = list(map(_epoch, rows))
-        clips = [len(run.splits[row["fold"]].val) for row in rows]
-        still = sum(near_chance(e, classes, n) for e, n in zip(epochs, clips, strict=True))
+        counts = [len(run.splits[row["fold"]].val) for row in rows]
+        still = sum(near_chance(e, classes, n) for e, n in zip(epochs, counts, strict=True))
         found.append(
             f"The validation of {len(again)} of {len(rows)} models stayed near chance: "
             "they were started again with other seeds, and the best start is kept"

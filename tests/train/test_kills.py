@@ -16,7 +16,7 @@ from manifests import Clip, assign_split, read, write
 from train import Config, Run, TrainError, train_run
 
 pytestmark = pytest.mark.slow
-CONFIG = Config(channels=8, epochs=12, patience=12, folds=2, starts=2)
+CONFIG = Config(channels=8, epochs=5, patience=5, folds=2, starts=2)
 
 
 def train_or_resume(folder: Path) -> None:

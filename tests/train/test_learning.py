@@ -56,7 +56,7 @@ def test_one_short_event_of_four_is_learned_from_sixty_clips(
     world: tuple[list[Clip], Store], tmp_path: Path
 ) -> None:
     """Where averages of logits over all snippets stay near chance, a quarter."""
-    run = train_run(*world, tmp_path / "run", Config(channels=32, epochs=20))
+    run = train_run(*world, tmp_path / "run", Config(channels=32, epochs=8))
     found = evaluate_run(run, world[1])
     assert found["model"]["accuracy"]["value"] > 0.9
     assert found["linear"]["accuracy"]["value"] < 0.9

@@ -20,7 +20,7 @@ from train.config import MODEL_ALIASES, MODELS, installed_names
 from train.evaluation.recognition import recognition
 
 RECIPE = Recipe(0.25, "fp32", {"video": {"features": 6}, "audio": {"features": 4}})
-SMALL = Config(channels=16, stages=2, epochs=50)
+SMALL = Config(channels=16, stages=2, epochs=20)
 
 
 def features(kind: int, seed: int, sound: bool = True) -> Features:

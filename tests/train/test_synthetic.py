@@ -58,7 +58,7 @@ def world(
 
 
 def accuracies(world: tuple[list[Clip], Store], path: Path, **settings: object) -> list[float]:
-    run = train_run(*world, path, Config(**{"epochs": 20, "channels": 32, **settings}))  # type: ignore[arg-type]
+    run = train_run(*world, path, Config(**{"epochs": 8, "channels": 32, **settings}))  # type: ignore[arg-type]
     found = evaluate_run(run, world[1])
     return [found[who]["accuracy"]["value"] for who in ("model", "linear")]
 
@@ -70,5 +70,5 @@ def test_only_the_fused_sequence_is_informative(
     assert fused >= 0.95
     assert linear < 0.65  # chance is 0.5 with a standard deviation of 0.035
     for stream in SIZES:
-        alone, _ = accuracies(world, tmp_path / stream, streams=(stream,), epochs=8)
+        alone, _ = accuracies(world, tmp_path / stream, streams=(stream,), epochs=4)
         assert alone < 0.65

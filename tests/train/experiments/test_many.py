@@ -115,7 +115,7 @@ def test_a_killed_run_resumes_as_if_it_never_stopped(
     world: tuple[list[Clip], Store], tmp_path: Path
 ) -> None:
     """The training is killed after a checkpoint and resumed; then it is as one in a piece."""
-    config = replace(SMALL, epochs=60, patience=60, folds=2)
+    config = replace(SMALL, epochs=24, patience=24, folds=2)
     write(tmp_path / "m.jsonl", world[0])
     (tmp_path / "c.toml").write_text(config.to_toml())
     program = (
@@ -168,7 +168,7 @@ def test_sampling_by_class_and_augmentation_train(
     world: tuple[list[Clip], Store], tmp_path: Path
 ) -> None:
     config = replace(
-        SMALL, epochs=30, patience=30, input_dropout=0.1, dropout=0.1, sampling="classes",
+        SMALL, epochs=12, patience=12, input_dropout=0.1, dropout=0.1, sampling="classes",
         class_weights=False, loss="focal", time_crop=0.7, time_mask=0.2, snippet_dropout=0.1,
         mixup=0.3,
     )  # fmt: skip
@@ -281,7 +281,7 @@ def test_the_estimator_is_scikit_learns(world: tuple[list[Clip], Store]) -> None
     assert model.predict_proba(clips[:5]).sum(1) == pytest.approx(np.ones(5), abs=1e-5)
     assert model.score(clips) == np.mean(model.predict(clips) == [c.label for c in clips])
     ids, labels = [clip.id for clip in clips], [clip.label for clip in clips]
-    scores = cross_val_score(MTCNClassifier(store, replace(SMALL, epochs=15)), ids, labels, cv=3)
+    scores = cross_val_score(MTCNClassifier(store, replace(SMALL, epochs=6)), ids, labels, cv=3)
     assert scores.mean() > 0.5  # chance is a third
     assert (model.predict(ids[:4]) == model.predict(clips[:4])).all()
     with pytest.raises(TrainError, match="give the store"):

@@ -23,7 +23,7 @@ def test_a_stack_trains_each_model_as_if_alone(model: str, fusion: str) -> None:
     config = Config(
         model=model, fusion=fusion, stages=2, layers=2, channels=8, dropout=0, input_dropout=0,
         stream_dropout=0, snippet_dropout=0, scene_dropout=0, offset_noise=0,
-        epochs=3, batch_size=24, starts=1,
+        epochs=1, batch_size=24, starts=1,
     )  # fmt: skip
     targets = np.arange(24) % 3
     training_set = TrainingSet(data, targets, 3)
