@@ -13,7 +13,8 @@ from train.config import Config
 MOST_LAYERS = 6  # a receptive field of 63 snippets to each side; more were not seen to help
 DETECTION_LAYERS = 3  # the farther a stage sees, the less a clip's label tells it when
 SMALLEST_BATCH, LARGEST_BATCH = 4, 16
-STEPS_PER_EPOCH = 40  # at least: small sets are passed several times
+# at least: small sets are passed several times; of detection's, scenes are learned by heart by then
+STEPS_PER_EPOCH = {"recognition": 40, "detection": 15}
 FEWEST_BATCHES = 3  # of a set of clips
 SNIPPETS_PER_BATCH = 6000  # at most; of long clips, fewer are enough
 
@@ -52,6 +53,11 @@ def clips_per_batch(config: Config, clips: int, length: float) -> int:
     return max(SMALLEST_BATCH, most)
 
 
-def passes_per_epoch(batches: int) -> int:
-    """Return how often an epoch passes over training clips that make so many batches."""
-    return math.ceil(STEPS_PER_EPOCH / batches)
+def passes_per_epoch(config: Config, batches: int) -> int:
+    """Return how often an epoch passes over training clips that make so many batches.
+
+    Args:
+        config: settings.
+        batches: of one pass.
+    """
+    return math.ceil(STEPS_PER_EPOCH[config.task] / batches)

@@ -90,7 +90,7 @@ class Trainer:
         self.stack = ModelStack(models, config, snippets_per_step(data.clips, fewest, config))
         self.batches = math.ceil(max(len(split.train) for split in splits) / batch_size)
         self.batches = min(self.batches, len(fewest))  # of every model as many
-        self.passes = passes_per_epoch(self.batches)
+        self.passes = passes_per_epoch(config, self.batches)
         steps = max(MIN_STEPS, config.epochs * self.passes * self.batches)
         self.optimiser = torch.optim.AdamW(
             self.stack.params.values(),

@@ -27,7 +27,7 @@ from train.losses import top_pool
 
 STEP = 0.25
 RECIPE = Recipe(STEP, "fp32", {"video": {"features": 6}, "audio": {"features": 4}})
-SMALL = Config(task="detection", channels=16, epochs=8)
+SMALL = Config(task="detection", channels=16, epochs=20)
 TRAINED = 400
 
 

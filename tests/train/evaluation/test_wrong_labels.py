@@ -84,7 +84,7 @@ def test_labels_that_were_made_wrong_are_found(tmp_path: Path, task: str) -> Non
         intervals = () if label == "Normal" else (Interval(0, 2.5),)
         clips.append(Clip(f"c{n}", "x.mp4", (label,), intervals))
     store = Store(tmp_path / "store")
-    config = Config(task=task, channels=8, epochs=3, folds=3)
+    config = Config(task=task, channels=8, epochs=8, folds=3)
     run = train_run(clips, store, tmp_path / "run", config)
     output = " ".join(avarnet("evaluate", run.path).split())
     found = [one["clip"] for one in run.evaluation()["wrong_labels"]]
