@@ -13,7 +13,7 @@ from train.config import Config
 MOST_LAYERS = 6  # a receptive field of 63 snippets to each side; more were not seen to help
 DETECTION_LAYERS = 3  # the farther a stage sees, the less a clip's label tells it when
 SMALLEST_BATCH, LARGEST_BATCH = 4, 16
-# at least: small sets are passed several times; of detection's, scenes are learned by heart by then
+# at least: small sets are passed several times; detection would learn their scenes by heart
 STEPS_PER_EPOCH = {"recognition": 40, "detection": 15}
 FEWEST_BATCHES = 3  # of a set of clips
 SNIPPETS_PER_BATCH = 6000  # at most; of long clips, fewer are enough
