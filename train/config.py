@@ -33,6 +33,7 @@ TASK_VALUES: dict[str, dict[str, str | float]] = {
         "snippet_dropout": 0.1,
         "context_dropout": 0.0,
         "label_smoothing": 0.1,
+        "mixup": 0.2,
     },
     # a clip's label says little of its snippets: nothing of them is hidden, and it is softened as
     # much as keeps scores below 1, where all anomalies would be tied
@@ -43,6 +44,7 @@ TASK_VALUES: dict[str, dict[str, str | float]] = {
         "snippet_dropout": 0.0,
         "context_dropout": 0.75,
         "label_smoothing": 0.05,
+        "mixup": 0.0,
     },
 }
 ATTENTION_HEADS = 4
@@ -224,7 +226,7 @@ class Config:
     time_crop: float = 1.0
     time_mask: float = 0.0
     snippet_dropout: float = AUTOMATIC
-    mixup: float = 0.0
+    mixup: float = AUTOMATIC
     epochs: int = 40
     patience: int = 20
     batch_size: int = 0
