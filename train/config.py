@@ -30,10 +30,9 @@ TASK_VALUES: dict[str, dict[str, str | float]] = {
         "pooling": "logsumexp",
         "input_dropout": 0.6,
         "stream_dropout": 0.05,
-        "snippet_dropout": 0.1,
+        "snippet_dropout": 0.2,
         "context_dropout": 0.0,
         "label_smoothing": 0.1,
-        "mixup": 0.2,
     },
     # a clip's label says little of its snippets: nothing of them is hidden, and it is softened as
     # much as keeps scores below 1, where all anomalies would be tied
@@ -44,7 +43,6 @@ TASK_VALUES: dict[str, dict[str, str | float]] = {
         "snippet_dropout": 0.0,
         "context_dropout": 0.75,
         "label_smoothing": 0.05,
-        "mixup": 0.0,
     },
 }
 ATTENTION_HEADS = 4
@@ -226,7 +224,7 @@ class Config:
     time_crop: float = 1.0
     time_mask: float = 0.0
     snippet_dropout: float = AUTOMATIC
-    mixup: float = AUTOMATIC
+    mixup: float = 0.0
     epochs: int = 40
     patience: int = 20
     batch_size: int = 0
