@@ -48,7 +48,7 @@ def run(
     tmp_path_factory: pytest.TempPathFactory,
     request: pytest.FixtureRequest,
 ) -> Run:
-    config = Config(task=request.param, channels=8, epochs=8)
+    config = Config(task=request.param, channels=8, epochs=20)
     return train_run(*world, tmp_path_factory.mktemp("runs") / "run", config)
 
 
