@@ -66,6 +66,7 @@ def check(files: dict[str, tuple[str, str]], made: Path, *commands: str) -> None
     assert [one for one in always if not any(fnmatch(name, one) for name in names)] == []
 
 
+@pytest.mark.slow
 def test_what_training_leaves_is_listed(reference: ModuleType, tmp_path: Path) -> None:
     own = {f"c{n:02}": clip(8, n) for n in range(12)}
     pack(tmp_path / "store", own.items(), RECIPE)

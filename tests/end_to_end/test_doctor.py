@@ -32,6 +32,7 @@ def checks(folder: Path, code: int = 0) -> dict[str, dict[str, Any]]:
     return {check["check"]: check for check in result["checks"]}
 
 
+@pytest.mark.slow
 def test_a_machine_that_has_fetched_nothing(
     hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,6 +56,7 @@ def test_a_machine_that_has_fetched_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bin"]  # it has cleaned up
 
 
+@pytest.mark.slow
 def test_weights_that_were_fetched(hub: Path, tmp_path: Path) -> None:
     for name, files in NETWORKS.items():
         repository = hub / f"models--{name.replace('/', '--')}"
@@ -69,6 +71,7 @@ def test_weights_that_were_fetched(hub: Path, tmp_path: Path) -> None:
     assert checks(tmp_path)["facebook/wav2vec2-base"]["state"] == "note"
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_hold_a_store(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     found = checks(Path("/proc/store"), code=1)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from features import Recipe, Store
 
 PROGRAM = """
@@ -22,6 +24,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_an_extraction_imports_nothing_of_the_current_folder(
     recipe: Recipe, clips: Path, tmp_path: Path
 ) -> None:

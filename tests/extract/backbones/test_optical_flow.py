@@ -126,6 +126,7 @@ def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "bright"
 
 
+@pytest.mark.slow
 def test_another_packages_backbone(sound_model: str, tmp_path: Path, other_package: str) -> None:
     video = write_video(tmp_path / "a.mp4", np.full((25, 64, 64, 3), 200, np.uint8), 25, None)
     recipe = make_recipe("mobilevit_xxs", sound_model, "random", further=[other_package])

@@ -484,6 +484,7 @@ def test_a_name_that_timm_does_not_know(name: str, weights: str) -> None:
     assert "ways out" not in str(found.value)
 
 
+@pytest.mark.slow
 def test_other_names_that_lead_nowhere() -> None:
     with pytest.raises(WeightsError, match=r"(?s)Did you mean facebook/wav2vec2-base\b"):
         AudioBackbone({"name": "wav2vec2-bas", "weights": "pretrained"}, CPU, "fp32")

@@ -112,6 +112,7 @@ def write_huge(path: Path) -> None:
             container.mux(packet)
 
 
+@pytest.mark.slow
 def test_files_that_are_none_or_lie(clips: Path, tmp_path: Path) -> None:
     whole = (clips / "Explosion" / "0.mp4").read_bytes()
     at = whole.index(b"mvhd")
@@ -160,6 +161,7 @@ def strike(reader: Reader, number: signal.Signals, path: Path, over: threading.E
                 pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "reason"),
     [
@@ -244,6 +246,7 @@ def test_a_mistake_where_the_clips_come_from_is_raised_and_does_not_hang(
     extractor.close()
 
 
+@pytest.mark.slow
 def test_a_second_try_counts(recipe: Recipe, clips: Path, long_clip: Path) -> None:
     """Killed once in the middle: the clip is read again, and nothing of the first try stays."""
     extractor = Extractor(recipe)
