@@ -64,4 +64,13 @@ def dropout_mask(x: Tensor, rate: float) -> Tensor:
     numbers.random_(-(2**63), None, generator=_source.generator)
     numbers.bitwise_and_(LOWER).bitwise_or_(~LOWER).sub_(round(rate * 128) * LOWEST)
     numbers.bitwise_right_shift_(7).bitwise_and_(LOWEST)
-    return numbers.view(torch.uint8)[: x.numel()].view(x.shape)
+    return _bytes(numbers)[: x.numel()].view(x.shape)
+
+
+def _bytes(numbers: Tensor) -> Tensor:
+    """Return the eight bytes of each 64-bit number, the lowest first, where each byte is 0 or 1."""
+    try:
+        return numbers.view(torch.uint8)
+    except RuntimeError:  # PyTorch 2.10 and older, under vmap
+        shifts = torch.arange(0, 64, 8)
+        return (numbers[:, None] >> shifts).bitwise_and(1).to(torch.uint8).flatten()
