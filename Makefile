@@ -23,7 +23,7 @@ test-lowest: $(LOWEST)/installed
 	$(LOWEST)/bin/python -m pytest -n 3 $(TESTS)
 
 quick: $(VENV)/installed-test
-	$(VENV)/bin/python -m pytest -n 2 -m "not slow and not soak"
+	$(VENV)/bin/python -m pytest -n 4 -m "not slow and not soak"
 
 # the same as some of the tests, many times over: no limit of time for one of them
 soak: $(VENV)/installed-test
