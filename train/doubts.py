@@ -43,9 +43,9 @@ def doubts(run: Run) -> list[str]:
     rows = kept_epochs(run)
     again = {(r["seed"], r["fold"]) for r in run.epochs() if r.get("start", 0)}
     if again:
-        epochs = list(map(_epoch, rows))
-        counts = [len(run.splits[row["fold"]].val) for row in rows]
-        still = sum(near_chance(e, classes, n) for e, n in zip(epochs, counts, strict=True))
+        still = sum(
+            near_chance(_epoch(row), classes, len(run.splits[row["fold"]].val)) for row in rows
+        )
         found.append(
             f"The validation of {len(again)} of {len(rows)} models stayed near chance: "
             "they were started again with other seeds, and the best start is kept"

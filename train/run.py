@@ -231,7 +231,7 @@ class Run:
         Raises:
             TrainError: it cannot be read, or has something else in it.
         """
-        return read_epochs(self.path)
+        return read_epochs(self.path, len(self.splits))
 
     def history(self) -> DataFrame:
         """Return `epochs` as a data frame; this needs pandas.

@@ -182,8 +182,12 @@ def read_calibration(folder: Path) -> Calibration | None:
     return calibration
 
 
-def read_epochs(folder: Path) -> list[dict[str, Any]]:
+def read_epochs(folder: Path, folds: int) -> list[dict[str, Any]]:
     """Return the lines of ``metrics.jsonl``, one for each epoch of each model.
+
+    Args:
+        folder: of the run.
+        folds: that it has.
 
     Raises:
         TrainError: it cannot be read, or is damaged.
@@ -194,6 +198,8 @@ def read_epochs(folder: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise TrainError(f"{file}: {reason(error)}; {WAY_OUT}") from error
     rows = [parse_json(line, EpochJson, str(file)) for line in lines]
+    if not all(0 <= row["fold"] < folds for row in rows):
+        raise TrainError(f"{file} is damaged (a fold that the run does not have); {WAY_OUT}")
     known = get_type_hints(EpochJson)
     # what was no number when older versions wrote it is read as None
     return [

@@ -185,6 +185,14 @@ def test_rows_that_are_no_json_are_read_as_older_versions_wrote_them(copied: Pat
     use(copied)
 
 
+@pytest.mark.parametrize("fold", [-1, 7])
+def test_a_fold_that_the_run_does_not_have(copied: Path, fold: int) -> None:
+    file = copied / "metrics.jsonl"
+    file.write_text(file.read_text().replace('"fold": 0', f'"fold": {fold}', 1))
+    with pytest.raises(TrainError, match=r"metrics\.jsonl is damaged \(a fold"):
+        Run.load(copied).epochs()
+
+
 def test_figures_that_are_none(copied: Path) -> None:
     task = Run.load(copied).config.task
     key = "accuracy" if task == "recognition" else "all"

@@ -89,7 +89,7 @@ def near_chance(epoch: Epoch, classes: int, clips: int) -> bool:
         clips: validation clips.
     """
     guess = 1 / classes
-    error = math.sqrt(guess * (1 - guess) / clips)
+    error = math.sqrt(guess * (1 - guess) / max(clips, 1))
     return epoch.val_loss > NEAR_CHANCE * math.log(classes) and epoch.val_recall < guess + 2 * error
 
 
