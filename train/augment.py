@@ -1,4 +1,4 @@
-"""Changes to training batches that keep what a clip is: crops, blanks and mixtures of features."""
+"""Changes to training batches that keep what a clip is: warps, crops, blanks and mixtures."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ from train.config import Config
 from train.data import Batch
 from train.models.random_numbers import seeds, uniform
 
+STRETCHES = 6  # of a clip that is warped, each at a speed of its own
+
 
 def augment(batch: Batch, config: Config) -> Batch:
-    """Crop clips in time, blank stretches and single snippets, as the settings say."""
+    """Warp and crop clips in time, blank stretches and single snippets, as the settings say."""
+    if config.time_warp > 1:
+        batch = time_warp(batch, config.time_warp)
     if config.time_crop < 1:
         batch = time_crop(batch, config.time_crop)
     if config.time_mask:
@@ -22,6 +26,27 @@ def augment(batch: Batch, config: Config) -> Batch:
     if config.snippet_dropout:
         batch = _blanked(batch, uniform(*batch.mask.shape) < config.snippet_dropout)
     return batch
+
+
+def time_warp(batch: Batch, most: float) -> Batch:
+    """Play stretches of each clip at random speeds: snippets are repeated or left out.
+
+    Their order stays, and the clip's length; where in it something happens, for how long, and how
+    far from something else, changes. Of few clips these would be learned by heart.
+
+    Args:
+        batch: the clips.
+        most: how many times faster or slower than on average a stretch may be.
+    """
+    length = batch.mask.sum(1, keepdim=True)
+    speeds = most ** (2 * uniform(len(length), STRETCHES) - 1)
+    at = torch.arange(batch.mask.shape[1])
+    stretch = (at * STRETCHES // length.clamp(min=1)).clamp(max=STRETCHES - 1)
+    speed = speeds.gather(1, stretch) * batch.mask
+    end = speed.cumsum(1)
+    middle = (end - speed / 2) / end[:, -1:]
+    index = torch.minimum((middle * length).long(), length - 1)
+    return _taken(batch, index, batch.mask)
 
 
 def time_crop(batch: Batch, least: float) -> Batch:
@@ -33,13 +58,7 @@ def time_crop(batch: Batch, least: float) -> Batch:
     longest = int(kept.max())
     at = torch.arange(longest)[None]
     mask = at < kept[:, None]
-    index = torch.where(mask, first[:, None] + at, 0)
-    row = torch.arange(len(length))[:, None]
-    return Batch(
-        {name: rows[row, index] for name, rows in batch.streams.items()},
-        {name: valid[row, index] & mask for name, valid in batch.valid.items()},
-        mask,
-    )
+    return _taken(batch, torch.where(mask, first[:, None] + at, 0), mask)
 
 
 def mixup(batch: Batch, targets: Tensor, alpha: float) -> tuple[Batch, Tensor]:
@@ -80,6 +99,16 @@ def _stretch(mask: Tensor, most: float) -> Tensor:
     first = (uniform(len(length)) * (length - span + 1)).long()
     at = torch.arange(mask.shape[1])[None]
     return (at >= first[:, None]) & (at < (first + span)[:, None])
+
+
+def _taken(batch: Batch, index: Tensor, mask: Tensor) -> Batch:
+    """Return the snippets (clips, time) of these numbers, where `mask` is true."""
+    row = torch.arange(len(index))[:, None]
+    return Batch(
+        {name: rows[row, index] for name, rows in batch.streams.items()},
+        {name: valid[row, index] & mask for name, valid in batch.valid.items()},
+        mask,
+    )
 
 
 def _blanked(batch: Batch, where: Tensor) -> Batch:

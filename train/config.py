@@ -82,6 +82,7 @@ LIMITS: dict[str, Limit] = {
     "outlier_limit": _at_least(0),
     "starts": _between(1, MOST),
     "sampling": _one_of(SAMPLINGS),
+    "time_warp": _at_least(1),
     "time_crop": (lambda value: 0 < value <= 1, "above 0, to 1"),
     "time_mask": SHARE,
     "snippet_dropout": SHARE,
@@ -178,6 +179,8 @@ class Config:
         class_weights: weigh classes by the inverse of how often they occur.
         sampling: draw ``clips`` as they come, each once an epoch, or all ``classes`` equally
             often, clips of rare ones several times.
+        time_warp: play stretches of a training clip up to so many times slower or faster, by
+            repeating and leaving out snippets; 1 for none.
         time_crop: cut a training clip to a random stretch of at least this share; 1 keeps all.
         time_mask: blank a random stretch of a training clip of at most this share.
         snippet_dropout: blank this share of the snippets of a training clip.
@@ -221,6 +224,7 @@ class Config:
     label_smoothing: float = AUTOMATIC
     class_weights: bool = True
     sampling: str = "clips"
+    time_warp: float = 3.0
     time_crop: float = 1.0
     time_mask: float = 0.0
     snippet_dropout: float = AUTOMATIC

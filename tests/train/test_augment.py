@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.augment import augment, mixup, time_crop
+from train.augment import augment, mixup, time_crop, time_warp
 from train.config import Config
 from train.data import Batch
 
@@ -33,6 +33,36 @@ def test_a_crop_is_a_stretch_of_the_clip(lengths: list[int], least: float, seed:
         assert rows[0] >= 0
         assert rows[-1] < length
         assert batch.valid["video"][n].sum() == kept
+
+
+@given(st.lists(st.integers(1, 80), min_size=1, max_size=6), st.floats(1.0, 5.0), st.integers(0, 9))
+@settings(max_examples=60, deadline=None)
+def test_a_warped_clip_keeps_length_and_order(lengths: list[int], most: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    whole = numbered(lengths)
+    whole.valid["video"][:, ::3] = False
+    warped = time_warp(whole, most)
+    assert torch.equal(warped.mask, whole.mask)
+    for n, length in enumerate(lengths):
+        index = warped.streams["video"][n, :length, 0].long() - 100 * n
+        assert (index.diff() >= 0).all()
+        assert index[0] >= 0
+        assert index[-1] < length
+        assert torch.equal(warped.valid["video"][n, :length], whole.valid["video"][n, index])
+        assert not warped.valid["video"][n, length:].any()
+
+
+def test_stretches_of_a_warped_clip_have_speeds_of_their_own() -> None:
+    torch.manual_seed(0)
+    index = time_warp(numbered([600] * 50), 3.0).streams["video"][..., 0]
+    index = index - 100 * torch.arange(50)[:, None]
+    pace = index.diff(dim=1).unfold(1, 50, 50).mean(2)  # snippets of the clip per snippet
+    spread = pace.amax(1) / pace.amin(1)
+    assert 1.5 < float(spread.median()) < 9.5
+    assert float(spread.max()) < 10  # three times slower here and three times faster there
+    assert torch.equal(
+        time_warp(numbered([600]), 1.0).streams["video"][0, :, 0], torch.arange(600.0)
+    )
 
 
 def test_blanks_leave_the_rest_as_it_was() -> None:

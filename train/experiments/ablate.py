@@ -37,6 +37,7 @@ PLAIN: dict[str, Any] = {
     "centred": False,
     "input_dropout": 0.0,
     "stream_dropout": 0.0,
+    "time_warp": 1.0,
     "snippet_dropout": 0.0,
     "context_dropout": 0.0,
     "smoothing_weight": 0.15,

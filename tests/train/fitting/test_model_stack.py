@@ -22,7 +22,7 @@ def test_a_stack_trains_each_model_as_if_alone(model: str, fusion: str) -> None:
     data = Clips(clips, list(clips), list(SIZES), {})
     config = Config(
         model=model, fusion=fusion, stages=2, layers=2, channels=8, dropout=0, input_dropout=0,
-        stream_dropout=0, snippet_dropout=0, scene_dropout=0, offset_noise=0,
+        stream_dropout=0, snippet_dropout=0, scene_dropout=0, offset_noise=0, time_warp=1,
         epochs=1, batch_size=24, starts=1,
     )  # fmt: skip
     targets = np.arange(24) % 3
@@ -48,7 +48,8 @@ def test_a_step_in_two_parts_is_the_whole_step(
     """Nothing random here: padding, the loss and its gradients must not show where it was cut."""
     config = Config(
         fusion=fusion, stages=2, layers=2, channels=8, dropout=0, input_dropout=0,
-        stream_dropout=0, snippet_dropout=0, scene_dropout=0, offset_noise=0, batch_size=9,
+        stream_dropout=0, snippet_dropout=0, scene_dropout=0, offset_noise=0, time_warp=1,
+        batch_size=9,
     )  # fmt: skip
     losses, weights = [], []
     for few in (10**9, 1):
