@@ -24,12 +24,13 @@ SAMPLINGS = ("clips", "classes")
 POOLINGS = ("mean", "logsumexp", "top")
 MODEL_ALIASES = {"linear": "snippet_linear"}
 MOST = 100_000  # of what may be any number: no run needs more, and a hostile one asks for it
-AUTOMATIC = -1.0  # of a share: the task's value is taken
+AUTOMATIC = -1.0  # the task's value is taken
 TASK_VALUES: dict[str, dict[str, str | float]] = {
     "recognition": {
         "pooling": "logsumexp",
         "input_dropout": 0.6,
         "stream_dropout": 0.05,
+        "time_warp": 3.0,
         "snippet_dropout": 0.2,
         "context_dropout": 0.0,
         "label_smoothing": 0.1,
@@ -40,6 +41,7 @@ TASK_VALUES: dict[str, dict[str, str | float]] = {
         "pooling": "top",
         "input_dropout": 0.5,
         "stream_dropout": 0.1,
+        "time_warp": 1.5,
         "snippet_dropout": 0.0,
         "context_dropout": 0.75,
         "label_smoothing": 0.05,
@@ -224,7 +226,7 @@ class Config:
     label_smoothing: float = AUTOMATIC
     class_weights: bool = True
     sampling: str = "clips"
-    time_warp: float = 3.0
+    time_warp: float = AUTOMATIC
     time_crop: float = 1.0
     time_mask: float = 0.0
     snippet_dropout: float = AUTOMATIC
