@@ -50,8 +50,9 @@ INKS = f"""[...document.querySelectorAll('{TEXTS}')].map(text => {{
 }})"""  # red, green and blue of the texts in plots
 BROKEN = """[...document.querySelectorAll('th, td, dd')].flatMap(cell => {
     const texts = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT), broken = [];
+    const words = /(?<!\\S)(?:--)?[\\p{L}\\d]{2,12}(?!\\S)/gu;
     for (const range = document.createRange(); texts.nextNode();) {
-        for (const word of texts.currentNode.data.matchAll(/(?<!\\S)[-\\p{L}\\d]{2,12}(?!\\S)/gu)) {
+        for (const word of texts.currentNode.data.matchAll(words)) {
             range.setStart(texts.currentNode, word.index);
             range.setEnd(texts.currentNode, word.index + word[0].length);
             if (range.getClientRects().length > 1) broken.push(word[0]);
