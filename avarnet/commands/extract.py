@@ -158,12 +158,10 @@ def extract(
     ] = None,
     tls_ca: Annotated[
         Path | None,
-        typer.Option(help="Of a running cluster: the certificate of who signs, in PEM format."),
+        typer.Option(help="Authority of a running cluster (PEM); else as Dask is configured."),
     ] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="Yours there.")] = None,
-    tls_key: Annotated[
-        Path | None, typer.Option(help="Its key. All three else as Dask is configured.")
-    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Your certificate there (PEM).")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The key of that certificate (PEM).")] = None,
     retry_failed: Annotated[
         bool,
         typer.Option("--retry-failed", help="Try files again that failed, even unchanged ones."),
