@@ -144,7 +144,9 @@ def progress_bar(
     show, seconds = print_line, LINE_SECONDS
     if kept := in_notebook() and not quiet:
         show, seconds = notebook_bar(bar, line), NOTEBOOK_SECONDS
-    with bar, nullcontext() if quiet or drawn else _repeated(show, seconds, last=kept):
+    # versions of Rich print an empty line at the end of a bar that is disabled
+    drawing = bar if drawn else nullcontext()
+    with drawing, nullcontext() if quiet or drawn else _repeated(show, seconds, last=kept):
         out.through = err if drawn and out.file.isatty() else None
         try:
             yield bar

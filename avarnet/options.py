@@ -81,7 +81,7 @@ RunStores = Annotated[
 ]
 SkipUnreadable = Annotated[
     bool,
-    typer.Option("--skip-unreadable", help="Go on without the shards that cannot be read."),
+    typer.Option("--skip-unreadable", help="Continue without the shards that cannot be read."),
 ]
 RunManifest = Annotated[
     Path | None, typer.Option(help="Its manifest, if it has moved: where the videos are.")

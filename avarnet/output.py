@@ -209,7 +209,7 @@ def print_metrics(metrics: RecognitionMetrics, run: Run) -> None:
         "accuracy": (model["accuracy"], linear["accuracy"]),
         "macro precision": (model["precision"], linear["precision"]),
         "macro recall": (model["recall"], linear["recall"]),
-        "macro f1": (model["f1"], linear["f1"]),
+        "macro F1": (model["f1"], linear["f1"]),
     }.items():
         cells: list[str] = []
         for found in pair:
@@ -220,14 +220,14 @@ def print_metrics(metrics: RecognitionMetrics, run: Run) -> None:
         reached = own["accuracy"]
         out.print(
             f"{plain(name)}: accuracy {reached['value']:.3f} ({reached['low']:.3f} to "
-            f"{reached['high']:.3f}), macro f1 {own['f1']['value']:.3f}",
+            f"{reached['high']:.3f}), macro F1 {own['f1']['value']:.3f}",
             highlight=False,
         )
     if len(metrics["models"]["each"]) > 1:
         each = metrics["models"]
         out.print(
             f"single models (folds x seeds): accuracy {each['accuracy']['mean']:.3f} ± "
-            f"{each['accuracy']['std']:.3f}, macro f1 {each['f1']['mean']:.3f} ± "
+            f"{each['accuracy']['std']:.3f}, macro F1 {each['f1']['mean']:.3f} ± "
             f"{each['f1']['std']:.3f}",
             highlight=False,
         )
@@ -272,7 +272,7 @@ def print_robustness(figures: Mapping[str, Robustness], measure: str) -> None:
 
 
 def print_wrong_labels(metrics: CommonMetrics, run: Run) -> None:
-    """Print how many labels of held-out clips are probably wrong, and the likeliest of them.
+    """Print how many labels of held-out clips may be wrong, and the likeliest of them.
 
     Args:
         metrics: of a run.
@@ -283,13 +283,19 @@ def print_wrong_labels(metrics: CommonMetrics, run: Run) -> None:
         first = "; ".join(f"{f['clip']}: {f['label']}, likely {f['likely']}" for f in found[:3])
         more = "; ..." if len(found) > 3 else ""
         out.print_sentences(
-            f"[yellow]labels that are probably wrong:[/] {len(found)} ({plain(first)}{more}); all "
-            f"are in {plain(str(run.path / 'evaluation.json'))} and in the report"
+            f"[yellow]labels that may be wrong:[/] {len(found)} ({plain(first)}{more}); a weak "
+            "model suspects many that are right; all are in "
+            f"{plain(str(run.path / 'evaluation.json'))}, the surest in the report"
         )
 
 
-def print_prediction(scored: pipelines.Scored) -> None:
-    """Print what a run predicts of a video."""
+def print_prediction(scored: pipelines.Scored, run: Run) -> None:
+    """Print what a run predicts of a video.
+
+    Args:
+        scored: the video.
+        run: it.
+    """
     clip, answer = scored.clip, scored.prediction
     out.print(f"{shown(scored.video)}: [bold]{plain(answer.label)}[/] ({answer.confidence:.2f})")
     for name, valid in clip.valid.items():
@@ -303,7 +309,9 @@ def print_prediction(scored: pipelines.Scored) -> None:
     if answer.anomaly is None:
         return
     if not answer.intervals:
-        out.print(f"  no anomaly; the highest score is {answer.anomaly.max():.2f}")
+        highest, asked = answer.anomaly.max(initial=0.0), run.interval_settings
+        brief = f", for less than {asked.shortest:g} s" if highest >= asked.high else ""
+        out.print(f"  no anomaly; the highest score is {highest:.2f}{brief}")
     else:
         table = Table("from", "to", "class", "highest score")
         for start, end, label, score in answer.intervals:

@@ -88,6 +88,8 @@ class Plan:
         clips: to extract.
         present: clips that the store has already.
         batches: seconds of video of each task.
+        unknown: clips whose length is not known, and not in `batches`: their files are missing, or
+            do not state it.
         processes: that would work at once.
         speed: seconds of video for a second of a process, in this store so far; None if none was
             extracted yet.
@@ -97,6 +99,7 @@ class Plan:
     clips: int
     present: int
     batches: list[float]
+    unknown: int
     processes: int
     speed: float | None
     job_script: str
@@ -133,6 +136,7 @@ def plan_extraction(
         clips=len(tasks),
         present=len(clips) - len(tasks),
         batches=[sum(seconds[task.clip_id] for task in batch) for batch in divided],
+        unknown=lengths.count(0.0),
         processes=cluster.processes,
         speed=mean_speed(store),
         job_script=cluster.job_script() if cluster.queued else "",

@@ -85,7 +85,7 @@ def demo(
     (found,) = pipelines.predict(trained, [unseen], recipe=recipe, pages={unseen: page})
     if isinstance(found, pipelines.Unreadable):
         fail(f"{found.video}: {found.reason}")
-    print_prediction(found)
+    print_prediction(found, trained)
     label, confidence = found.prediction.label, found.prediction.confidence
     note("predict", f"{plain(label)} ({confidence:.2f}); {plain(str(page))}")
     out.print(happened)

@@ -111,7 +111,10 @@ def _print_detection(metrics: DetectionMetrics, run: Run) -> None:
     warn_of_random_weights(run.recipe)
     warn_of_doubts(metrics["doubts"])
     model, linear = metrics["model"], metrics["linear"]
-    table = Table("frames of", "clips", "positive", "AP", "ROC-AUC", "baseline:", "AP", "ROC-AUC")
+    areas = ("AP", "ROC-AUC")
+    table = Table(
+        "frames of", "clips", "anomalous", *areas, *(f"baseline {area}" for area in areas)
+    )
     rows = {"all": (model["all"], linear["all"], str(model["clips"]))}
     if model["abnormal"] and linear["abnormal"]:
         rows["abnormal"] = (model["abnormal"], linear["abnormal"], "")
@@ -120,7 +123,7 @@ def _print_detection(metrics: DetectionMetrics, run: Run) -> None:
     for name, (ours, theirs, clips) in rows.items():
         figures = [figure(row[key], 4) for row in (ours, theirs) for key in ("ap", "roc_auc")]
         share = f"{ours['anomalous'] / ours['frames']:.1%}"
-        table.add_row(plain(name), clips, share, *figures[:2], "", *figures[2:])
+        table.add_row(plain(name), clips, share, *figures)
     out.print(table)
     out.print("AP: area under the precision-recall curve, as XD-Violence reports it")
     table = Table("", plain(run.config.model), "logistic baseline")
@@ -177,5 +180,4 @@ def compare(
     table.add_row("95 % interval", *(f"{d['low']:+.4f} to {d['high']:+.4f}" for d in differences))
     table.add_row("p", *(f"{m['p']:.3f}" for m in measures))
     out.print(table)
-    test = "McNemar's exact test" if recognition else "permutations of the runs, clip by clip"
-    out.print(f"{counted(found['clips'], 'clip')}; p: {test}", highlight=False)
+    out.print(f"{counted(found['clips'], 'clip')}; p: {found['test']}", highlight=False)

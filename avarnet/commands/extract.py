@@ -158,14 +158,13 @@ def extract(
     ] = None,
     tls_ca: Annotated[
         Path | None,
-        typer.Option(help="Of a running cluster, in PEM format: who signs its certificates,"),
+        typer.Option(help="Authority of a running cluster (PEM); else as Dask is configured."),
     ] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="your certificate,")] = None,
-    tls_key: Annotated[
-        Path | None, typer.Option(help="and its key; what is not given is as Dask is configured.")
-    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Your certificate there (PEM).")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The key of that certificate (PEM).")] = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Retry also unchanged files that failed.")
+        bool,
+        typer.Option("--retry-failed", help="Try files again that failed, even unchanged ones."),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")
@@ -333,6 +332,12 @@ def _print_plan(plan: pipelines.Plan, store: Path, as_json: bool) -> None:
         out.print(
             f"video in a task: {clock(min(plan.batches))} to {clock(max(plan.batches))}, "
             f"{plan.clips / len(plan.batches):.1f} clips on average"
+        )
+    if plan.unknown:
+        out.print(
+            f"[yellow]without {counted(plan.unknown, 'clip')} of unknown length[/]: the files are "
+            "missing, or do not state it; 'avarnet manifest check' names those that are missing",
+            soft_wrap=True,
         )
     out.print(f"disk: about {decimal(round(nbytes))}, with {networks}")
     if plan.seconds:

@@ -258,8 +258,9 @@ def manifest_check(
         _print_findings(findings)
         out.print(f"{counted(errors, 'error')}, {counted(len(findings) - errors, 'warning')}")
         if compared:
-            what = f"{counted(compared['compared'], 'clip')}, not {compared['not_compared']:d}"
-            out.print(f"compared: {what} that have no side of a split, or no readable features")
+            out.print(f"compared: {counted(compared['compared'], 'clip')}")
+            if others := compared["not_compared"]:
+                out.print(f"not compared, without a side or readable features: {others}")
         if probe is None:
             out.print(f"The videos were not opened: {plain(extract_missing())}")
     raise typer.Exit(FAILED if errors else DONE)

@@ -97,7 +97,7 @@ def predict(
         if html is not None:
             fail(f"--html {html}: pages show videos, and clips of a store have none")
         warn_of_random_weights(loaded.recipe)
-        rows = _rows(_stored(loaded, store, videos), quiet, [])
+        rows = _rows(_stored(loaded, store, videos), loaded, quiet, [])
         _end(rows, as_json, as_csv, fail_on_anomaly)
     need_videos(loaded)
     need_device(device)
@@ -124,7 +124,7 @@ def predict(
             progress=lambda seconds: bar(seconds, total),
         )
         rows = [{"video": str(folder), "error": why} for folder, why in unreadable.items()]
-        rows += _rows(found, quiet, listed)
+        rows += _rows(found, loaded, quiet, listed)
     if listed and html is not None and html.suffix != ".html":
         reasons = {row["video"]: row["error"] for row in rows if "error" in row}
         index = write_index(html, listed, reasons)
@@ -134,7 +134,10 @@ def predict(
 
 
 def _rows(
-    found: Iterable[pipelines.Scored | pipelines.Unreadable], quiet: bool, listed: list[Row]
+    found: Iterable[pipelines.Scored | pipelines.Unreadable],
+    run: Run,
+    quiet: bool,
+    listed: list[Row],
 ) -> list[dict[str, Any]]:
     """Return what is predicted as plain data, and print each as it comes; list those with pages."""
     rows = []
@@ -147,7 +150,7 @@ def _rows(
         if one.page:
             listed.append(_in_index(one, one.page))
         if not quiet:
-            print_prediction(one)
+            print_prediction(one, run)
             if one.page:
                 out.print(f"page: {shown(one.page)}", soft_wrap=True)
     return rows

@@ -114,7 +114,7 @@ def train(
     device: Device = "cpu",
     processes: Processes = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a run that was interrupted.")
+        bool, typer.Option("--resume", help="Continue a run that was interrupted.")
     ] = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Log to RUN/tensorboard too.")
@@ -307,7 +307,17 @@ def export(
     ],
     as_json: Json = False,
 ) -> None:
-    """Write a run's models as one file for other programs, and check its predictions."""
+    """Write a run's models as one file for other programs, and check its predictions.
+
+    Inputs, for each stream such as video: video, its rows as the store has them (1 x snippets x
+    values, float32), which must not be normalised, of 3 snippets or more; and video_valid, true
+    where a row is real (1 x snippets). A .pt2 takes them by position, the rows of all streams
+    before their validity.
+
+    Outputs: clip (1 x classes) and snippets (1 x snippets x classes), probabilities.
+
+    Metadata (of a .pt2: extra_files): classes, snippet_seconds, fingerprint of the features.
+    """
     import train as stage2
 
     difference = stage2.export_run(stage2.Run.load(run), file)

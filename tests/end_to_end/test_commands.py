@@ -105,7 +105,7 @@ def test_detection_from_labels_to_frames(project: dict[str, Any], tmp_path: Path
     assert "abnormal" in output
     assert f"{frames['ap']:.4f}" in output
     page = (run / "report.html").read_text()
-    assert "False alarms" in page
+    assert "Normal clips with the highest scores" in page
     assert f"{frames['ap']:.4f}" in page
     avarnet("report", run)
     assert "notices 50 % of" in (run / "report.html").read_text().replace("\n", " ")
@@ -235,9 +235,9 @@ def test_predict_lists_intervals_and_writes_pages(project: dict[str, Any], tmp_p
         make_clip(videos / f"{name}.mp4", "Explosion", 5, seconds=1.0)
     (tmp_path / "list.txt").write_text("videos/b.mp4\n\nvideos/one/a.mp4\n")
 
-    def with_threshold(high: float) -> Path:
+    def with_threshold(high: float, shortest: float = 0.5) -> Path:
         """Make an anomaly of every score above it, whatever three epochs have taught."""
-        whole["hysteresis"] = {"high": high, "low": high, "shortest": 0.5}
+        whole["hysteresis"] = {"high": high, "low": high, "shortest": shortest}
         (run / "run.json").write_text(json.dumps(whole))
         return run
 
@@ -273,6 +273,8 @@ def test_predict_lists_intervals_and_writes_pages(project: dict[str, Any], tmp_p
     quiet = list(csv.DictReader(avarnet("predict", run, videos, "--csv").splitlines()))
     assert [row["start"] for row in quiet] == ["", "", ""]
     assert "no anomaly" in avarnet("predict", run, videos / "b.mp4")
+    brief = avarnet("predict", with_threshold(0.001, shortest=60), videos / "b.mp4")
+    assert re.search(r"no anomaly; the highest score is 0[.]\d\d, for less than 60 s", brief)
     (tmp_path / "empty").mkdir()
     assert "no videos in this folder" in avarnet("predict", run, tmp_path / "empty", code=1)
 

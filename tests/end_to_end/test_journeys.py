@@ -90,6 +90,7 @@ def test_the_operator_of_a_cluster(tmp_path: Path, sound_model: str) -> None:
     assert user.reads("manifest folders videos -o videos.jsonl")["clips"] == 12
     plan = user.reads(f"{extract} --dry-run")
     assert (plan["clips"], plan["present"], sum(plan["batches"])) == (12, 0, 12.0)
+    assert plan["unknown"] == 0
     assert not (user.folder / "store").exists()
 
     # it dies when some clips are finished

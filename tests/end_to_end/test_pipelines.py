@@ -37,6 +37,8 @@ def test_from_videos_to_predictions(
     plan = pipelines.plan_extraction(listed, clips, store, cluster)
     assert (plan.clips, plan.present, plan.processes, plan.job_script) == (12, 0, 1, "")
     assert (plan.speed, plan.seconds) == (None, None)
+    elsewhere = pipelines.plan_extraction(listed, tmp_path, store, cluster)
+    assert (plan.unknown, elsewhere.unknown) == (0, 12)
     videos = sorted(clips.glob("*/*.mp4"))
     assert sum(plan.batches) == pytest.approx(sum(map(footage, videos)))
     done: list[float] = []

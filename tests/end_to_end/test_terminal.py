@@ -19,6 +19,7 @@ from small_stores import clip, fill
 from avarnet.console import _Console, bytes_bar, plain
 from avarnet.output import training_progress
 from manifests import Clip, write
+from train.export import SHORTEST
 from train.fitting.history import Epoch
 
 # the escape sequences that set a colour, of letters or of what is behind them
@@ -141,6 +142,17 @@ def test_options_are_in_panels_by_theme(command: str) -> None:
         }[command]
     )
     assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_the_contract_of_an_exported_file_is_in_the_help() -> None:
+    shown = " ".join(in_a_pipe("export", "--help").split())
+    for words in (
+        f"{SHORTEST} snippets or more",
+        "video_valid",
+        "not be normalised",
+        "fingerprint",
+    ):
+        assert words in shown
 
 
 def test_sentences_are_wrapped_and_names_whole(store: Path, tmp_path: Path) -> None:

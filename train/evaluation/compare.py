@@ -25,6 +25,7 @@ from train.run import Run
 from train.run_files import PREDICTIONS_FILE, read_run_file
 
 PERMUTATIONS = 1000
+BY_RECORDING = "permutations of the runs, recording by recording"
 MOST_PREDICTIONS = 2**30  # bytes of that file
 FrameTruth, FrameScores = list[NDArray[np.uint8]], list[NDArray[np.float32]]
 
@@ -43,12 +44,12 @@ def compare_runs(one: str | Path, other: str | Path, seed: int = 0) -> dict[str,
         Plain data: ``task``; ``clips``, how many; and for each measure, ``accuracy``, or ``ap`` and
         ``roc_auc``: ``values`` of both, ``difference``, other minus one, as ``{"value", "low",
         "high"}`` from recordings drawn anew, the same for both; and ``p``, how likely a difference
-        like theirs is between equals, two-sided. For accuracy it is that of McNemar's exact test;
-        where recordings have several clips, of permutations: it is chance which run has a
-        recording's difference. For the areas too: it is chance whose ranks of its frames are whose
-        (Bandos et al., Statistics in Medicine 2005, with recordings for cases). Recognition:
-        ``only_one`` and ``only_other``, how many clips only one of them has right; detection:
-        ``frames``.
+        like theirs is between equals, two-sided, by the ``test`` that is named. For accuracy it is
+        McNemar's exact test; where recordings have several clips, permutations: it is chance which
+        run has a recording's difference. For the areas too: it is chance whose ranks of its frames
+        are whose (Bandos et al., Statistics in Medicine 2005, with recordings for cases).
+        Recognition: ``only_one`` and ``only_other``, how many clips only one of them has right;
+        detection: ``frames``.
 
     Raises:
         TrainError: a run is not evaluated, they are of two tasks, no clip was held out in both, or
@@ -81,12 +82,15 @@ def _recognition(one: Run, other: Run, rng: np.random.Generator) -> dict[str, An
     better = b.astype(float) - a
     draws = np.array([n @ better / n.sum() for n in drawn_anew(groups, BOOTSTRAPS, rng)])
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    test = BY_RECORDING
     if count < len(clips):
         p = sign_flips(np.bincount(groups, better).astype(np.float64), PERMUTATIONS, rng)
     else:
+        test = "McNemar's exact test"
         p = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
     return {
         "clips": len(clips),
+        "test": test,
         "accuracy": _measure((a.mean(), b.mean()), draws, p, groups),
         "only_one": only_a,
         "only_other": only_b,
@@ -114,6 +118,7 @@ def _detection(one: Run, other: Run, rng: np.random.Generator) -> dict[str, Any]
     p = (1 + as_large.sum(0)) / (1 + PERMUTATIONS)
     return {
         "clips": clips,
+        "test": BY_RECORDING,
         "frames": sum(map(len, truth)),
         **{
             name: _measure(values[:, k], draws[:, k], float(p[k]), groups)

@@ -130,7 +130,7 @@ class Robustness(TypedDict):
 
 
 class WrongLabel(TypedDict):
-    """A clip whose label is probably wrong: the probabilities of that and of the likelier class."""
+    """A clip whose label may be wrong: the probabilities of that and of the likelier class."""
 
     clip: str
     label: str

@@ -1,4 +1,4 @@
-"""Held-out clips whose label is probably wrong, by confident learning."""
+"""Held-out clips whose label may be wrong, by confident learning."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def _recognition(models: Sequence[RecognitionFigures]) -> Comparison:
         "accuracy": [model["accuracy"] for model in models],
         "macro precision": [model["precision"] for model in models],
         "macro recall": [model["recall"] for model in models],
-        "macro f1": [model["f1"] for model in models],
+        "macro F1": [model["f1"] for model in models],
     }
     rows = [(name, [_estimate(one) for one in each]) for name, each in estimates.items()]
     rows.append(("calibration error", [figure(model["calibration"]["ece"]) for model in models]))

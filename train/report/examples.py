@@ -112,7 +112,7 @@ def _mistakes(run: Run, evaluation: Evaluation) -> list[Examples]:
 
 
 def _failures(run: Run, evaluation: Evaluation) -> list[Examples]:
-    """Return the loudest false alarms and the anomalies that detection notices the least."""
+    """Return the normal clips with the highest scores, and the anomalous ones with the lowest."""
     ranked = sorted(evaluation.clips, key=lambda clip: -clip.snippets[:, 1].max())
     normal = [clip for clip in ranked if not run.truth[clip.id].intervals]
     anomalous = [clip for clip in reversed(ranked) if run.truth[clip.id].intervals]
@@ -130,8 +130,8 @@ def _failures(run: Run, evaluation: Evaluation) -> list[Examples]:
             ],
         )
         for heading, text, clips in (
-            ("False alarms", "Normal clips by their highest score.", normal),
-            ("Overlooked", "Anomalous clips by their highest score, the lowest first.", anomalous),
+            ("Normal clips with the highest scores", "Where false alarms come from.", normal),
+            ("Anomalous clips with the lowest scores", "By their highest score.", anomalous),
         )
     ]
 

@@ -41,12 +41,15 @@ def write_index(folder: str | Path, rows: Sequence[Row], failed: Mapping[str, st
 
     Args:
         folder: of the pages.
-        rows: what was predicted; listed from the most anomalous to the least, or, where no class
-            is known as normal, from the surest.
+        rows: what was predicted; listed by the highest score, those with anomalous intervals first;
+            where no class is known as normal, from the surest.
         failed: video -> why it could not be read.
     """
     file = Path(folder) / INDEX
-    order = sorted(rows, key=lambda row: (-(row.anomaly or 0.0), -row.confidence, str(row.video)))
+    order = sorted(
+        rows,
+        key=lambda row: (not row.intervals, -(row.anomaly or 0.0), -row.confidence, str(row.video)),
+    )
     write_page(
         file,
         "index.html",

@@ -222,8 +222,8 @@ def _explanation(run: Run, taken: list[str]) -> str:
         )
     elif run.normal is not None:
         text += (
-            f" An interval begins where the score reaches {settings.high:.2f} (dashed), lasts "
-            f"while it is {settings.low:.2f} or more, and counts from {settings.shortest:g} s on"
+            f" An interval is where the score is {settings.low:.2f} or more, and once "
+            f"{settings.high:.2f} or more (dashed), for {settings.shortest:g} s or longer"
         )
         right = run.chosen.get("balanced_accuracy")
         text += (

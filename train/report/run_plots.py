@@ -171,7 +171,7 @@ def _clip_map(run: Run, evaluation: Evaluation) -> go.Figure:
                 hovertemplate="%{text}<extra>%{fullData.name}</extra>",
             )
         )
-    hidden = {"showticklabels": False, "zeroline": False}
+    hidden = {"showticklabels": False, "showgrid": False, "zeroline": False, "ticks": ""}
     return plot(traces, height=520, xaxis=hidden, yaxis=hidden, hovermode="closest")
 
 

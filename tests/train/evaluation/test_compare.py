@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import avarnet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -70,7 +71,10 @@ def test_a_difference_in_one_recording_is_not_significant(tmp_path: Path) -> Non
     groups = {clip: f"recording {n // 20}" for n, clip in enumerate(clips)}
     one = judged(tmp_path / "one", {c: n < 60 for n, c in enumerate(clips)}, groups=groups)
     other = judged(tmp_path / "other", {c: n < 80 for n, c in enumerate(clips)}, groups=groups)
-    found = compare_runs(one, other)["accuracy"]
+    compared = compare_runs(one, other)
+    assert f"p: {compared['test']}" in avarnet("compare", one, other)
+    assert compared["test"] == "permutations of the runs, recording by recording"
+    found = compared["accuracy"]
     assert found["p"] == 1.0
     assert found["difference"]["low"] <= 0 < 0.2 < found["difference"]["high"]
 
@@ -81,6 +85,7 @@ def test_a_better_run_and_an_equal_one(tmp_path: Path) -> None:
     strong = judged(tmp_path / "strong", {c: n < 80 for n, c in enumerate(clips)})
     equal = judged(tmp_path / "equal", {c: 5 <= n < 65 for n, c in enumerate(clips)})
     better = compare_runs(weak, strong)
+    assert better["test"] == "McNemar's exact test"
     accuracy = better["accuracy"]
     assert accuracy["values"] == pytest.approx([0.6, 0.8])
     assert (better["only_one"], better["only_other"]) == (0, 20)

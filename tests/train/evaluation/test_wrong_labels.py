@@ -1,4 +1,4 @@
-"""Labels that are probably wrong: the definition, cleanlab's result, and labels made wrong."""
+"""Labels that may be wrong: the definition, cleanlab's result, and labels made wrong."""
 
 from __future__ import annotations
 
@@ -90,6 +90,6 @@ def test_labels_that_were_made_wrong_are_found(tmp_path: Path, task: str) -> Non
     found = [one["clip"] for one in run.evaluation()["wrong_labels"]]
     assert len(wrong.intersection(found)) >= 4
     assert len(found) <= 6
-    assert f"labels that are probably wrong: {len(found)} ({found[0]}: " in output
+    assert f"labels that may be wrong: {len(found)} ({found[0]}: " in output
     page = (run.path / "report.html").read_text()
     assert all(f"<tr><td>{clip_id}</td>" in page for clip_id in found)

@@ -258,12 +258,14 @@ def test_an_exported_run_answers_as_the_run_does(
             assert names == ["video", "audio", "video_valid", "audio_valid"]
             whole, snippets = session.run(None, dict(zip(names, [*rows, *valid], strict=True)))
             about = session.get_modelmeta().custom_metadata_map
-            assert json.loads(about["classes"]) == run.classes
-            assert about["fingerprint"] == run.recipe.fingerprint
         else:
-            program = torch.export.load(file).module()
+            about = dict.fromkeys(("classes", "snippet_seconds", "fingerprint"), "")
+            program = torch.export.load(file, extra_files=about).module()
             outputs = program(*(torch.tensor(x) for x in (*rows, *valid)))
             whole, snippets = (output.detach().numpy() for output in outputs)
+        assert json.loads(about["classes"]) == run.classes
+        assert float(about["snippet_seconds"]) == 0.25
+        assert about["fingerprint"] == run.recipe.fingerprint
         expected = Predictor(run)(clip)
         assert whole[0] == pytest.approx(list(expected.probabilities.values()), abs=1e-4)
         assert snippets[0] == pytest.approx(expected.scores, abs=1e-4)
