@@ -105,7 +105,7 @@ def test_detection_from_labels_to_frames(project: dict[str, Any], tmp_path: Path
     assert "abnormal" in output
     assert f"{frames['ap']:.4f}" in output
     page = (run / "report.html").read_text()
-    assert "Normal clips with the highest scores" in page
+    assert "Segments and alarms" in page
     assert f"{frames['ap']:.4f}" in page
     avarnet("report", run)
     assert "notices 50 % of" in (run / "report.html").read_text().replace("\n", " ")
@@ -274,7 +274,7 @@ def test_predict_lists_intervals_and_writes_pages(project: dict[str, Any], tmp_p
     assert [row["start"] for row in quiet] == ["", "", ""]
     assert "no anomaly" in avarnet("predict", run, videos / "b.mp4")
     brief = avarnet("predict", with_threshold(0.001, shortest=60), videos / "b.mp4")
-    assert re.search(r"no anomaly; the highest score is 0[.]\d\d, for less than 60 s", brief)
+    assert re.search(r"no anomaly; the highest score is [01][.]\d\d, for less than 60 s", brief)
     (tmp_path / "empty").mkdir()
     assert "no videos in this folder" in avarnet("predict", run, tmp_path / "empty", code=1)
 
