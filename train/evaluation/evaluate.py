@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from features import Joined, Recipe, Store, json_text
 from train.baselines.logistic import linear_probabilities, linear_scores
-from train.baselines.snippet_pooling import Pooling, PoolingBaseline
+from train.baselines.snippet_pooling import Pooling, PoolingBaselines
 from train.config import TrainError
 from train.data import Clips, store_names
 from train.evaluation.alarms import RECALL
@@ -267,17 +267,16 @@ def _pooling_baselines(
     held_out: HeldOut, pooling: Pooling
 ) -> Iterator[tuple[NDArray[np.float32], list[NDArray[np.float32]]]]:
     """Yield what the baseline of each split predicts of its held-out clips and their snippets."""
-    run = held_out.run
-    for split in held_out.splits:
-        baseline = PoolingBaseline(
-            held_out.data,
-            held_out.targets,
-            split.known,
-            len(run.classes),
-            pooling,
-            run.config.seed,
-        )
-        yield baseline.predict(split.held_out)
+    baselines = PoolingBaselines(
+        held_out.data,
+        held_out.targets,
+        [split.known for split in held_out.splits],
+        len(held_out.run.classes),
+        pooling,
+        held_out.run.config.seed,
+    )
+    for fold, split in enumerate(held_out.splits):
+        yield baselines.predict(fold, split.held_out)
 
 
 def check_recipe(run: Run, recipe: Recipe) -> None:
