@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from features import Joined, Recipe, Store, json_text
 from train.baselines.logistic import linear_probabilities, linear_scores
-from train.baselines.snippet_pooling import Pooling, PoolingBaseline
+from train.baselines.snippet_pooling import Pooling, PoolingBaselines
 from train.config import TrainError
 from train.data import Clips, store_names
 from train.evaluation.alarms import RECALL
@@ -42,6 +42,19 @@ from train.run_json import EVALUATION_FORMAT
 
 
 @dataclass(frozen=True)
+class PlainPredictions:
+    """What the plain baselines predict of each held-out clip.
+
+    Attributes:
+        linear: of the logistic baseline, (classes,) probabilities; in detection (T,) scores.
+        pooled: the same of the network that pools snippets.
+    """
+
+    linear: list[NDArray[np.float32]]
+    pooled: list[NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What `judge_run` found.
 
@@ -49,11 +62,13 @@ class Evaluation:
         metrics: the figures.
         clips: the held-out clips with what was predicted of them.
         data: their features.
+        plain: what the plain baselines predict of them.
     """
 
     metrics: Metrics
     clips: list[ClipPrediction]
     data: Clips
+    plain: PlainPredictions
 
 
 def evaluate_run(run: Run, store: Store | Joined, recall: float = RECALL) -> Metrics:
@@ -67,7 +82,9 @@ def evaluate_run(run: Run, store: Store | Joined, recall: float = RECALL) -> Met
     return judge_run(run, store, recall).metrics
 
 
-def judge_run(run: Run, store: Store | Joined, recall: float = RECALL) -> Evaluation:
+def judge_run(
+    run: Run, store: Store | Joined, recall: float = RECALL, plain: PlainPredictions | None = None
+) -> Evaluation:
     """Score the held-out clips with the run's models and with plain baselines beside them.
 
     Recognition is judged clip by clip, detection frame by frame (see `detection`).
@@ -80,6 +97,8 @@ def judge_run(run: Run, store: Store | Joined, recall: float = RECALL) -> Evalua
         run: a trained run.
         store: the features it was trained on.
         recall: detection: share of the anomalies to be noticed, at which false alarms are counted.
+        plain: of a run with the same clips, splits, streams, seed and class weights, whose
+            baselines are the same; None trains them.
 
     Returns:
         The clips one by one, and the metrics, plain data: ``task``; ``model``, ``linear`` (the
@@ -108,14 +127,15 @@ def judge_run(run: Run, store: Store | Joined, recall: float = RECALL) -> Evalua
         )
     held_out = HeldOut(run, Clips(store, list(run.labels), run.config.streams, run.recipe.crops))
     clips = held_out.predictions()
+    plain = plain or held_out.plain_predictions()
     metrics: Metrics
     if run.config.task == "detection":
-        metrics = _detection(held_out, clips, recall)
+        metrics = _detection(held_out, clips, plain, recall)
     else:
-        metrics = _recognition(held_out, clips)
+        metrics = _recognition(held_out, clips, plain)
     metrics["doubts"] += better_baselines(metrics, run.config.model)
     write_run_file(run.path / EVALUATION_FILE, json_text(metrics, indent=1) + "\n")
-    return Evaluation(metrics, clips, held_out.data)
+    return Evaluation(metrics, clips, held_out.data, plain)
 
 
 class HeldOut:
@@ -142,6 +162,23 @@ class HeldOut:
     def predictions(self) -> list[ClipPrediction]:
         """Return the clips one by one."""
         return _each(self.run, self.splits, self.data)
+
+    def plain_predictions(self) -> PlainPredictions:
+        """Train the plain baselines on what the models of each split know, and let them predict."""
+        config, known = self.run.config, [split.known for split in self.splits]
+        detects = config.task == "detection"
+        pooling: Pooling = "top" if detects else "attention"
+        networks = PoolingBaselines(
+            self.data, self.targets, known, len(self.run.classes), pooling, config.seed
+        )
+        logistic = linear_scores if detects else linear_probabilities
+        linear: list[NDArray[np.float32]] = []
+        pooled: list[NDArray[np.float32]] = []
+        for fold, split in enumerate(self.splits):
+            linear += [*logistic(self.data, self.targets, split.known, split.held_out, config)]
+            whole, snippets = networks.predict(fold, split.held_out)
+            pooled += [own[:, 1] for own in snippets] if detects else [*whole]
+        return PlainPredictions(linear, pooled)
 
     def common_metrics(self, clips: list[ClipPrediction]) -> CommonMetrics:
         """Return what both tasks have, but for ``seeds``."""
@@ -180,16 +217,12 @@ def _each(run: Run, splits: Sequence[SplitPredictions], data: Clips) -> list[Cli
     return [clip for split in splits for clip in split.each(run, data)]
 
 
-def _recognition(held_out: HeldOut, clips: list[ClipPrediction]) -> RecognitionMetrics:
+def _recognition(
+    held_out: HeldOut, clips: list[ClipPrediction], plain: PlainPredictions
+) -> RecognitionMetrics:
     run, targets = held_out.run, held_out.targets
     truth = targets[np.concatenate([split.held_out for split in held_out.splits])]
-    linear = np.concatenate(
-        [
-            linear_probabilities(held_out.data, targets, split.known, split.held_out, run.config)
-            for split in held_out.splits
-        ]
-    )
-    pooled = np.concatenate([found for found, _ in _pooling_baselines(held_out, "attention")])
+    linear, pooled = np.stack(plain.linear), np.stack(plain.pooled)
     each: list[ModelFigures] = []
     for number, split in enumerate(held_out.splits):
         for seed, predicted in enumerate(split.clips.argmax(2), run.config.seed):
@@ -222,16 +255,12 @@ def _recognition(held_out: HeldOut, clips: list[ClipPrediction]) -> RecognitionM
     }
 
 
-def _detection(held_out: HeldOut, clips: list[ClipPrediction], recall: float) -> DetectionMetrics:
-    run = held_out.run
-    linear: list[NDArray[np.float32]] = []
-    by_seed: list[NDArray[np.float32]] = []  # of each clip (seeds, T)
-    for split in held_out.splits:
-        by_seed += [seeds[..., 1] for seeds in split.snippets]
-        linear += linear_scores(
-            held_out.data, held_out.targets, split.known, split.held_out, run.config
-        )
-    ranked = [own[:, 1] for _, all_own in _pooling_baselines(held_out, "top") for own in all_own]
+def _detection(
+    held_out: HeldOut, clips: list[ClipPrediction], plain: PlainPredictions, recall: float
+) -> DetectionMetrics:
+    run, linear = held_out.run, plain.linear
+    # of each clip (seeds, T)
+    by_seed = [seeds[..., 1] for split in held_out.splits for seeds in split.snippets]
     step = run.recipe.snippet_seconds
     scores = [clip.snippets[:, 1] for clip in clips]
     with run_text(run.path / PREDICTIONS_FILE) as file:
@@ -253,7 +282,7 @@ def _detection(held_out: HeldOut, clips: list[ClipPrediction], recall: float) ->
         "linear": detection(truth, linear, step, normal, groups, run.config.seed, recall),
         "baselines": {
             "snippet ranker": detection(
-                truth, ranked, step, normal, groups, run.config.seed, recall
+                truth, plain.pooled, step, normal, groups, run.config.seed, recall
             )
         },
         "seeds": {
@@ -261,23 +290,6 @@ def _detection(held_out: HeldOut, clips: list[ClipPrediction], recall: float) ->
             "roc_auc": spread([row["roc_auc"] for row in each]),
         },
     }
-
-
-def _pooling_baselines(
-    held_out: HeldOut, pooling: Pooling
-) -> Iterator[tuple[NDArray[np.float32], list[NDArray[np.float32]]]]:
-    """Yield what the baseline of each split predicts of its held-out clips and their snippets."""
-    run = held_out.run
-    for split in held_out.splits:
-        baseline = PoolingBaseline(
-            held_out.data,
-            held_out.targets,
-            split.known,
-            len(run.classes),
-            pooling,
-            run.config.seed,
-        )
-        yield baseline.predict(split.held_out)
 
 
 def check_recipe(run: Run, recipe: Recipe) -> None:

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from features import Joined, Store, json_text
 from manifests import Clip
 from train.config import FUSIONS, MODELS, Config, TrainError
-from train.evaluation.evaluate import evaluate_run
+from train.evaluation.evaluate import PlainPredictions, judge_run
 from train.evaluation.figures import Metrics, baseline_values
 from train.fitting.history import Epoch
 from train.run import Run
@@ -135,6 +135,9 @@ def ablate(
     """
     folder = Path(folder)
     rows = []
+    plain: dict[
+        tuple[tuple[str, ...], bool], PlainPredictions
+    ] = {}  # trained once for all variants
     for name, settings in variants(config.streams or list(store.recipe.streams), config).items():
         path = folder / name
         if (path / RUN_FILE).exists():
@@ -153,7 +156,9 @@ def ablate(
                 resume=True,
                 on_epoch=lambda *epoch, name=name: progress(name, *epoch),
             )
-        found = evaluate_run(run, store)
+        alike = run.config.streams, run.config.class_weights
+        judged = judge_run(run, store, plain=plain.get(alike))
+        plain[alike], found = judged.plain, judged.metrics
         rows.append(_row(name, run, found, store))
         if len(rows) == 1:
             baselines = _baselines(rows[0], found)

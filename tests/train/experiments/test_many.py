@@ -191,6 +191,11 @@ def test_the_table_of_ablations(world: tuple[list[Clip], Store], tmp_path: Path)
     assert by_name["snippet_linear"].flops == 2 * length * (3 * 6 + 1 + 3 * 4 + 1) * 3
     table = json.loads((tmp_path / "ablation.json").read_text())
     assert [row["name"] for row in table] == names
+    for name in ("lstm", "video", "plain"):  # the baselines are those of each run alone
+        evaluation = json.loads((tmp_path / name / "evaluation.json").read_text())
+        alone = evaluate_run(Run.load(tmp_path / name), world[1])
+        for kind in ("linear", "baselines"):
+            assert json.loads(json.dumps(alone[kind])) == evaluation[kind]
     before = (tmp_path / "lstm" / "model-0.safetensors").stat().st_mtime_ns
     again = ablate(*world, tmp_path, config)  # nothing is trained again
     assert [row.mean for row in again] == [row.mean for row in rows]
