@@ -123,7 +123,7 @@ def stack_error(data: TrainingSet, splits: list[SplitIndices], device: torch.dev
     """Return how far the first of stacked models is from the same one alone; nothing is random."""
     config = Config(
         layers=5, epochs=1, dropout=0, input_dropout=0, stream_dropout=0,
-        snippet_dropout=0, scene_dropout=0, offset_noise=0,
+        snippet_dropout=0, scene_dropout=0, offset_noise=0, time_warp=1,
         context_dropout=0, starts=1, batch_size=len(data.targets),
     )  # fmt: skip
     together, alone = (
