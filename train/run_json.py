@@ -29,9 +29,10 @@ from train.run_files import CALIBRATION_FILE, EPOCHS_FILE, RUN_FILE, WAY_OUT, re
 if TYPE_CHECKING:
     from train.run import Run
 
-VERSION = 5
+VERSION = 6
 # what the settings that runs of these versions do not know were then
-VERSION_4: dict[str, Any] = {"outlier_limit": 0.0}
+VERSION_5: dict[str, Any] = {"time_warp": 1.0}
+VERSION_4: dict[str, Any] = {**VERSION_5, "outlier_limit": 0.0}
 VERSION_3: dict[str, Any] = {
     **VERSION_4,
     "centred": False,
@@ -40,6 +41,7 @@ VERSION_3: dict[str, Any] = {
     "context_dropout": 0.0,
     "starts": 1,
 }
+FORMER = {3: VERSION_3, 4: VERSION_4, 5: VERSION_5}
 EVALUATION_FORMAT = 2  # of evaluation.json; one more whenever its figures change
 LARGEST = 2.0**53  # number; from there on a float does not hold every whole one
 
@@ -142,18 +144,16 @@ def read_run_json(folder: Path) -> RunJson:
             "'avarnet train MANIFEST STORE RUN'"
         ) from error
     version = parse_json(content, RunVersion, str(file))["version"]
-    if version not in (3, 4, VERSION):
+    if version not in (*FORMER, VERSION):
         raise TrainError(
             f"{folder} is a run of version {version}, this program reads {VERSION}; "
             "update avarnet or train again"
         )
     whole: RunJson = parse_json(content, RunJson, str(file))
-    settings = whole["config"]
-    if version == 4:
-        settings = {**VERSION_4, **settings}
+    settings = {**FORMER.get(version, {}), **whole["config"]}
     if version == 3:
         top = settings.get("task") == "detection"
-        settings = {**VERSION_3, "pooling": "top" if top else "mean", **settings}
+        settings = {"pooling": "top" if top else "mean", **settings}
     for kind, package in whole.get("packages", {}).items():
         name = str(settings.get(kind))
         if kind in GROUPS and package_of(kind, name) is None:

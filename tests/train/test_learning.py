@@ -17,7 +17,7 @@ from train import Config, Predictor, Run, TrainError, evaluate_run, train_run
 from train.fitting.history import Epoch, best_epoch
 from train.losses import logsumexp_pool
 from train.models.streams import Streams, totals_of
-from train.run_json import VERSION_3, VERSION_4
+from train.run_json import VERSION_3, VERSION_4, VERSION_5
 
 SIZES = {"video": 12, "audio": 8}
 RECIPE = Recipe(0.25, "fp32", {name: {"features": size} for name, size in SIZES.items()})
@@ -219,10 +219,11 @@ def test_a_run_of_version_3_is_read_as_it_was(
     old = Run.load(run.path)
     assert old.config == run.config
     whole["config"] = {**VERSION_3, "pooling": pooling, **whole["config"]}
-    for name in VERSION_4:
-        del whole["config"][name]
-    (run.path / "run.json").write_text(json.dumps({**whole, "version": 4}))
-    assert Run.load(run.path).config == run.config
+    for version, unknown in ((5, VERSION_5), (4, VERSION_4)):
+        known = {name: value for name, value in whole["config"].items() if name not in unknown}
+        former = {**whole, "version": version, "config": known}
+        (run.path / "run.json").write_text(json.dumps(former))
+        assert Run.load(run.path).config == run.config
     assert np.array_equal(Predictor(old)(world[1]["c0"]).scores, expected.scores)
     if task == "recognition":  # then, a clip's answer was the mean of its snippets' logits
         logits = np.log(expected.scores).mean(0)
