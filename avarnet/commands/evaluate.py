@@ -180,4 +180,4 @@ def compare(
     table.add_row("95 % interval", *(f"{d['low']:+.4f} to {d['high']:+.4f}" for d in differences))
     table.add_row("p", *(f"{m['p']:.3f}" for m in measures))
     out.print(table)
-    out.print(f"{counted(found['clips'], 'clip')}; p: {found['test']}", highlight=False)
+    out.print(f"{counted(found['clips'], 'clip')}; p: {plain(found['test'])}", highlight=False)

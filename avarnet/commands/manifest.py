@@ -260,7 +260,7 @@ def manifest_check(
         if compared:
             out.print(f"compared: {counted(compared['compared'], 'clip')}")
             if others := compared["not_compared"]:
-                out.print(f"not compared, without a side or readable features: {others}")
+                out.print(f"not compared, without a side or readable features: {others:d}")
         if probe is None:
             out.print(f"The videos were not opened: {plain(extract_missing())}")
     raise typer.Exit(FAILED if errors else DONE)
