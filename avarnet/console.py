@@ -137,13 +137,16 @@ def progress_bar(
     drawn = not quiet and draws_bars()
     bar = Progress(*columns, console=err, transient=transient, disable=not drawn)
 
+    def known(bar: Progress) -> str:
+        return line(bar) if bar.tasks else ""  # the first line is due before there is a task
+
     def print_line() -> None:
-        if text := line(bar):
+        if text := known(bar):
             err.print(plain(text), highlight=False, soft_wrap=True)
 
     show, seconds = print_line, LINE_SECONDS
     if kept := in_notebook() and not quiet:
-        show, seconds = notebook_bar(bar, line), NOTEBOOK_SECONDS
+        show, seconds = notebook_bar(bar, known), NOTEBOOK_SECONDS
     # versions of Rich print an empty line at the end of a bar that is disabled
     drawing = bar if drawn else nullcontext()
     with drawing, nullcontext() if quiet or drawn else _repeated(show, seconds, last=kept):

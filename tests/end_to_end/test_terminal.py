@@ -16,7 +16,7 @@ from command import PLAIN, at_a_terminal, drawn, in_a_process
 from rich.progress import Progress
 from small_stores import clip, fill
 
-from avarnet.console import _Console, bytes_bar, plain
+from avarnet.console import _Console, bytes_bar, plain, progress_bar
 from avarnet.output import training_progress
 from manifests import Clip, write
 from train.export import SHORTEST
@@ -126,6 +126,20 @@ def test_lines_where_there_is_no_terminal(
             for line in ("pushing: 1.5 kB of 3.0 MB\n", "training: 1 of 40 epochs at most\n")
         ):
             time.sleep(0.01)
+
+
+def test_lines_that_are_due_before_there_is_a_task(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("avarnet.console.LINE_SECONDS", 0.01)
+    with progress_bar(line=lambda bar: f"{bar.tasks[0].completed:.0f} done") as bar:
+        time.sleep(0.2)
+        bar.add_task("", completed=3)
+        for _ in range(1000):
+            if capsys.readouterr().err.startswith("3 done\n"):
+                return
+            time.sleep(0.01)
+    pytest.fail("no line")
 
 
 @pytest.mark.parametrize("command", ["extract", "train"])
