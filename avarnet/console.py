@@ -254,14 +254,9 @@ def bytes_bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
         what: the step, such as "importing".
         quiet: draw nothing.
     """
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with progress_bar(*columns, line=partial(_done_of_all, what, decimal), quiet=quiet) as bar:
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    line = partial(_done_of_all, what, decimal)
+    with progress_bar(TextColumn(what), *columns, line=line, quiet=quiet) as bar:
         task = bar.add_task("", total=None)
         try:
             yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -293,8 +293,8 @@ def print_prediction(scored: pipelines.Scored, run: Run) -> None:
     """Print what a run predicts of a video.
 
     Args:
-        scored: the video.
-        run: it.
+        scored: the video and its prediction.
+        run: what predicted it.
     """
     clip, answer = scored.clip, scored.prediction
     out.print(f"{shown(scored.video)}: [bold]{plain(answer.label)}[/] ({answer.confidence:.2f})")
@@ -309,8 +309,8 @@ def print_prediction(scored: pipelines.Scored, run: Run) -> None:
     if answer.anomaly is None:
         return
     if not answer.intervals:
-        highest, asked = answer.anomaly.max(initial=0.0), run.interval_settings
-        brief = f", for less than {asked.shortest:g} s" if highest >= asked.high else ""
+        highest, settings = answer.anomaly.max(initial=0.0), run.interval_settings
+        brief = f", for less than {settings.shortest:g} s" if highest >= settings.high else ""
         out.print(f"  no anomaly; the highest score is {highest:.2f}{brief}")
     else:
         table = Table("from", "to", "class", "highest score")

@@ -41,8 +41,8 @@ def time_warp(batch: Batch, most: float) -> Batch:
     length = batch.mask.sum(1, keepdim=True)
     speeds = most ** (2 * uniform(len(length), STRETCHES) - 1)
     at = torch.arange(batch.mask.shape[1])
-    stretch = (at * STRETCHES // length.clamp(min=1)).clamp(max=STRETCHES - 1)
-    speed = speeds.gather(1, stretch) * batch.mask
+    number = (at * STRETCHES // length).clamp(max=STRETCHES - 1)  # of each snippet's stretch
+    speed = speeds.gather(1, number) * batch.mask
     end = speed.cumsum(1)
     middle = (end - speed / 2) / end[:, -1:]
     index = torch.minimum((middle * length).long(), length - 1)

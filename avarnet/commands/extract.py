@@ -163,8 +163,7 @@ def extract(
     tls_cert: Annotated[Path | None, typer.Option(help="Your certificate there (PEM).")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="The key of that certificate (PEM).")] = None,
     retry_failed: Annotated[
-        bool,
-        typer.Option("--retry-failed", help="Try files again that failed, even unchanged ones."),
+        bool, typer.Option("--retry-failed", help="Try failed files again, even unchanged ones.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")
@@ -334,10 +333,9 @@ def _print_plan(plan: pipelines.Plan, store: Path, as_json: bool) -> None:
             f"{plan.clips / len(plan.batches):.1f} clips on average"
         )
     if plan.unknown:
-        out.print(
+        out.print_sentences(
             f"[yellow]without {counted(plan.unknown, 'clip')} of unknown length[/]: the files are "
-            "missing, or do not state it; 'avarnet manifest check' names those that are missing",
-            soft_wrap=True,
+            "missing, or do not state it; 'avarnet manifest check' names those that are missing"
         )
     out.print(f"disk: about {decimal(round(nbytes))}, with {networks}")
     if plan.seconds:

@@ -135,9 +135,8 @@ def ablate(
     """
     folder = Path(folder)
     rows = []
-    plain: dict[
-        tuple[tuple[str, ...], bool], PlainPredictions
-    ] = {}  # trained once for all variants
+    # the plain baselines are trained once for all variants that they do not differ for
+    plain: dict[tuple[tuple[str, ...], bool], PlainPredictions] = {}
     for name, settings in variants(config.streams or list(store.recipe.streams), config).items():
         path = folder / name
         if (path / RUN_FILE).exists():
