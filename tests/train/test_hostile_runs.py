@@ -24,6 +24,7 @@ from manifests import AvarnetError, Clip, Interval, assign_split
 from train import Config, Predictor, Run, TrainError, calibrate, compare_runs, judge_run, train_run
 from train.report.comparison import write_comparison
 from train.report.run import write_report
+from train.run_json import VERSION
 
 CASES, SOAK_CASES = 300, 10_000  # of either task
 LITTLE = 200 * 2**10  # KB of memory that a run of some KB may take
@@ -120,7 +121,7 @@ DEEP = "[" * 100_000
     ("keys", "value", "message"),
     [
         (("version",), "4", "what it has for version cannot be"),
-        (("version",), 99, "a run of version 99, this program reads 5"),
+        (("version",), 99, f"a run of version 99, this program reads {VERSION};"),
         (("sizes",), {"video": -3, "audio": 2}, "sizes"),
         (("sizes",), {"video": 10**9, "audio": 2}, "sizes"),
         (("sizes",), {"video": "3", "audio": 2}, "sizes"),
