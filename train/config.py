@@ -33,10 +33,8 @@ TASK_VALUES: dict[str, dict[str, str | float]] = {
         "time_warp": 3.0,
         "snippet_dropout": 0.2,
         "context_dropout": 0.0,
-        "label_smoothing": 0.1,
     },
-    # a clip's label says little of its snippets: nothing of them is hidden, and it is softened as
-    # much as keeps scores below 1, where all anomalies would be tied
+    # a clip's label says little of its snippets: nothing of them is hidden
     "detection": {
         "pooling": "top",
         "input_dropout": 0.5,
@@ -44,7 +42,6 @@ TASK_VALUES: dict[str, dict[str, str | float]] = {
         "time_warp": 1.5,
         "snippet_dropout": 0.0,
         "context_dropout": 0.75,
-        "label_smoothing": 0.05,
     },
 }
 ATTENTION_HEADS = 4
@@ -173,11 +170,14 @@ class Config:
         dropout: in the MTCN's layers.
         context_dropout: how often a training clip skips the MTCN's dilated layers, so that each
             snippet must also tell by itself.
+        scaled_context: let what the dilated layers add count in prediction as often as training
+            had it, by ``context_dropout``; in full if false.
         input_dropout: of features, each throughout a clip.
         stream_dropout: how often a whole stream of a clip is hidden in training.
         smoothing_weight, smoothing_limit: lambda and tau of the smoothing loss.
         loss: ``cross_entropy``, or ``focal``, which cares less for what is known already.
-        label_smoothing: share of the target spread over all classes.
+        label_smoothing: share of the target spread over all classes; without any, scores near 1
+            would tie anomalies.
         class_weights: weigh classes by the inverse of how often they occur.
         sampling: draw ``clips`` as they come, each once an epoch, or all ``classes`` equally
             often, clips of rare ones several times.
@@ -218,12 +218,13 @@ class Config:
     outlier_limit: float = 10.0
     dropout: float = 0.5
     context_dropout: float = AUTOMATIC
+    scaled_context: bool = True
     input_dropout: float = AUTOMATIC
     stream_dropout: float = AUTOMATIC
     smoothing_weight: float = 0.0
     smoothing_limit: float = 4.0
     loss: str = "cross_entropy"
-    label_smoothing: float = AUTOMATIC
+    label_smoothing: float = 0.1
     class_weights: bool = True
     sampling: str = "clips"
     time_warp: float = AUTOMATIC

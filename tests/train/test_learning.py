@@ -17,7 +17,7 @@ from train import Config, Predictor, Run, TrainError, evaluate_run, train_run
 from train.fitting.history import Epoch, best_epoch
 from train.losses import logsumexp_pool
 from train.models.streams import Streams, totals_of
-from train.run_json import VERSION_3, VERSION_4, VERSION_5
+from train.run_json import VERSION_3, VERSION_4, VERSION_5, VERSION_6
 
 SIZES = {"video": 12, "audio": 8}
 RECIPE = Recipe(0.25, "fp32", {name: {"features": size} for name, size in SIZES.items()})
@@ -219,7 +219,7 @@ def test_a_run_of_version_3_is_read_as_it_was(
     old = Run.load(run.path)
     assert old.config == run.config
     whole["config"] = {**VERSION_3, "pooling": pooling, **whole["config"]}
-    for version, unknown in ((5, VERSION_5), (4, VERSION_4)):
+    for version, unknown in ((6, VERSION_6), (5, VERSION_5), (4, VERSION_4)):
         known = {name: value for name, value in whole["config"].items() if name not in unknown}
         former = {**whole, "version": version, "config": known}
         (run.path / "run.json").write_text(json.dumps(former))

@@ -57,6 +57,7 @@ def scores(scorer: LiveScorer, whole: Features) -> np.ndarray:
     "changes",
     [
         {"layers": 4, "stages": 3},
+        {"layers": 2, "context_dropout": 0.5},
         {"fusion": "gated"},
         {"fusion": "late"},
         {"fusion": "cross"},

@@ -13,8 +13,7 @@ from train.config import Config
 MOST_LAYERS = 6  # a receptive field of 63 snippets to each side; more were not seen to help
 DETECTION_LAYERS = 3  # the farther a stage sees, the less a clip's label tells it when
 SMALLEST_BATCH, LARGEST_BATCH = 4, 16
-# at least: small sets are passed several times; detection would learn their scenes by heart
-STEPS_PER_EPOCH = {"recognition": 40, "detection": 15}
+STEPS_PER_EPOCH = 40  # at least: small sets are passed over several times
 FEWEST_BATCHES = 3  # of a set of clips
 SNIPPETS_PER_BATCH = 6000  # at most; of long clips, fewer are enough
 
@@ -51,13 +50,3 @@ def clips_per_batch(config: Config, clips: int, length: float) -> int:
         return config.batch_size
     most = min(LARGEST_BATCH, clips // FEWEST_BATCHES, int(SNIPPETS_PER_BATCH / length))
     return max(SMALLEST_BATCH, most)
-
-
-def passes_per_epoch(config: Config, batches: int) -> int:
-    """Return how often an epoch passes over training clips that make so many batches.
-
-    Args:
-        config: settings.
-        batches: of one pass.
-    """
-    return math.ceil(STEPS_PER_EPOCH[config.task] / batches)

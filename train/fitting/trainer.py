@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from train.augment import augment, mixup
 from train.config import Config, TrainError
 from train.data import Clips
-from train.fitting.automatic import clips_per_batch, passes_per_epoch
+from train.fitting.automatic import STEPS_PER_EPOCH, clips_per_batch
 from train.fitting.history import Epoch, best_epoch
 from train.fitting.memory import threads_for
 from train.fitting.model_stack import ModelBatch, ModelStack
@@ -90,7 +90,7 @@ class Trainer:
         self.stack = ModelStack(models, config, snippets_per_step(data.clips, fewest, config))
         self.batches = math.ceil(max(len(split.train) for split in splits) / batch_size)
         self.batches = min(self.batches, len(fewest))  # of every model as many
-        self.passes = passes_per_epoch(config, self.batches)
+        self.passes = math.ceil(STEPS_PER_EPOCH / self.batches)
         steps = max(MIN_STEPS, config.epochs * self.passes * self.batches)
         self.optimiser = torch.optim.AdamW(
             self.stack.params.values(),

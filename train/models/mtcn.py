@@ -63,6 +63,7 @@ class Stage(nn.Module):
         causal: let no output see the future.
         dropout: in every layer.
         context_dropout: how often a clip skips the layers, in training.
+        context_weight: of what the layers add, in prediction.
 
     Attributes:
         fast: train with `mtcn_kernel`, whose results are those of the plain layers.
@@ -77,9 +78,11 @@ class Stage(nn.Module):
         causal: bool,
         dropout: float,
         context_dropout: float = 0.0,
+        context_weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.dropout, self.context_dropout = drawable(dropout), drawable(context_dropout)
+        self.context_weight = context_weight
         self.fast = True
         self.enter = nn.Linear(in_features, channels)
         self.layers = nn.ModuleList(
@@ -90,7 +93,7 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Map (batch, time, in_features) to logits (batch, time, num_classes)."""
-        x = self.enter(x) * mask
+        entered = x = self.enter(x) * mask
         if self.training and self.context_dropout:
             mask = mask * dropout_mask(mask[:, :1], self.context_dropout)
         if self.training and self.fast:
@@ -99,6 +102,17 @@ class Stage(nn.Module):
         else:
             for layer in self.layers:
                 x = layer(x, mask)
+        return self.classify(entered, x)
+
+    def classify(self, entered: Tensor, x: Tensor) -> Tensor:
+        """Return the logits (..., num_classes).
+
+        Args:
+            entered: (..., channels), what the layers read.
+            x: (..., channels), what they made of it.
+        """
+        if not self.training and self.context_weight != 1:
+            x = torch.lerp(entered, x, self.context_weight)
         return cast(Tensor, self.leave(x))
 
 
@@ -117,6 +131,7 @@ class MTCN(nn.Module):
         dropout: in every residual layer.
         context_dropout: how often a clip skips the residual layers of a stage, in training: what is
             predicted of a snippet then rests on its own features alone.
+        context_weight: of what these layers add to a snippet's own features, in prediction.
     """
 
     def __init__(
@@ -129,9 +144,10 @@ class MTCN(nn.Module):
         causal: bool = False,
         dropout: float = 0.5,
         context_dropout: float = 0.0,
+        context_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        rest = (num_classes, layers, channels, causal, dropout, context_dropout)
+        rest = (num_classes, layers, channels, causal, dropout, context_dropout, context_weight)
         sizes = [in_features] + [num_classes] * (stages - 1)
         self.stages = nn.ModuleList(Stage(size, *rest) for size in sizes)
 

@@ -37,12 +37,12 @@ def step(model: MTCN, x: Tensor, memory: Memory) -> Tensor:
     """
     logits = x
     for number, (stage, inputs) in enumerate(zip(model.stages, memory, strict=True)):
-        hidden = cast(Stage, stage).enter(F.softmax(logits, dim=1) if number else x)
+        entered = hidden = cast(Stage, stage).enter(F.softmax(logits, dim=1) if number else x)
         for layer, past in zip(_layers(stage), inputs, strict=True):
             taps = [past[0], past[layer.dilation], hidden]
             past.append(hidden)
             hidden = hidden + layer.mix(F.relu(layer.dilated(torch.cat(taps, dim=1))))
-        logits = cast(Stage, stage).leave(hidden)
+        logits = cast(Stage, stage).classify(entered, hidden)
     return logits
 
 

@@ -106,3 +106,17 @@ def test_a_dropped_value_is_zero_and_a_kept_one_counts_more() -> None:
     assert 0.4 < gone.float().mean() < 0.6
     (bias,) = torch.autograd.grad(y.sum(), [stage.layers[0].mix.bias])
     assert torch.allclose(bias, 2.0 * (~gone).sum((0, 1)))  # what is kept counts twice
+
+
+def test_prediction_is_what_training_with_context_dropout_gives_on_average() -> None:
+    torch.manual_seed(0)
+    rates = {"dropout": 0.0, "context_dropout": 0.75, "context_weight": 0.25}
+    model = MTCN(5, 2, stages=1, layers=3, channels=6, **rates)
+    x, mask = torch.randn(1, 5, 9), torch.ones(1, 9, dtype=torch.bool)
+    with torch.no_grad():
+        drawn = {tuple(model(x, mask).flatten().tolist()) for _ in range(100)}
+        predicted = model.eval()(x, mask).flatten().numpy()
+    alone = model.stages[0].leave(model.stages[0].enter(x.mT)).mT.flatten().detach().numpy()
+    assert len(drawn) == 2  # all layers, or none
+    (full,) = (np.array(row) for row in drawn if not np.allclose(row, alone, atol=1e-6))
+    assert np.allclose(predicted, 0.25 * full + 0.75 * alone, atol=1e-6)
