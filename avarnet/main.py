@@ -34,6 +34,7 @@ from avarnet.commands import (
 )
 from avarnet.commands import features as feature_commands
 from avarnet.console import FAILED, err, fail, one_line, out, plain
+from features.garbage import collect_seldom
 
 
 class _Commands(TyperGroup):
@@ -78,6 +79,7 @@ def main() -> None:
     """Run the command line; an error is one message, with a traceback only under --debug."""
     # processes that a command starts do not search the current folder for modules either
     os.environ["PYTHONSAFEPATH"] = "1"
+    collect_seldom()
     try:
         with _unreadable_shards_named():
             app(prog_name="avarnet")

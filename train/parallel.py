@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from features import Store, UnreadableShard, join
+from features.garbage import collect_seldom
 from train.config import Config, TrainError
 from train.data import Clips
 from train.fitting.history import Epoch
@@ -162,6 +163,7 @@ def _start(
     device: torch.device,
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is the first process's to handle
+    collect_seldom()
     torch.set_num_threads(1)  # the other cores have processes of their own
     warnings.simplefilter("ignore", UnreadableShard)  # of which the first process warns
     opened = [Store(path) for path in stores]

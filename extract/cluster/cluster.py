@@ -13,13 +13,14 @@ from pathlib import Path
 
 import dask
 import torch
-from dask.distributed import Client, LocalCluster, WorkerPlugin
+from dask.distributed import Client, LocalCluster
 from distributed.security import Security
 
 from extract.cluster import slurm
 from extract.cluster.batch_system import NO_DASHBOARD, QUEUES, queue, submit, wait_for_worker
 from extract.cluster.running_cluster import connect
 from extract.cluster.versions import ClusterError
+from extract.cluster.worker_process import WorkerProcess
 from extract.device import pick_device
 
 SETTINGS = {
@@ -162,7 +163,7 @@ class Cluster:
                         memory_limit=0,
                     )
                 with local as cluster, Client(cluster) as client:
-                    client.register_plugin(_IgnoreSignals())
+                    client.register_plugin(WorkerProcess())
                     yield client
             elif self.queued:
                 with queue(self) as cluster, Client(cluster) as client:
@@ -190,7 +191,7 @@ def _children_get_no_signals() -> Iterator[None]:
     """Keep the signals of a terminal or a batch system from processes that are started within.
 
     They reach the whole process group. Workers would end while they start, with tracebacks, before
-    `_IgnoreSignals` is set. This process gets them all the same.
+    `WorkerProcess` is set. This process gets them all the same.
     """
     resource_tracker.ensure_running()  # where it is started, multiprocessing unblocks the signals
     # threads and children inherit it
@@ -199,11 +200,3 @@ def _children_get_no_signals() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-class _IgnoreSignals(WorkerPlugin):  # type: ignore[misc]
-    """The signals of a terminal or a batch system reach the workers too; the job handles them."""
-
-    def setup(self, worker: object) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
