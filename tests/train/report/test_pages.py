@@ -24,6 +24,7 @@ from features import Features, Recipe, Store, Writer
 from manifests import Clip, Interval, assign_split
 from train import Config, Predictor, Run, evaluate_run, judge_run, train_run
 from train.evaluation.anomaly_intervals import Anomaly
+from train.evaluation.evaluate import Evaluation
 from train.report.comparison import write_comparison
 from train.report.examples import Preview, examples
 from train.report.index import Row, write_index
@@ -64,12 +65,20 @@ CURSOR = "document.querySelector('#timeline .plotly-graph-div').layout.shapes[0]
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def chromium() -> Iterator[Browser]:
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
         pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
     with sync_playwright() as playwright:
         yield playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+
+
+@pytest.fixture
+def browser(chromium: Browser) -> Iterator[Browser]:
+    """The browser, whose pages are closed after each test: open ones take time from the next."""
+    yield chromium
+    for context in chromium.contexts:
+        context.close()
 
 
 class Visit:
@@ -158,6 +167,11 @@ def run(
 ) -> Run:
     settings = Config(channels=8, stages=2, epochs=2, layers=2, task=request.param)
     return train_run(*world, tmp_path_factory.mktemp("runs") / "run", settings)
+
+
+@pytest.fixture(scope="module")
+def evaluation(world: tuple[list[Clip], Store], run: Run) -> Evaluation:
+    return judge_run(run, world[1])
 
 
 @pytest.fixture(scope="module")
@@ -340,6 +354,7 @@ def test_the_list_where_no_class_is_normal(tmp_path: Path) -> None:
 def test_a_report_stands_alone(
     world: tuple[list[Clip], Store],
     run: Run,
+    evaluation: Evaluation,
     film: Path,
     browser: Browser,
     tmp_path: Path,
@@ -355,9 +370,7 @@ def test_a_report_stands_alone(
     page = tmp_path / "report.html"
     command = "avarnet train videos.jsonl store run" + " --task detection --epochs 10" * 3
     run = replace(run, made={**run.made, "command": command})
-    write_report(
-        run, judge_run(run, world[1]), page, preview, reasons={"gone": "the file is empty"}
-    )
+    write_report(run, evaluation, page, preview, reasons={"gone": "the file is empty"})
     reader.close()
     visit = Visit(browser, page, width)
     body = visit.page.inner_text("body")
@@ -376,11 +389,10 @@ def test_a_report_stands_alone(
 
 
 def test_mistakes_are_played_at_the_moment_with_sound(
-    world: tuple[list[Clip], Store], run: Run, film: Path, browser: Browser, tmp_path: Path
+    run: Run, evaluation: Evaluation, film: Path, browser: Browser, tmp_path: Path
 ) -> None:
     sound = tmp_path / "beside.wav"
     soundfile.write(sound, np.sin(np.arange(3 * 8000) / 3), 8000)
-    evaluation = judge_run(run, world[1])
     page = tmp_path / "report.html"
     apart = examples(run, evaluation, lambda _: None, page)[0][2][-1].id
 
@@ -420,8 +432,7 @@ def test_mistakes_are_played_at_the_moment_with_sound(
     visit.check(page, film, sound)
 
 
-def test_the_moment_of_a_mistake(world: tuple[list[Clip], Store], run: Run, tmp_path: Path) -> None:
-    evaluation = judge_run(run, world[1])
+def test_the_moment_of_a_mistake(run: Run, evaluation: Evaluation, tmp_path: Path) -> None:
     for _, _, shown in examples(run, evaluation, lambda _: None, tmp_path / "report.html"):
         for example in shown:
             clip = next(c for c in evaluation.clips if c.id == example.id)
@@ -434,11 +445,11 @@ def test_the_moment_of_a_mistake(world: tuple[list[Clip], Store], run: Run, tmp_
 
 
 def test_a_missing_video_is_reported(
-    world: tuple[list[Clip], Store], run: Run, browser: Browser, tmp_path: Path
+    run: Run, evaluation: Evaluation, browser: Browser, tmp_path: Path
 ) -> None:
     seen = Preview(b"", np.zeros(0, np.float32), tmp_path / "gone.mp4")
     page = tmp_path / "report.html"
-    write_report(run, judge_run(run, world[1]), page, lambda _: seen)
+    write_report(run, evaluation, page, lambda _: seen)
     visit = Visit(browser, page, 1280)
     visit.page.locator(".play").first.click()
     visit.page.wait_for_selector("dialog .note", state="visible")
@@ -447,9 +458,8 @@ def test_a_missing_video_is_reported(
 @pytest.mark.parametrize("run", ["recognition"], indirect=True)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_numbers_of_the_confusion_matrix_are_readable(
-    world: tuple[list[Clip], Store], run: Run, browser: Browser, tmp_path: Path, width: int
+    run: Run, evaluation: Evaluation, browser: Browser, tmp_path: Path, width: int
 ) -> None:
-    evaluation = judge_run(run, world[1])
     metrics: Any = deepcopy(evaluation.metrics)
     metrics["model"]["confusion"] = [[97, 2, 1], [40, 60, 0], [0, 20, 80]]
     page = tmp_path / "report.html"
@@ -501,10 +511,10 @@ def test_where_all_is_anomalous_the_curves_are_seen(
 
 
 def test_ticks_are_round_numbers(
-    world: tuple[list[Clip], Store], run: Run, browser: Browser, tmp_path: Path
+    run: Run, evaluation: Evaluation, browser: Browser, tmp_path: Path
 ) -> None:
     page = tmp_path / "report.html"
-    write_report(run, judge_run(run, world[1]), page)
+    write_report(run, evaluation, page)
     visit = Visit(browser, page, 1280)
     visit.page.wait_for_selector(".y2tick text")
     ticks = "[...document.querySelectorAll('.{}tick text')].map(e => e.textContent)"
@@ -530,11 +540,11 @@ def test_each_start_of_a_training_is_a_curve_of_its_own(
 
 
 def test_plots_have_their_place_before_the_page_is_whole(
-    world: tuple[list[Clip], Store], run: Run, browser: Browser, tmp_path: Path
+    run: Run, evaluation: Evaluation, browser: Browser, tmp_path: Path
 ) -> None:
     """A page that is captured at once: the event that fits plots in has no effect yet."""
     file = tmp_path / "report.html"
-    write_report(run, judge_run(run, world[1]), file, lambda _: None)
+    write_report(run, evaluation, file, lambda _: None)
     page = browser.new_page(viewport={"width": 1280, "height": 800})
     page.add_init_script("dispatchEvent = () => true")
     page.goto(file.as_uri())
@@ -548,24 +558,30 @@ def test_plots_have_their_place_before_the_page_is_whole(
     page.close()
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_runs_side_by_side(
-    world: tuple[list[Clip], Store], run: Run, browser: Browser, tmp_path: Path, width: int
-) -> None:
+@pytest.fixture(scope="module")
+def comparison(
+    world: tuple[list[Clip], Store], run: Run, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The page of a run and another, of which something is in doubt."""
+    folder = tmp_path_factory.mktemp("comparison")
     settings = replace(run.config, streams=("audio",), layers=1)
-    other = train_run(*world, tmp_path / "audio-only", settings)
+    other = train_run(*world, folder / "audio-only", settings)
     for one in (run, other):
         evaluate_run(one, world[1])
     doubtful = json.loads((other.path / "evaluation.json").read_text())
     doubtful["doubts"] = ["It is too good to be true."]
     (other.path / "evaluation.json").write_text(json.dumps(doubtful))
-    page = tmp_path / "compare.html"
-    write_comparison([run, other], page)
-    visit = Visit(browser, page, width)
+    write_comparison([run, other], folder / "compare.html")
+    return folder / "compare.html"
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_runs_side_by_side(run: Run, comparison: Path, browser: Browser, width: int) -> None:
+    visit = Visit(browser, comparison, width)
     body = visit.page.inner_text("body")
     assert "audio-only: It is too good to be true." in body
     assert ("McNemar" in body) == (run.config.task == "recognition")
-    visit.check(page)
+    visit.check(comparison)
 
 
 def test_a_glimpse_shows_frames_and_hears_sound(film: Path, tmp_path: Path) -> None:

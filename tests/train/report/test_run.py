@@ -19,6 +19,7 @@ from small_stores import clip, fill
 from features import FeatureError, Store
 from manifests import Clip, Interval
 from train import Config, Predictor, Run, TrainError, judge_run, run_plots, train_run
+from train.evaluation.evaluate import Evaluation
 from train.report.run import write_report
 
 CLASSES = [f"class {n:02d}" for n in range(12)]
@@ -48,15 +49,20 @@ def run(world: tuple[list[Clip], Store], tmp_path_factory: pytest.TempPathFactor
         return made_by_a_command(patch, *world, tmp_path_factory.mktemp("run") / "run", settings)
 
 
+@pytest.fixture(scope="module")
+def evaluation(world: tuple[list[Clip], Store], run: Run) -> Evaluation:
+    return judge_run(run, world[1])
+
+
 def test_it_shows_when_and_how_the_run_was_made(
-    world: tuple[list[Clip], Store], run: Run, tmp_path: Path
+    world: tuple[list[Clip], Store], run: Run, evaluation: Evaluation, tmp_path: Path
 ) -> None:
     loaded = Run.load(run.path)
     assert loaded.made == run.made
     assert datetime.now(UTC) - datetime.fromisoformat(run.made["date"]) < timedelta(hours=1)
     command = "avarnet train 'my clips.jsonl' 'sftp://***@host/store' run"
     assert run.made["command"] == command
-    write_report(run, judge_run(run, world[1]), tmp_path / "report.html")
+    write_report(run, evaluation, tmp_path / "report.html")
     page = re.sub("</?span>", "", (tmp_path / "report.html").read_text())
     assert "s3cret" not in page + (run.path / "run.json").read_text()
     assert f"<dd>{command.replace(chr(39), '&#39;')}</dd>" in page
@@ -79,10 +85,7 @@ def test_old_and_changed_runs_are_reported(
     assert f"<dt>trained</dt><dd>{shown}" in page
 
 
-def test_every_plot_of_the_report_is_one_of_plotlys(
-    world: tuple[list[Clip], Store], run: Run
-) -> None:
-    evaluation = judge_run(run, world[1])
+def test_every_plot_of_the_report_is_one_of_plotlys(run: Run, evaluation: Evaluation) -> None:
     plots = run_plots(run, evaluation)
     assert list(plots) == ["classes", "confusion", "calibration", "training", "map"]
     assert all(isinstance(drawn, go.Figure) and drawn.data for drawn in plots.values())
@@ -95,9 +98,8 @@ def test_every_plot_of_the_report_is_one_of_plotlys(
 
 
 def test_classes_of_a_map_look_different_and_mistakes_are_hollow(
-    world: tuple[list[Clip], Store], run: Run
+    run: Run, evaluation: Evaluation
 ) -> None:
-    evaluation = judge_run(run, world[1])
     wrong = {c.id for c in evaluation.clips if c.predicted != c.label}
     traces = run_plots(run, evaluation)["map"].data
     assert len({trace.marker.color for trace in traces}) == len(traces) == len(CLASSES)
