@@ -29,7 +29,8 @@ def run(options: Options, findings: Findings) -> None:
     if options.device.type == "cuda":
         refuses(options, findings, f"extract m.jsonl other {device} {networks}")
     ends_well(options, findings, f"extract m.jsonl store {device} {networks}")
-    ends_well(options, findings, f"train m.jsonl store run {device}")
+    few = "--epochs 4" if options.tiny else ""
+    ends_well(options, findings, f"train m.jsonl store run {device} {few}")
     ends_well(options, findings, "evaluate run")
     ends_well(options, findings, f"predict run videos/Crash/0.mp4 {device}")
 
