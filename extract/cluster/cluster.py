@@ -20,7 +20,7 @@ from extract.cluster import slurm
 from extract.cluster.batch_system import NO_DASHBOARD, QUEUES, queue, submit, wait_for_worker
 from extract.cluster.running_cluster import connect
 from extract.cluster.versions import ClusterError
-from extract.cluster.worker_process import WorkerProcess
+from extract.cluster.worker_setup import WorkerSetup
 from extract.device import pick_device
 
 SETTINGS = {
@@ -163,7 +163,7 @@ class Cluster:
                         memory_limit=0,
                     )
                 with local as cluster, Client(cluster) as client:
-                    client.register_plugin(WorkerProcess())
+                    client.register_plugin(WorkerSetup())
                     yield client
             elif self.queued:
                 with queue(self) as cluster, Client(cluster) as client:
@@ -191,7 +191,7 @@ def _children_get_no_signals() -> Iterator[None]:
     """Keep the signals of a terminal or a batch system from processes that are started within.
 
     They reach the whole process group. Workers would end while they start, with tracebacks, before
-    `WorkerProcess` is set. This process gets them all the same.
+    `WorkerSetup` is run. This process gets them all the same.
     """
     resource_tracker.ensure_running()  # where it is started, multiprocessing unblocks the signals
     # threads and children inherit it
