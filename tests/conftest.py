@@ -48,6 +48,12 @@ class Scheduling(LoadScopeScheduling):
         return nodeid if "test_a_page_runs" in nodeid else nodeid.split("::")[0]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run files without slow tests last: what is begun last with `-n` is waited for by itself."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
     return Scheduling(config, log)
 
