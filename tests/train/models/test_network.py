@@ -109,3 +109,13 @@ def test_the_receptive_field_is_how_far_a_snippet_is_seen(
 def test_bottlenecks_have_no_causal_form() -> None:
     with pytest.raises(TrainError, match="bottleneck fusion sees the whole clip"):
         Config(fusion="bottleneck", causal=True)
+
+
+def test_context_counts_in_prediction_as_often_as_training_had_it() -> None:
+    def predicted(context_dropout: float, scaled_context: bool) -> torch.Tensor:
+        settings = {"context_dropout": context_dropout, "scaled_context": scaled_context}
+        return network(**settings)(*inputs(9))
+
+    full = predicted(0.75, scaled_context=False)  # as runs before version 7
+    assert torch.equal(full, predicted(0.0, scaled_context=True))
+    assert not torch.allclose(full, predicted(0.75, scaled_context=True), atol=1e-3)
