@@ -11,8 +11,8 @@ NEW_OBJECTS = 5000  # after which it is collected; 700 or 2,000 by Python's own 
 def collect_seldom() -> None:
     """Collect garbage less often, and not when the process ends.
 
-    For the processes of ours that import torch and its kin: nearly half of their start and end
-    was Python's search through a million objects of modules, none of which is garbage.
+    For the processes of ours that import torch and its kin: a large part of their start and end was
+    Python's search through the objects of modules, none of which is garbage.
     """
     gc.set_threshold(NEW_OBJECTS)
     atexit.register(gc.freeze)  # the last collection passes over what is frozen

@@ -63,9 +63,10 @@ class Stage(nn.Module):
         causal: let no output see the future.
         dropout: in every layer.
         context_dropout: how often a clip skips the layers, in training.
-        context_weight: of what the layers add, in prediction.
+        scaled_context: see `MTCN`.
 
     Attributes:
+        context_weight: of what the layers add, in prediction.
         fast: train with `mtcn_kernel`, whose results are those of the plain layers.
     """
 
@@ -78,11 +79,11 @@ class Stage(nn.Module):
         causal: bool,
         dropout: float,
         context_dropout: float = 0.0,
-        context_weight: float = 1.0,
+        scaled_context: bool = True,
     ) -> None:
         super().__init__()
         self.dropout, self.context_dropout = drawable(dropout), drawable(context_dropout)
-        self.context_weight = context_weight
+        self.context_weight = 1 - self.context_dropout if scaled_context else 1.0
         self.fast = True
         self.enter = nn.Linear(in_features, channels)
         self.layers = nn.ModuleList(
@@ -131,7 +132,8 @@ class MTCN(nn.Module):
         dropout: in every residual layer.
         context_dropout: how often a clip skips the residual layers of a stage, in training: what is
             predicted of a snippet then rests on its own features alone.
-        context_weight: of what these layers add to a snippet's own features, in prediction.
+        scaled_context: let what these layers add count in prediction as often as training has it,
+            as in stochastic depth (Huang et al., ECCV 2016); in full if false.
     """
 
     def __init__(
@@ -144,10 +146,10 @@ class MTCN(nn.Module):
         causal: bool = False,
         dropout: float = 0.5,
         context_dropout: float = 0.0,
-        context_weight: float = 1.0,
+        scaled_context: bool = True,
     ) -> None:
         super().__init__()
-        rest = (num_classes, layers, channels, causal, dropout, context_dropout, context_weight)
+        rest = (num_classes, layers, channels, causal, dropout, context_dropout, scaled_context)
         sizes = [in_features] + [num_classes] * (stages - 1)
         self.stages = nn.ModuleList(Stage(size, *rest) for size in sizes)
 

@@ -124,8 +124,7 @@ def _model(in_features: int, num_classes: int, config: Config) -> nn.Module:
             config.causal,
             config.dropout,
             config.context_dropout,
-            # as stochastic depth (Huang et al., ECCV 2016): as often as training has it
-            1 - config.context_dropout if config.scaled_context else 1.0,
+            config.scaled_context,
         )
     model = MODELS.get(config.model) or _from_package("model", config.model)
     return model(in_features, num_classes, config.channels, config.causal, config.dropout)

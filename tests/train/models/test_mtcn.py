@@ -110,8 +110,7 @@ def test_a_dropped_value_is_zero_and_a_kept_one_counts_more() -> None:
 
 def test_prediction_is_what_training_with_context_dropout_gives_on_average() -> None:
     torch.manual_seed(0)
-    rates = {"dropout": 0.0, "context_dropout": 0.75, "context_weight": 0.25}
-    model = MTCN(5, 2, stages=1, layers=3, channels=6, **rates)
+    model = MTCN(5, 2, stages=1, layers=3, channels=6, dropout=0.0, context_dropout=0.75)
     x, mask = torch.randn(1, 5, 9), torch.ones(1, 9, dtype=torch.bool)
     with torch.no_grad():
         drawn = {tuple(model(x, mask).flatten().tolist()) for _ in range(100)}
