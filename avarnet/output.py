@@ -32,7 +32,12 @@ from avarnet.stores import is_url, pull_clips, pulled_folder
 if TYPE_CHECKING:
     from extract import Summary
     from train import Run
-    from train.evaluation.figures import CommonMetrics, RecognitionMetrics, Robustness
+    from train.evaluation.figures import (
+        CommonMetrics,
+        RecognitionFigures,
+        RecognitionMetrics,
+        Robustness,
+    )
     from train.fitting.history import Epoch
 
 NAMED = 3  # clips with a flag that a summary names
@@ -195,7 +200,7 @@ def print_metrics(metrics: RecognitionMetrics, run: Run) -> None:
         metrics: of the run.
         run: it.
     """
-    model, linear = metrics["model"], metrics["linear"]
+    model = metrics["model"]
     warn_of_random_weights(run.recipe)
     warn_of_doubts(metrics["doubts"])
     if metrics["held_out"] == "test":
@@ -203,6 +208,16 @@ def print_metrics(metrics: RecognitionMetrics, run: Run) -> None:
     else:
         what = counted(model["clips"], "validation clip") + " (no test split: too good)"
     out.print(f"{what}, {counted(metrics['parts'], 'model')}")
+    _print_overall(metrics, run)
+    _print_classes(model, run)
+    _print_confusion(model, run)
+    print_robustness(metrics["robustness"], "accuracy")
+    print_wrong_labels(metrics, run)
+
+
+def _print_overall(metrics: RecognitionMetrics, run: Run) -> None:
+    """Print the figures over all classes, beside those of the plain baselines."""
+    model, linear = metrics["model"], metrics["linear"]
     model_name = plain(run.config.model)
     table = Table("", model_name, "95 % interval", "logistic baseline", "95 % interval")
     for name, pair in {
@@ -236,21 +251,27 @@ def print_metrics(metrics: RecognitionMetrics, run: Run) -> None:
         f"calibration error (ECE): {model_name} {ece[0]:.3f}, logistic baseline {ece[1]:.3f}",
         highlight=False,
     )
-    table = Table("class", "clips", "precision", "recall", "F1", title=f"{model_name}, by class")
+
+
+def _print_classes(model: RecognitionFigures, run: Run) -> None:
+    """Print precision, recall and F1 of each class."""
+    title = f"{plain(run.config.model)}, by class"
+    table = Table("class", "clips", "precision", "recall", "F1", title=title)
     for name, row in model["per_class"].items():
         scores = (f"{value:.3f}" for value in (row["precision"], row["recall"], row["f1"]))
         table.add_row(plain(name), str(row["clips"]), *scores)
     out.print(table)
+
+
+def _print_confusion(model: RecognitionFigures, run: Run) -> None:
+    """Print how many clips of each class were taken for which."""
     columns = map(str, range(1, len(run.classes) + 1))
-    table = Table(
-        "is / taken for", *columns, title=f"{model_name}, confusion", padding=(0, 0, 0, 1)
-    )
+    title = f"{plain(run.config.model)}, confusion"
+    table = Table("is / taken for", *columns, title=title, padding=(0, 0, 0, 1))
     for number, (name, counts) in enumerate(zip(run.classes, model["confusion"], strict=True), 1):
         marks = [str(count) if count else "." for count in counts]
         table.add_row(f"{number} {plain(name)}", *marks)
     out.print(table)
-    print_robustness(metrics["robustness"], "accuracy")
-    print_wrong_labels(metrics, run)
 
 
 def print_robustness(figures: Mapping[str, Robustness], measure: str) -> None:
