@@ -12,6 +12,7 @@ from typing import NamedTuple
 from manifests.clip import Clip, ManifestError
 
 MAKE_ONE = "make a manifest with 'avarnet manifest folders DIR -o FILE'"
+OPEN_FILES = ("/dev/fd/", "/dev/std", "/proc/")  # names of what processes have open
 
 
 class Line(NamedTuple):
@@ -76,12 +77,14 @@ def read(path: str | Path) -> list[Clip]:
 def write(path: str | Path, clips: Iterable[Clip]) -> None:
     """Write a manifest; a reader sees the old one or the new one, never a part.
 
+    Of a link, the file that it leads to is written: paths are relative to the folder of that.
+
     Args:
         path: of the manifest; its folder is made if absent.
         clips: in the order of the lines.
 
     Raises:
-        ManifestError: `path` is a folder.
+        ManifestError: `path` is a folder, or standard output, a pipe or a device.
         OSError: the folder cannot be made or written to.
 
     >>> import tempfile
@@ -93,6 +96,12 @@ def write(path: str | Path, clips: Iterable[Clip]) -> None:
     path = Path(path)
     if path.is_dir():
         raise ManifestError(f"{path} is a folder; give a file for the manifest")
+    irregular = path.exists() and not path.is_file()
+    if irregular or str(path) == "-" or str(path.absolute()).startswith(OPEN_FILES):
+        raise ManifestError(
+            f"{path} is no regular file; give one for the manifest, such as m.jsonl"
+        )
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:

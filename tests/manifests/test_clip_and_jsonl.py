@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,31 @@ def test_files_that_are_no_manifest(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     with pytest.raises(ManifestError, match="no clips"):
         read(tmp_path / "empty")
+
+
+def test_a_linked_manifest_stays_a_link(tmp_path: Path) -> None:
+    """Its paths are relative to the folder of the real file, where a copy would break them."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "m.jsonl").write_text("old")
+    link = tmp_path / "m.jsonl"
+    link.symlink_to("disk/m.jsonl")
+    write(link, [Clip("a", "a.mp4", ("x",))])
+    assert link.is_symlink()
+    assert json.loads((tmp_path / "disk" / "m.jsonl").read_text())["id"] == "a"
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["m.jsonl"]
+
+
+def test_what_is_no_regular_file_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor written: what a command prints would be among the lines."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    for path in ("pipe", "-", "/dev/fd/1", "/proc/self/fd/1"):
+        with pytest.raises(ManifestError, match=f"^{path} is no regular file; give one"):
+            write(path, [])
+    assert Path("pipe").is_fifo()
+    assert os.listdir() == ["pipe"]
 
 
 def test_parse_continues_after_a_bad_line(tmp_path: Path) -> None:
