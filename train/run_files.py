@@ -73,6 +73,8 @@ def write_run_file(file: Path, content: str | bytes) -> None:
     Raises:
         TrainError: it cannot be written.
     """
+    if file.is_dir():
+        raise TrainError(f"{file} is a folder; give a file")
     try:
         content = content.encode() if isinstance(content, str) else content
         if file.absolute().parts[1] in NO_FILES:

@@ -18,6 +18,7 @@ from manifests import Clip, assign_split
 from train import Config, Predictor, Run, TrainError, evaluate_run, train_run
 from train.config import MODEL_ALIASES, MODELS, installed_names
 from train.evaluation.recognition import recognition
+from train.run_files import write_run_file
 
 RECIPE = Recipe(0.25, "fp32", {"video": {"features": 6}, "audio": {"features": 4}})
 SMALL = Config(channels=16, stages=2, epochs=20)
@@ -284,3 +285,9 @@ def test_too_few_clips_for_folds_are_counted(
     found = train_error(world, tmp_path, clips=few, folds=folds)
     left = clips if not folds else clips // 2
     assert f"too few clips to train and to choose the epoch: {left} beside the held-out" in found
+
+
+def test_a_folder_is_not_taken_for_a_page(tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match="is a folder; give a file"):
+        write_run_file(tmp_path, "page")
+    assert not list(tmp_path.iterdir())
