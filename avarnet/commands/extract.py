@@ -343,7 +343,7 @@ def _print_plan(plan: pipelines.Plan, store: Path, as_json: bool) -> None:
             f"about {clock(plan.seconds)}, as a process did {plan.speed:.2f} x real time here so "
             "far; on other processors, or with other networks, it may be quite different"
         )
-    else:
+    elif plan.speed is None:
         out.print("no estimate of the time: no task has been done for this store yet")
     if plan.job_script:
         out.print("\nThe script of a job:\n")

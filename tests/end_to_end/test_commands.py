@@ -400,6 +400,22 @@ def test_what_a_stranger_reads(
     assert "This is unexpected" not in output
 
 
+def test_a_plan_of_nothing_does_not_deny_what_was_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path / "store", {"a": clip(4, 1)})
+    write(tmp_path / "m.jsonl", [Clip("a", "a.mp4", ("x",))])
+    (tmp_path / "store" / "timings.jsonl").write_text('{"footage": 1.0, "seconds": 2.0}\n')
+    monkeypatch.setattr(sys, "argv", ["avarnet", "extract", "m.jsonl", "store", "--dry-run"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    output = capsys.readouterr().out
+    assert "0 clips to extract" in output
+    assert "estimate" not in output
+
+
 def commands(command: Any, words: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     """Return the words of all commands below one."""
     below = getattr(command, "commands", {})
