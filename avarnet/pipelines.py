@@ -220,7 +220,7 @@ def _tensorboard(run: str | Path) -> Any:
 
 def evaluate(
     run: Run,
-    stores: Sequence[str | Path] = (),
+    stores: str | Path | Sequence[str | Path] = (),
     *,
     manifest: str | Path | None = None,
     root: str | Path | None = None,

@@ -19,12 +19,12 @@ PULLED = "stores"  # folder of the user's cache
 
 
 def open_stores(
-    stores: Sequence[str | Path], skip_unreadable: bool = False
+    stores: str | Path | Sequence[str | Path], skip_unreadable: bool = False
 ) -> features.Store | features.Joined:
     """Open a store, or several as one whose clips have the streams of all.
 
     Args:
-        stores: their folders.
+        stores: a folder, or several.
         skip_unreadable: continue, with a warning, without shards that cannot be read.
 
     Raises:
@@ -33,7 +33,8 @@ def open_stores(
     with warnings.catch_warnings():
         if not skip_unreadable:
             warnings.simplefilter("ignore", features.UnreadableShard)
-        opened = [features.Store(path) for path in stores]
+        several = [stores] if isinstance(stores, str | Path) else stores
+        opened = [features.Store(path) for path in several]
     reasons = [why for store in opened for why in store.unreadable.values()]
     if reasons and not skip_unreadable:
         more = f" (and {len(reasons) - 1} more shards)" if len(reasons) > 1 else ""
@@ -82,7 +83,7 @@ def pull_clips(
 
 
 def open_stores_of(
-    run: Run, moved: Sequence[str | Path], skip_unreadable: bool
+    run: Run, moved: str | Path | Sequence[str | Path], skip_unreadable: bool
 ) -> features.Store | features.Joined:
     """Open the stores that a run was trained on, as one.
 

@@ -40,7 +40,7 @@ class Unreadable:
 
 def predict(
     run: Run,
-    videos: Sequence[str | Path],
+    videos: str | Path | Sequence[str | Path],
     *,
     recipe: features.Recipe | None = None,
     device: str = "auto",
@@ -52,7 +52,7 @@ def predict(
 
     Args:
         run: a trained run.
-        videos: files.
+        videos: a file, or several.
         recipe: the run's, with networks that have moved; None takes the run's own.
         device: of the networks; see `extract.Extractor`.
         pages: video -> the HTML file to write of it.
@@ -66,10 +66,11 @@ def predict(
     from extract import Extractor
     from train import Predictor
 
+    several = [videos] if isinstance(videos, str | Path) else videos
     extractor = Extractor(recipe or run.recipe, device, other_reading=True)
     own_pages = {Path(video): Path(page) for video, page in (pages or {}).items()}
     predictor = Predictor(run)
-    return _predict(extractor, predictor, [*map(Path, videos)], own_pages, single_file, progress)
+    return _predict(extractor, predictor, [*map(Path, several)], own_pages, single_file, progress)
 
 
 def _predict(

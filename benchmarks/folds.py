@@ -40,6 +40,8 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--draws", type=int, default=10)
     options = parser.parse_args()
+    if options.draws < 2:
+        parser.error("--draws: at least 2")
     clips, store = manifests.read(options.manifest), join(*map(Store, options.store))
     right: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     console = Console()
@@ -64,7 +66,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     weights = np.array(list(drawn_anew(groups, BOOTSTRAPS, rng)))
     shares = {name: np.array([np.mean(of[i]) for i in ids]) for name, of in right.items()}
-    table = Table("model", "accuracy", "std of the draws", "default less it", "95 % interval")
+    table = Table("", "accuracy", "std", "default less it", "95 % interval")
     for name, share in shares.items():
         by_draw = np.array([right[name][i] for i in ids]).mean(0)
         less = shares["default"] - share

@@ -65,7 +65,7 @@ def test_from_videos_to_predictions(
         on_epoch=lambda number, count, epoch, best: epochs.append((number, epoch.epoch)),
     )
     assert set(epochs) == {(0, 1), (0, 2), (1, 1), (1, 2)}
-    metrics = pipelines.evaluate(run, page=tmp_path / "page.html")
+    metrics = pipelines.evaluate(run, str(store), page=tmp_path / "page.html")
     assert metrics == run.evaluation()
     wrong = metrics["model"]["accuracy"]["value"] < 1  # pictures of mistakes are asked for
     assert ("--manifest" in (tmp_path / "page.html").read_text()) == wrong
@@ -81,4 +81,6 @@ def test_from_videos_to_predictions(
     assert good.page.stat().st_size > 5000
     assert isinstance(bad, pipelines.Unreadable)
     assert "not a readable media file" in bad.reason
+    [alone] = pipelines.predict(run, str(tmp_path / "bad.mp4"))  # not letter by letter
+    assert alone == bad
     assert capsys.readouterr() == ("", "")
