@@ -166,7 +166,7 @@ def test_train_on_a_joined_store(store: Path, manifest: Path, tmp_path: Path) ->
 
 def test_many_models_and_what_becomes_of_them(store: Path, manifest: Path, tmp_path: Path) -> None:
     run, little = tmp_path / "run", tmp_path / "little.toml"
-    little.write_text("epochs = 2\nchannels = 8\nstages = 1\nvalidation = 0.3\n")
+    little.write_text("epochs = 2\nstarts = 1\nchannels = 8\nstages = 1\nvalidation = 0.3\n")
     options = ["--config", little, "--seeds", 2, "--fusion", "gated"]
     output = avarnet("train", manifest, store, run, *options, "--causal", "--tensorboard")
     _, header, *rows = output.split("the best epoch of each model:")[1].splitlines()
