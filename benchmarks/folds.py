@@ -1,8 +1,9 @@
 """Is the default behind plain models on clips of one's own, over several draws of the folds?
 
-With few recordings, which of them are held out together moves every model's accuracy by more than
-models differ. Each draw is a cross-validation of its own, of one seed; a model's figure is the mean
-over the draws, and the interval of a difference is drawn by recording, over the same draws.
+For recognition. With few recordings, which of them are held out together moves every model's
+accuracy by about as much as models differ. Each draw is a cross-validation of its own, of one seed;
+a model's figure is the mean over the draws, and the interval of a difference is drawn by recording,
+over the same draws.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -30,6 +31,8 @@ from train.evaluation.bootstrap import (  # noqa: E402
 )
 from train.evaluation.evaluate import judge_run  # noqa: E402
 
+MODELS = ("default", "logistic", "attention pooling")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -43,7 +46,7 @@ def main() -> None:
     if options.draws < 2:
         parser.error("--draws: at least 2")
     clips, store = manifests.read(options.manifest), join(*map(Store, options.store))
-    right: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    draws: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in MODELS}  # which are right
     console = Console()
     for seed in range(options.draws):
         config = Config(
@@ -52,29 +55,25 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             run = train_run(clips, store, Path(folder) / "run", config)
             judged = judge_run(run, store)
-        for place, clip in enumerate(judged.clips):
-            for name, probabilities in (
-                ("default", clip.probabilities),
-                ("logistic", judged.plain.linear[place]),
-                ("attention pooling", judged.plain.pooled[place]),
-            ):
-                right[name][clip.id].append(run.classes[probabilities.argmax()] == clip.label)
-        found = {name: np.mean([own[seed] for own in of.values()]) for name, of in right.items()}
-        console.print(f"draw {seed}", *(f"{name} {value:.3f}" for name, value in found.items()))
-    ids = list(right["default"])
-    groups = group_numbers(ids, run.groups)
-    rng = np.random.default_rng(0)
-    weights = np.array(list(drawn_anew(groups, BOOTSTRAPS, rng)))
-    shares = {name: np.array([np.mean(of[i]) for i in ids]) for name, of in right.items()}
+        order = np.argsort([clip.id for clip in judged.clips])  # the same clips in every draw
+        labels = np.array([run.classes.index(clip.label) for clip in judged.clips])
+        ours = [clip.probabilities for clip in judged.clips]
+        for name, found in zip(
+            MODELS, (ours, judged.plain.linear, judged.plain.pooled), strict=True
+        ):
+            draws[name].append((np.stack(found).argmax(1) == labels)[order])
+        means = (f"{name} {own[-1].mean():.3f}" for name, own in draws.items())
+        console.print(f"draw {seed}", *means)
+    groups = group_numbers(sorted(clip.id for clip in judged.clips), run.groups)
+    weights = np.array(list(drawn_anew(groups, BOOTSTRAPS, np.random.default_rng(0))))
+    default = np.mean(draws[MODELS[0]], 0)  # (clips,), in how many draws each is right
     table = Table("", "accuracy", "std", "default less it", "95 % interval")
-    for name, share in shares.items():
-        by_draw = np.array([right[name][i] for i in ids]).mean(0)
-        less = shares["default"] - share
+    for name, right in draws.items():
+        less = default - np.mean(right, 0)
         low, high = interval(less.mean(), weights @ less / weights.sum(1), groups)
-        difference = (
-            ("", "") if name == "default" else (f"{less.mean():+.3f}", f"{low:+.3f} to {high:+.3f}")
-        )
-        table.add_row(name, f"{share.mean():.3f}", f"{by_draw.std(ddof=1):.3f}", *difference)
+        difference = (f"{less.mean():+.3f}", f"{low:+.3f} to {high:+.3f}")
+        figures = f"{np.mean(right):.3f}", f"{np.mean(right, 1).std(ddof=1):.3f}"
+        table.add_row(name, *figures, *(difference if name != MODELS[0] else ()))
     console.print(table)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from features import Features
+from train.config import TrainError
 from train.data import Batch, Clips
 from train.evaluation.anomaly_intervals import Anomaly, anomaly_scores
 from train.losses import POOLING
@@ -77,8 +78,16 @@ class Predictor:
         Args:
             features: of the clip, by the recipe of the run.
             without: streams that are taken from it, to see what they contribute.
+
+        Raises:
+            TrainError: the run has no such stream.
         """
         run = self.run
+        unknown = [name for name in without if name not in run.config.streams]
+        if unknown:
+            raise TrainError(
+                f"no stream {', '.join(unknown)} in the run; it has {', '.join(run.config.streams)}"
+            )
         hidden = {name: np.zeros(len(features), bool) for name in without}
         features = replace(features, valid={**features.valid, **hidden})
         logits = torch.cat(list(self._pieces(features)), dim=2)  # (models, classes, T)

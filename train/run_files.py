@@ -71,7 +71,7 @@ def write_run_file(file: Path, content: str | bytes) -> None:
         content: of it; text is written in UTF-8.
 
     Raises:
-        TrainError: it cannot be written.
+        TrainError: it is a folder, or cannot be written.
     """
     if file.is_dir():
         raise TrainError(f"{file} is a folder; give a file")

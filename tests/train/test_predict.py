@@ -92,6 +92,12 @@ def test_a_removed_stream_has_no_influence(run: Run) -> None:
     assert loud.valid["audio"].all()  # what was given is as it was
 
 
+def test_a_stream_that_the_run_has_not_cannot_be_removed(run: Run) -> None:
+    for without in (["sound"], "audio"):  # a text is its letters
+        with pytest.raises(TrainError, match=r"no stream .* in the run; it has video, audio"):
+            Predictor(run)(clip(9, 1), without)
+
+
 def test_without_a_normal_class_there_are_no_intervals(
     world: tuple[list[Clip], Store], tmp_path: Path
 ) -> None:
