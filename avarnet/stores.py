@@ -45,6 +45,15 @@ def open_stores(
     return opened[0] if len(opened) == 1 else features.join(*opened)
 
 
+def made_with(store: Path) -> str:
+    """Return a line on what a store that is there was made with; "" if there is none."""
+    if not (store / features.RECIPE_FILE).exists():
+        return ""
+    streams = features.read_recipe(store).streams
+    made = [f"{name} ({settings.get('model', name)})" for name, settings in streams.items()]
+    return f"\nTo add to {store}, give the options it was made with. It has: {', '.join(made)}."
+
+
 def is_url(store: str) -> bool:
     """Tell whether a store is at a URL, and not in a folder."""
     return "://" in store

@@ -117,12 +117,12 @@ def compact(path: str | Path, shard_bytes: int = SHARD_BYTES) -> Compaction:
     return Compaction(len(store.shards), len(Store(path).shards))
 
 
-def drop(path: str | Path, ids: Collection[str]) -> list[str]:
+def drop(path: str | Path, ids: str | Collection[str]) -> list[str]:
     """Take clips out of a store; return those that it had.
 
     Args:
         path: the store's folder.
-        ids: of the clips; those that the store lacks are ignored.
+        ids: of the clips, or one; those that the store lacks are ignored.
 
     Raises:
         FeatureError: a clip that stays is damaged; nothing is lost.
@@ -130,7 +130,7 @@ def drop(path: str | Path, ids: Collection[str]) -> list[str]:
     """
     path = Path(path)
     recover(path)
-    store, unwanted = Store(path), set(ids)
+    store, unwanted = Store(path), {ids} if isinstance(ids, str) else set(ids)
     affected = [shard for shard in store.shards if not unwanted.isdisjoint(shard.ids)]
     clips = (
         (clip_id, shard.read(index))

@@ -86,10 +86,13 @@ def test_texts_all_the_way(folder: str, tmp_path: Path) -> None:
     patterns = {"video": f"{tmp_path}/npy/video/{{clip}}.npy"}
     features.import_npy(f"{tmp_path}/imported", patterns, 0.25, "the same again")
     assert len(Store(f"{tmp_path}/imported")) == 12
-    assert features.drop(f"{tmp_path}/merged", {"crash/0"}) == ["crash/0"]
+    assert features.drop(f"{tmp_path}/merged", "crash/0") == ["crash/0"]
     features.push(f"{tmp_path}/merged", f"{tmp_path}/pushed")
     features.pull(f"{tmp_path}/pushed", f"{tmp_path}/pulled")
     assert features.verify(f"{tmp_path}/pulled")[0] == 11
+    features.pull(f"{tmp_path}/pushed", f"{tmp_path}/one", "crash/1", trim=True)
+    assert list(Store(f"{tmp_path}/one")) == ["crash/1"]
+    assert features.withdraw(f"{tmp_path}/merged", f"{tmp_path}/pushed", "crash/1") == ["crash/1"]
     table = tmp_path / "t.csv"
     table.write_text("path,label\na.mp4,x\n")
     assert manifests.from_csv(str(table), str(tmp_path))[0].path == "a.mp4"

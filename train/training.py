@@ -165,9 +165,14 @@ def _check_folder(path: Path, resume: bool) -> None:
         raise TrainError(f"{path} is a file; give a folder for the run")
     if (path / RUN_FILE).exists() and not (resume and (path / UNFINISHED).exists()):
         raise TrainError(f"{path} holds a run already; give another folder or delete it")
-    if (path / UNFINISHED).exists() and not resume:
+    if (path / UNFINISHED).exists():
+        if not resume:
+            raise TrainError(
+                f"{path} holds a run that was interrupted: --resume continues it; or delete it"
+            )
+    elif others := sorted(file.name for file in path.glob("[!.]*") if file.name != "tensorboard"):
         raise TrainError(
-            f"{path} holds a run that was interrupted: --resume continues it; or delete it"
+            f"{path} holds other files ({others[0]}); give the run a folder of its own"
         )
 
 

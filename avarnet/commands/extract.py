@@ -37,6 +37,7 @@ from avarnet.inputs import (
 )
 from avarnet.options import Device, Json, Manifest, Root, StorePath, in_panels
 from avarnet.output import extraction_progress, print_summary
+from avarnet.stores import made_with
 
 if TYPE_CHECKING:
     from extract import Cluster, Status
@@ -240,6 +241,8 @@ def extract(
             )
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
+        except stage1.WeightsError as error:
+            raise stage1.WeightsError(f"{error}{made_with(store)}") from error
         if precision == "auto":
             recipe = _with_best_precision(recipe, store, device, cluster)
     warn_of_random_weights(recipe)
@@ -272,17 +275,15 @@ def _loaded(
 ) -> str:
     """Return which networks are loaded."""
     usual = {"video": video_model, "audio": audio_model}
-    names = [usual.get(name, name) for name in only or (*usual, *(further or ()))]
-    return f"the networks: {', '.join(names)}"
+    streams = only or (*usual, *(further or ()))
+    return f"the networks: {', '.join(usual.get(name, name) for name in streams)}"
 
 
 def _with_best_precision(recipe: Recipe, store: Path, device: str, cluster: Cluster) -> Recipe:
     import extract as stage1
 
-    file = store / features.RECIPE_FILE
-    if file.exists():
-        precision = features.read_recipe(store).precision
-        why = f"that of {store}"
+    if (store / features.RECIPE_FILE).exists():
+        precision, why = features.read_recipe(store).precision, f"that of {store}"
     else:
         precision, why = stage1.choose_precision(recipe.source, device, cluster)
     err.print(f"precision: {plain(precision)} ({plain(why)})", soft_wrap=True)

@@ -121,7 +121,7 @@ def push(
 def pull(
     url: str,
     store: str | Path,
-    ids: Collection[str] | None = None,
+    ids: str | Collection[str] | None = None,
     trim: bool = False,
     progress: Progress = lambda *_: None,
 ) -> Transfer:
@@ -130,7 +130,7 @@ def pull(
     Args:
         url: the distant store: a folder, ``s3://``, ``sftp://``, ``http(s)://``, ``hf://``.
         store: the local folder.
-        ids: fetch only the shards that hold one of these clips.
+        ids: fetch only the shards that hold one of these clips, or this one.
         trim: of these, fetch only the clips' own bytes, and seal them in shards of their own.
         progress: called with (bytes done, bytes in all), from several threads.
 
@@ -153,6 +153,7 @@ def pull(
             replace_file(store / CARD_FILE, card)
     else:
         tables = remote.tables(sizes)
+        ids = [ids] if isinstance(ids, str) else ids
         asked = {clip_id.encode("utf-8", "surrogatepass") for clip_id in ids}
         known = {clip_id for table in tables.values() for clip_id in table.ids}
         lacking = {clip_id for clip_id in asked & known if clip_id.decode() not in local}

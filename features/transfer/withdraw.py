@@ -13,7 +13,7 @@ from features.transfer.push_pull import pull, push
 from features.transfer.remote import SMALL_FILE, Remote
 
 
-def withdraw(store: str | Path, url: str, ids: Collection[str]) -> list[str]:
+def withdraw(store: str | Path, url: str, ids: str | Collection[str]) -> list[str]:
     """Take clips out of the store at a URL for good; return those that it had.
 
     Of each shard there that has one, the other clips are sent in a new shard first, and then it is
@@ -25,7 +25,7 @@ def withdraw(store: str | Path, url: str, ids: Collection[str]) -> list[str]:
         store: folder of the local store, from which they were dropped; its card, written again,
             replaces that at the URL.
         url: of a store that can be pushed to.
-        ids: of the clips; those that are not there are ignored.
+        ids: of the clips, or one; those that are not there are ignored.
 
     Raises:
         FeatureError: the store at `url` cannot be reached or written, or a clip that stays is
@@ -35,6 +35,7 @@ def withdraw(store: str | Path, url: str, ids: Collection[str]) -> list[str]:
     remote = Remote(url)
     if remote.url.startswith(("http://", "https://")):
         raise FeatureError(f"{remote.name}: http can only be pulled from; give the place's own URL")
+    ids = [ids] if isinstance(ids, str) else ids
     unwanted = {clip_id.encode("utf-8", "surrogatepass") for clip_id in ids}
     tables = remote.tables()
     holding = [name for name, table in tables.items() if not unwanted.isdisjoint(table.ids)]

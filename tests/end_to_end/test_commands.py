@@ -369,7 +369,12 @@ def test_mistakes(tmp_path: Path, words: list[str], code: int, message: str) -> 
             "'x9' is not a valid network",
         ),
         ("extract good s --only flow --scheduler pbs --cluster-config none", "none: No such file"),
+        (
+            "extract good store --only video --video-weights none",
+            "To add to store, give the options it was made with. It has: video (",
+        ),
         ("train good store empty", "empty is a file; give a folder for the run"),
+        ("train good store .", "holds other files"),
         (
             "train good store r --config none",
             "none: No such file or directory; give a file of TOML",

@@ -200,6 +200,13 @@ def test_a_finished_run_is_never_overwritten(world: tuple[list[Clip], Store], ru
         train_run(*world, run.path, SMALL)
 
 
+def test_a_folder_of_other_files_is_no_run(world: tuple[list[Clip], Store], tmp_path: Path) -> None:
+    (tmp_path / "crash.mp4").write_bytes(b"a video")
+    with pytest.raises(TrainError, match=r"holds other files \(crash.mp4\)"):
+        train_run(*world, tmp_path, SMALL)
+    assert [file.name for file in tmp_path.iterdir()] == ["crash.mp4"]
+
+
 def test_features_of_another_recipe_are_refused(run: Run, tmp_path: Path) -> None:
     other = Recipe(0.25, "bf16", RECIPE.streams)
     with Writer(tmp_path, other) as writer:
