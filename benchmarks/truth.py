@@ -3,7 +3,8 @@
 Sets of features whose answer is known: places of their own, slow drift and noise, in which a short
 event adds a fixed direction to the rows of both streams. What decides is
 
-event       which of four events there is, 5 snippets of 40; or 7 of 650 (`event-long`)
+event       which of four events there is, 5 snippets of 40; or 7 of 650 (`event-long`); or faintly
+            throughout the clip (`event-throughout`)
 order       which of two events comes first
 weak        detection: an event in a twentieth of each anomalous clip, among others that are none;
             in places that differ much (`weak-scenes`); or for 3 snippets (`weak-short`)
@@ -47,7 +48,7 @@ class Kind(NamedTuple):
     train: int
     test: int
     lengths: tuple[int, int]
-    event: float  # snippets, or a share of the clip
+    event: float  # snippets, or a share of the clip, at most 1
     strength: float
     place: float
 
@@ -55,6 +56,7 @@ class Kind(NamedTuple):
 SETS = {
     "event": Kind("event", 60, 200, (30, 50), 5, 5.0, 1.0),
     "event-long": Kind("event", 80, 100, (600, 700), 7, 6.0, 1.0),
+    "event-throughout": Kind("event", 60, 200, (30, 50), 1.0, 2.0, 1.0),
     "order": Kind("order", 60, 200, (30, 50), 5, 6.0, 1.0),
     "weak": Kind("weak", 300, 150, (40, 240), 0.05, 4.0, 0.7),
     "weak-scenes": Kind("weak", 300, 150, (60, 400), 0.05, 4.0, 2.0),
@@ -82,7 +84,7 @@ def make(kind: Kind, seed: int) -> list[Example]:
         length = int(rng.integers(*kind.lengths, endpoint=True))
         rows = {name: _place(rng, length, size, kind.place) for name, size in sizes.items()}
         label = number % (4 if kind.task == "event" else 2)
-        span = round(kind.event) if kind.event >= 1 else max(2, round(kind.event * length))
+        span = round(kind.event) if kind.event > 1 else max(2, round(kind.event * length))
         anomalous = np.zeros(length, bool)
         for which, streams, at in _events(rng, kind.task, label, length, span):
             for name in streams:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+AS_GOOD = 0.5  # standard errors above the least loss: such an epoch is as good as the best
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -31,9 +33,9 @@ class Epoch:
 def best_epoch(history: Sequence[Epoch]) -> Epoch:
     """Return the epoch whose weights a model keeps: that of the best start.
 
-    Of each start it is the last one whose validation loss is within a standard error of the least.
-    A handful of clips cannot tell good epochs from each other, and of equals the later one has
-    learned longer, at a lower rate. Of several starts it is the one with the least loss.
+    Of each start it is the last one whose validation loss is within half a standard error of the
+    least. A handful of clips cannot tell good epochs from each other, and of equals the later one
+    has learned longer, at a lower rate. Of several starts it is the one with the least loss.
     """
     starts: dict[int, list[Epoch]] = {}
     for epoch in history:
@@ -43,7 +45,7 @@ def best_epoch(history: Sequence[Epoch]) -> Epoch:
         least = keep = own[0]
         for epoch in own[1:]:
             least = min(least, epoch, key=lambda e: e.val_loss)
-            if epoch.val_loss <= least.val_loss + least.val_error:
+            if epoch.val_loss <= least.val_loss + AS_GOOD * least.val_error:
                 keep = epoch
         chosen.append(keep)
     return min(chosen, key=lambda e: e.val_loss)
