@@ -45,7 +45,7 @@ class Cluster:
     Attributes:
         scheduler: ``local``, the address of a running Dask scheduler (``tls://host:8786``), or a
             batch system: one of `QUEUES`.
-        workers: processes here, or jobs in the queue; 0 takes one for each processor core, or for
+        workers: processes here, or jobs in the queue; 0 takes one for each core it may use, or for
             each GPU.
         adapt: (fewest, most) jobs in the queue, as there is work; instead of `workers`.
         queue, walltime, cores, memory: of a job; None leaves it to the site's configuration of
