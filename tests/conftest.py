@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 # and threads that wait for each other in a loop make small networks ten times as slow then
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+# and so a command starts one process where no number is given: each imports the networks anew
+os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")
 
 WHOLE_RUN = float(os.environ.get("AVARNET_TEST_SECONDS", 2 * 3600))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Literal
 
 import numpy as np
@@ -13,21 +14,20 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, Wav2Vec2Config
 
-from extract.backbones.ast_audio import AstAudio
 from extract.backbones.base import WeightsError, autocast, freeze, weights_hash
 from extract.backbones.checkpoint import check_folder
-from extract.backbones.clap_audio import ClapAudio
 from extract.backbones.hub import cache_first, no_weights, quiet_transformers
 from extract.backbones.sound_encoder import SoundEncoder
-from extract.backbones.wav2vec2_audio import Wav2Vec2Audio
-from extract.backbones.whisper_audio import WhisperAudio
 
-KINDS: dict[str, type[SoundEncoder]] = {  # by transformers' name for them; others read waveforms
-    "audio-spectrogram-transformer": AstAudio,
-    "whisper": WhisperAudio,
-    "clap": ClapAudio,
-    "clap_audio_model": ClapAudio,
+# by transformers' name for them; others read waveforms. Only the one in use is imported: the others
+# take half a second of every process that loads networks
+KINDS = {
+    "audio-spectrogram-transformer": "ast_audio:AstAudio",
+    "whisper": "whisper_audio:WhisperAudio",
+    "clap": "clap_audio:ClapAudio",
+    "clap_audio_model": "clap_audio:ClapAudio",
 }
+WAVEFORMS = "wav2vec2_audio:Wav2Vec2Audio"
 # names on the hub that are often meant, for those who mistype one
 USUAL = [
     f"facebook/{name}"
@@ -182,7 +182,9 @@ def _load(source: dict[str, Any]) -> SoundEncoder:
             config: PretrainedConfig = Wav2Vec2Config()  # needs no download
         else:
             config = cache_first(lambda: AutoConfig.from_pretrained(name))
-        return KINDS.get(config.model_type, Wav2Vec2Audio)(name, config, source["weights"])
+        kind = KINDS.get(config.model_type, WAVEFORMS)
+        encoder: type[SoundEncoder] = resolve_name(f"extract.backbones.{kind}")
+        return encoder(name, config, source["weights"])
     except WeightsError as error:
         raise WeightsError(f"audio network: {error}") from error
     except Exception as error:  # the hub, its cache and every file format fail in their own way

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 
 import dask
+import joblib
 import torch
 from dask.distributed import Client, LocalCluster
 from distributed.security import Security
@@ -45,7 +45,7 @@ class Cluster:
     Attributes:
         scheduler: ``local``, the address of a running Dask scheduler (``tls://host:8786``), or a
             batch system: one of `QUEUES`.
-        workers: processes here, or jobs in the queue; 0 takes one for each processor core, or for
+        workers: processes here, or jobs in the queue; 0 takes one for each core it may use, or for
             each GPU.
         adapt: (fewest, most) jobs in the queue, as there is work; instead of `workers`.
         queue, walltime, cores, memory: of a job; None leaves it to the site's configuration of
@@ -100,7 +100,7 @@ class Cluster:
             return self.workers
         device = pick_device(self.device)
         if device.type == "cpu":
-            return os.cpu_count() or 1
+            return int(joblib.cpu_count())
         return torch.cuda.device_count() if device == torch.device("cuda") else 1
 
     @property

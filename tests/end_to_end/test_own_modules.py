@@ -26,7 +26,7 @@ COMMANDS: list[tuple[str, object]] = [
     ("manifest check m.jsonl", 0),
     ("manifest xd-violence --lists . -o xd.jsonl", 1),
     ("manifest ucf-crime --lists . -o ucf.jsonl", 1),
-    ("extract m.jsonl store --workers 2", 0),
+    ("extract m.jsonl store --workers 1", 0),
     ("extract m.jsonl store --status", 0),
     ("features info store", 0),
     ("features list store", 0),
@@ -88,7 +88,8 @@ def test_help_imports_none_of_them(folder: Path) -> None:
         " ".join(command.split()[: 1 + command.startswith(("manifest", "features"))])
         for command, _ in COMMANDS
     }
-    for words in [(), *named]:
+    # what a command imports when it runs is tried below
+    for words in [(), ("manifest",), ("features",)]:
         run(folder, [*MODULE, *words, "--help"])
     run(folder, [*SCRIPT, "--help"])
 
@@ -107,7 +108,7 @@ def test_no_command_imports_one_of_them(folder: Path, clips: Path, sound_model: 
     for words, code in COMMANDS:
         more = NETWORKS if words.startswith("extract") and "--status" not in words else []
         run(folder, [*MODULE, *words.split(), *more], code)
-    run(folder, [*SCRIPT, "extract", "m.jsonl", "again", "--workers", "2", *NETWORKS])
+    run(folder, [*SCRIPT, "extract", "m.jsonl", "again", "--workers", "1", *NETWORKS])
     words = ["train", "m.jsonl", "again", "again-run", "--epochs", "1", "--seeds", "2"]
     run(folder, [*SCRIPT, *words, "--processes", "2"])
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from train.data import Clips
 from train.fitting.memory import keep_memory, threads_for
+from train.fitting.optimiser import AdamW
 from train.losses import top_pool
 
 Pooling = Literal["attention", "top"]
@@ -168,9 +169,7 @@ class PoolingBaselines:
     def _train(self, folds: NDArray[np.int64], seeds: NDArray[np.int64]) -> list[float]:
         """Train the networks; return the mean loss of each over the last tenth of all steps."""
         rngs = [np.random.default_rng(seed) for seed in seeds]
-        optimiser = torch.optim.AdamW(
-            self.network.parameters(), RATE, weight_decay=1e-2, fused=True
-        )
+        optimiser = AdamW(self.network.parameters(), RATE, weight_decay=1e-2, fused=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimiser, RATE, total_steps=self.steps, pct_start=0.1
         )

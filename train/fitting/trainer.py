@@ -21,6 +21,7 @@ from train.fitting.automatic import STEPS_PER_EPOCH, clips_per_batch
 from train.fitting.history import Epoch, best_epoch
 from train.fitting.memory import threads_for
 from train.fitting.model_stack import ModelBatch, ModelStack
+from train.fitting.optimiser import AdamW
 from train.inference import score
 from train.losses import POOLING, loss_of
 from train.models.network import AVARNet
@@ -92,7 +93,7 @@ class Trainer:
         self.batches = min(self.batches, len(fewest))  # of every model as many
         self.passes = math.ceil(STEPS_PER_EPOCH / self.batches)
         steps = max(MIN_STEPS, config.epochs * self.passes * self.batches)
-        self.optimiser = torch.optim.AdamW(
+        self.optimiser = AdamW(
             self.stack.params.values(),
             config.learning_rate,
             weight_decay=config.weight_decay,

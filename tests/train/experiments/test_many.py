@@ -42,6 +42,12 @@ RECIPE = Recipe(0.25, "fp32", {name: {"features": size} for name, size in SIZES.
 SMALL = Config(channels=8, stages=2, epochs=4, patience=4, starts=1)
 
 
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the attention pooling beside each run; what it learns is tested with the baselines."""
+    monkeypatch.setattr("train.baselines.snippet_pooling.STEPS", 50)
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Clip], Store]:
     path = tmp_path_factory.mktemp("store")
@@ -177,7 +183,7 @@ def test_sampling_by_class_and_augmentation_train(
 
 
 def test_the_table_of_ablations(world: tuple[list[Clip], Store], tmp_path: Path) -> None:
-    config = replace(SMALL, epochs=2, seeds=2)
+    config = replace(SMALL, epochs=1, seeds=2)
     rows = ablate(*world, tmp_path, config)
     names = [*variants(["video", "audio"], config), "logistic baseline"]
     names.append("attention pooling")

@@ -1,0 +1,20 @@
+"""AdamW without torch's compiler."""
+
+from __future__ import annotations
+
+from inspect import unwrap
+
+import torch
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's own. Its methods are taken without what hides them from torch's compiler.
+
+    Whether or not anything is compiled, that imports the compiler, which takes as long as torch.
+    """
+
+    step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
+    zero_grad = unwrap(torch.optim.AdamW.zero_grad)
+    state_dict = unwrap(torch.optim.AdamW.state_dict)
+    load_state_dict = unwrap(torch.optim.AdamW.load_state_dict)
+    add_param_group = unwrap(torch.optim.AdamW.add_param_group)
