@@ -220,7 +220,6 @@ def _file(numbered: _Numbered, root: Path, probe: Probe | None) -> Iterator[Find
     duration = clip.duration
     missing = [file for file in (path, audio) if file is not None and not os.path.isfile(file)]
     for file in missing:
-        way_out = "give the folder it is in with --root, or remove the line"
         try:
             os.stat(file)
             what = "is not a regular file"
@@ -229,7 +228,11 @@ def _file(numbered: _Numbered, root: Path, probe: Probe | None) -> Iterator[Find
             continue
         except OSError:
             what = "does not exist"
-        yield numbered.error("missing-file", f"{file} {what}", way_out)
+        yield numbered.error(
+            "missing-file",
+            f"{file} {what}",
+            "give the folder it is in with --root, or remove the line",
+        )
     if not missing and not os.access(path, os.R_OK):
         yield numbered.error("unreadable", f"no permission to read {path}", "ask its owner")
     elif not missing and os.path.getsize(path) == 0:
