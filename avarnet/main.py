@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import sys
@@ -35,6 +36,13 @@ from avarnet.commands import (
 from avarnet.commands import features as feature_commands
 from avarnet.console import FAILED, err, fail, one_line, out, plain
 from features.garbage import collect_seldom
+
+ELSEWHERE = "; see who may read and write it, or give another place"
+NO_ROOM = "; make room, or give another place; then run the same command again"
+WAYS_OUT = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), ELSEWHERE),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), NO_ROOM),
+}
 
 
 class _Commands(TyperGroup):
@@ -90,9 +98,10 @@ def main() -> None:
                 text = features.redacted(text, word)
             sys.stderr.write(features.visible(text))
             sys.exit(FAILED)
-        if isinstance(error, OSError) and isinstance(error.filename, str | Path):
-            fail(f"{error.filename}: {manifests.reason(error)}")
-        if isinstance(error, manifests.AvarnetError | features.FeatureError | OSError):
+        if isinstance(error, OSError):
+            name = f"{error.filename}: " if isinstance(error.filename, str | Path) else ""
+            fail(f"{name}{manifests.reason(error)}{WAYS_OUT.get(error.errno or 0, '')}")
+        if isinstance(error, manifests.AvarnetError | features.FeatureError):
             fail(str(error))
         again = f"avarnet --debug {shlex.join(sys.argv[1:])}"
         fail(

@@ -7,6 +7,7 @@ functions, with options before and tables behind.
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -293,7 +294,8 @@ def _pictures(
     def files_of(clip_id: str) -> tuple[Path, Path | None] | None:
         clip = clips.get(clip_id)
         found = None if clip is None else (clip.resolve(base), clip.resolve_audio(base))
-        return found if found and found[0].is_file() else None
+        # unlike Path.is_file, this is no error where the folder is closed to us
+        return found if found and os.path.isfile(found[0]) else None
 
     if not has_extract():
 

@@ -62,13 +62,15 @@ def stress(
 
     Raises:
         WeightsError: the networks cannot be loaded.
-        TrainError: no held-out clip can be read.
+        TrainError: no held-out clip can be read, or the run's folder cannot be written.
     """
     from extract import ClipError, Extractor, footage
     from extract.decoding.messages import AS_IT_IS
     from extract.impairments import impairments
     from train.experiments.stress import CLEAN, held_out_clips, judge_stress, predict_held_out
+    from train.run_files import check_writable
 
+    check_writable(run.path)
     held_out = {clip.id: clip for clip in held_out_clips(run)}
     used = (recipe or run.recipe).only(run.config.streams)
     extractor = Extractor(used, device, other_reading=True)

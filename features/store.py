@@ -179,9 +179,11 @@ def read_recipe(path: str | Path) -> Recipe:
     try:
         content = read_file(path / RECIPE_FILE, MOST_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
+        way_out = "make one with 'avarnet extract MANIFEST STORE'"
+        if any(path.glob("[!.]*.h5")):
+            way_out = f"it has shards: copy the {RECIPE_FILE} of the store that they are from"
         raise FeatureError(
-            f"{path} is not a feature store: it has no readable {RECIPE_FILE}; make one with "
-            "'avarnet extract MANIFEST STORE'"
+            f"{path} is not a feature store: it has no readable {RECIPE_FILE}; {way_out}"
         ) from error
     try:
         return Recipe.from_json(content)

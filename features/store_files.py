@@ -137,9 +137,11 @@ def replace_file(path: Path, content: bytes) -> None:
         with os.fdopen(open_regular(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
             file.write(content)
         new.replace(path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             new.unlink()
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(path), None  # users know no other name
         raise
 
 

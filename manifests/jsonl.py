@@ -111,6 +111,9 @@ def write(path: str | Path, clips: Iterable[Clip]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None  # users know no other name
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -220,7 +220,14 @@ def _file(numbered: _Numbered, root: Path, probe: Probe | None) -> Iterator[Find
     duration = clip.duration
     missing = [file for file in (path, audio) if file is not None and not os.path.isfile(file)]
     for file in missing:
-        what = "is not a regular file" if os.path.exists(file) else "does not exist"
+        try:
+            os.stat(file)
+            what = "is not a regular file"
+        except PermissionError:
+            yield numbered.error("unreadable", f"no permission to read {file}", "ask its owner")
+            continue
+        except OSError:
+            what = "does not exist"
         yield numbered.error(
             "missing-file",
             f"{file} {what}",

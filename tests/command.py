@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import chdir, redirect_stderr, redirect_stdout
@@ -13,6 +14,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+
+import pytest
 
 from avarnet import main
 
@@ -49,6 +52,17 @@ def avarnet(*words: object, cwd: Path | None = None, code: int = 0) -> str:
 def in_a_process(*words: object, code: int = 0) -> str:
     """Do the same in a process of its own, which the environment decides about."""
     command = [sys.executable, "-m", "avarnet", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    return _checked(done.returncode, done.stdout, done.stderr, code)
+
+
+def as_a_user(*words: object, code: int = 0) -> str:
+    """Do the same as a user for whom closed files are closed, which root is not."""
+    root = os.geteuid() == 0
+    if root and not shutil.which("setpriv"):
+        pytest.skip("root needs setpriv to be as other users are")
+    drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if root else []
+    command = [*drop, sys.executable, "-m", "avarnet", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     return _checked(done.returncode, done.stdout, done.stderr, code)
 

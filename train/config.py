@@ -143,7 +143,7 @@ class Config:
         task: ``recognition``, one class for a clip, or ``detection``, a score for each snippet that
             is learned from whether there is an anomaly in a clip at all.
         normal: the label of clips without anomaly; empty takes the usual ones.
-        streams: the streams to fuse, in this order; none takes all that the store has.
+        streams: the streams to fuse, in this order; none takes all that a training clip has.
         fusion: how the streams become one sequence: ``early`` (AVAR-Net's concatenation),
             ``gated``, ``bottleneck``, ``cross``, ``late``, or one of another package.
         model: what reads that sequence: ``mtcn``, ``tcn`` (one stage of it), ``lstm``,

@@ -107,9 +107,15 @@ def fit_groups(work: Work, groups: Sequence[Group], processes: int, on_epoch: On
     again = (work.stores, clips.ids, list(clips.sizes), clips.crops)
     rest = (work.data.targets, work.data.num_classes, work.config, work.device)
     count = min(processes, len(groups))
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(count, context, _start, (epochs, *again, *rest)) as pool:
-        futures = [pool.submit(_fit_group_here, group) for group in groups]
         try:
+            # the processes are deaf to Ctrl-C until `_start`: importing, they print a traceback
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                futures = [pool.submit(_fit_group_here, group) for group in groups]
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             while not all(future.done() for future in futures) or not epochs.empty():
                 _pass_on(epochs, on_epoch)
             for future in futures:
@@ -119,6 +125,8 @@ def fit_groups(work: Work, groups: Sequence[Group], processes: int, on_epoch: On
                 f"a training process was killed (out of memory?); continue with --resume: {error}"
             ) from error
         except BaseException:
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
@@ -163,6 +171,7 @@ def _start(
     device: torch.device,
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is the first process's to handle
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     collect_seldom()
     torch.set_num_threads(1)  # the other cores have processes of their own
     warnings.simplefilter("ignore", UnreadableShard)  # of which the first process warns

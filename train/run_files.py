@@ -88,6 +88,18 @@ def write_run_file(file: Path, content: str | bytes) -> None:
         ) from error
 
 
+def check_writable(folder: Path) -> None:
+    """Refuse a run that others share for reading, before work that ends in its folder.
+
+    Raises:
+        TrainError: it cannot be written.
+    """
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise TrainError(
+            f"{folder}: cannot be written, and the figures go there; copy it, and give the copy"
+        )
+
+
 def open_run_text(file: Path) -> TextIO:
     """Open a file of a run to write it line by line; links are not followed.
 

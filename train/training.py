@@ -203,7 +203,7 @@ def _new_run(
         classes = sorted({clip.label for clip in stored})
         taken_as_normal(classes, config.normal)
     if not config.streams:
-        config = replace(config, streams=tuple(store.recipe.streams))
+        config = replace(config, streams=_streams_of_training(store, splits))
     return Run(
         path=path,
         config=config,
@@ -223,6 +223,19 @@ def _new_run(
             if (package := package_of(kind, getattr(config, kind))) is not None
         },
     )
+
+
+def _streams_of_training(store: Store | Joined, splits: Sequence[Split]) -> tuple[str, ...]:
+    """Return the streams that a training clip has: of others, models would know nothing."""
+    ids = {clip_id for split in splits for clip_id in split.train}
+    streams = store.recipe.streams
+    found = tuple(name for name in streams if any(store[i].valid[name].any() for i in ids))
+    if not found:
+        raise TrainError(
+            f"no training clip has any features in {store_names(store)}: all their rows are "
+            "flagged as missing; see 'avarnet features list STORE', and extract the clips again"
+        )
+    return found
 
 
 def _indices(data: Clips, splits: Sequence[Split]) -> list[SplitIndices]:

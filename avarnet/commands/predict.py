@@ -201,10 +201,13 @@ def _listed(videos: list[Path]) -> tuple[list[Path], dict[Path, str]]:
     found: list[Path] = []
     unreadable: dict[Path, str] = {}
     for path in videos:
-        if path.is_dir():
-            below = manifests.videos_below(path)
+        if os.path.isdir(path):
+            try:
+                below = manifests.videos_below(path)
+            except manifests.ManifestError as error:  # the other videos are scored all the same
+                below = manifests.Found(unreadable={path: str(error).removeprefix(f"{path}: ")})
             print_left_out(below, err)
-            if not below.videos:
+            if not below.videos and not below.unreadable:
                 fail(f"{path}: no videos in this folder")
             found += below.videos
             unreadable |= below.unreadable

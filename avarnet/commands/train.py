@@ -89,7 +89,8 @@ def train(
         typer.Option(help="The label of clips without anomaly.", show_default="A or Normal"),
     ] = None,
     streams: Annotated[
-        str | None, typer.Option(help="Comma-separated.", show_default="all in the store")
+        str | None,
+        typer.Option(help="Comma-separated.", show_default="all that a training clip has"),
     ] = None,
     fusion: Annotated[
         Fusion | None,
@@ -184,6 +185,11 @@ def train(
         out.print(
             f"[yellow]not in the store and left out: {what} of the manifest[/] "
             f"({first_few(trained.left_out)})"
+        )
+    absent = [name for name in opened.recipe.streams if name not in trained.config.streams]
+    if absent and not settings.streams:
+        out.print_sentences(
+            f"[yellow]trained without {plain(', '.join(absent))}[/]: no training clip has it"
         )
     heard_ahead = trained.recipe.only(trained.config.streams).streams_with_lookahead
     if trained.config.causal and heard_ahead:

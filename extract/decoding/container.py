@@ -86,15 +86,32 @@ def ffmpeg_name(path: str | Path) -> str:
     return "file:" + (f"/{name.lstrip('/')}" if name.startswith("//") else name)
 
 
+def check_file(path: Path, absent: str) -> None:
+    """Refuse what is no regular file.
+
+    Args:
+        path: of it.
+        absent: what to say where there is nothing.
+
+    Raises:
+        ClipError: it is none, or its folder may not be read.
+    """
+    try:
+        if path.is_file():
+            return
+        what = "not a regular file" if path.exists() else absent
+    except OSError as error:
+        what = f"cannot be read ({error.strerror}; ask its owner)"
+    raise ClipError(f"{what}: {path}")
+
+
 def probe(path: Path) -> Media:
     """Read the container's clock.
 
     Raises:
         ClipError: no such file, not a media file, or one without a picture.
     """
-    if not path.is_file():
-        what = "not a regular file" if path.exists() else "no such file"
-        raise ClipError(f"{what}: {path}")
+    check_file(path, "no such file")
     if path.stat().st_size == 0:
         raise ClipError(f"the file is empty: {path}")
     try:

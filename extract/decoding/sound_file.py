@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from extract.decoding.container import ClipError, Media, ffmpeg_name
+from extract.decoding.container import ClipError, Media, check_file, ffmpeg_name
 from extract.decoding.sound_placement import SAMPLE_RATE
 from extract.decoding.sound_track import SoundTrack
 
@@ -98,8 +98,7 @@ def read_sound_file(path: Path) -> NDArray[np.float32]:
     Raises:
         ClipError: it cannot be read.
     """
-    if not path.is_file():
-        raise ClipError(f"there is no such sound file: {path}")
+    check_file(path, "there is no such sound file")
     try:
         # absolute: libsndfile takes a file called - for standard input
         with soundfile.SoundFile(os.path.abspath(path)) as file:

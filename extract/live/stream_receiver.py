@@ -25,6 +25,10 @@ from features import redacted
 GROWN_SECONDS = 5.0  # in which a file has not grown, after which it is whole
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds before connecting again
 MOST_LATE = 10.0  # seconds for which snippets wait for the networks, or that they last together
+PIPE_WAY_OUT = (
+    "; a pipe is read from front to back, as MPEG-TS and Matroska can be and most MP4 cannot: "
+    "ffmpeg -i FILE -c copy -f mpegts - | avarnet watch RUN -"
+)
 
 
 class ReceivedSnippet(NamedTuple):
@@ -122,7 +126,8 @@ class Receiver:
         while not self._stop.is_set():
             before, why = self._clock, self._receive()
             if self._clock is None:
-                raise ClipError(f"{name} cannot be watched: {why}")
+                way_out = PIPE_WAY_OUT if self.source == "-" else ""
+                raise ClipError(f"{name} cannot be watched: {why}{way_out}")
             if not self._remote:
                 return
             self._break(why)

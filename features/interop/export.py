@@ -264,8 +264,9 @@ def _moved_when_complete(folder: Path) -> Iterator[Path]:
         for path in sorted(scratch.iterdir()):
             os.replace(path, folder / path.name)
     except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
         raise WriteError(
-            f"{folder}: cannot export there ({error}); nothing was exported: fix this and run the "
+            f"{folder}: cannot export there ({why}); nothing was exported: fix this and run the "
             "same command again"
         ) from error
     finally:

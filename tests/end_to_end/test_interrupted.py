@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 from command import as_json, avarnet
+from small_stores import clip, fill
 
 from avarnet import console as terminal
 from extract.synthetic import make_clip
 from features import Store, verify
+from manifests import Clip, write
+from train import Run
 
 pytestmark = pytest.mark.slow
 
@@ -135,6 +138,37 @@ def test_ctrl_c_while_the_networks_are_loaded(
         assert output.endswith("\nerror: interrupted before anything was started\n")
         assert job.process.returncode == 1
         assert not (tmp_path / f"{wait}").exists()
+
+
+def children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def imports_torch(pid: str) -> bool:
+    process = Path("/proc", pid)
+    started = "spawn_main" in (process / "cmdline").read_text()  # before, it is as its parent is
+    return started and "libtorch" in (process / "maps").read_text()
+
+
+def test_ctrl_c_while_the_processes_of_a_training_start(tmp_path: Path) -> None:
+    """They import torch for seconds, in which a Ctrl-C is theirs too."""
+    clips = [Clip(f"{k}", f"{k}.mp4", ("AB"[k % 2],)) for k in range(12)]
+    fill(tmp_path / "store", {c.id: clip(8, int(c.id)) for c in clips})
+    write(tmp_path / "m.jsonl", clips)
+    words = ("train", tmp_path / "m.jsonl", tmp_path / "store", tmp_path / "run", "--folds", 2)
+    words = (*words, "--seeds", 2, "--epochs", 1, "--processes", 2)
+    command = [sys.executable, "-m", "avarnet", *map(str, words)]
+    output = tmp_path / "output"
+    with open(output, "wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+        while process.poll() is None and not any(map(imports_torch, children(process.pid))):
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(timeout=300)
+    assert process.returncode == 130, output.read_text()
+    assert not NOISE.search(output.read_text()), output.read_text()
+    avarnet(*words, "--resume")
+    assert len(Run.load(tmp_path / "run").all_models()) == 4
 
 
 def test_a_line_a_minute_where_there_is_no_bar(

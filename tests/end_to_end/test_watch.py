@@ -145,6 +145,13 @@ def test_standard_input(runs: Path, show: Chunks, tmp_path: Path) -> None:
         lines, _ = output(watch(runs, "-", stdin=pipe))
     check(lines)
     assert [line["streams"] for line in lines] == [["video"]] * 4
+    media, index = mute.read_bytes().rsplit(b"moov", 1)  # behind four bytes of its length
+    far = (2**20).to_bytes(4, "big") + b"free" + bytes(2**20 - 8)  # a box that means nothing
+    mute.write_bytes(media[:-4] + far + media[-4:] + b"moov" + index)
+    with open(mute, "rb") as pipe:
+        _, messages = output(watch(runs, "-", stdin=pipe), code=1)
+    assert "standard input cannot be watched: Invalid data" in messages
+    assert "ffmpeg -i FILE -c copy -f mpegts - | avarnet watch RUN -" in messages
 
 
 def test_alarms_of_a_calibrated_run(runs: Path, show: Chunks, tmp_path: Path) -> None:

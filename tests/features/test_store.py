@@ -239,6 +239,13 @@ def test_folders_that_are_no_store(tmp_path: Path) -> None:
         create(tmp_path / "file", RECIPE)
 
 
+def test_shards_without_their_recipe_are_not_taken_for_nothing(tmp_path: Path) -> None:
+    fill(tmp_path, {"a": clip(3)})
+    (tmp_path / "recipe.json").unlink()
+    with pytest.raises(FeatureError, match=r"it has shards: copy the recipe\.json of the store"):
+        Store(tmp_path)
+
+
 def test_what_is_no_file_is_named_and_never_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "store"
     fill(path, {"a": clip(3)})

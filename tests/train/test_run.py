@@ -151,6 +151,33 @@ def train_error(world: tuple[list[Clip], Store], path: Path, **changes: object) 
     return str(caught.value)
 
 
+def test_a_stream_that_no_training_clip_has_is_left_out(
+    world: tuple[list[Clip], Store], tmp_path: Path
+) -> None:
+    clips, heard = world
+    with Writer(tmp_path / "silent", RECIPE) as silent, Writer(tmp_path / "empty", RECIPE) as empty:
+        for clip in clips:
+            found = heard[clip.id]
+            audio = found.valid["audio"] & (clip.split != "train")
+            silent.add(clip.id, replace(found, valid={**found.valid, "audio": audio}))
+            nothing = {name: np.zeros_like(valid) for name, valid in found.valid.items()}
+            empty.add(clip.id, replace(found, valid=nothing))
+    short = replace(SMALL, epochs=1, starts=1)
+    run = train_run(clips, Store(tmp_path / "silent"), tmp_path / "run", short)
+    assert run.config.streams == ("video",)
+    # a clip's sound, of which the models have learned nothing, decides on nothing
+    own = heard["c1"]
+    loud = replace(own, streams={**own.streams, "audio": own.streams["audio"] + np.float16(9)})
+    predict = Predictor(run)
+    assert predict(own).probabilities == predict(loud).probabilities
+    with pytest.raises(TrainError, match="no training clip has any features"):
+        train_run(clips, Store(tmp_path / "empty"), tmp_path / "none", short)
+    # a user who names it has it
+    named = replace(short, streams=("video", "audio"))
+    run = train_run(clips, Store(tmp_path / "silent"), tmp_path / "named", named)
+    assert run.config.streams == ("video", "audio")
+
+
 def test_mistakes_are_named_before_the_first_epoch(
     world: tuple[list[Clip], Store], tmp_path: Path
 ) -> None:

@@ -37,7 +37,13 @@ from train.inference import (
 )
 from train.labels import CLASSES
 from train.run import Run
-from train.run_files import EVALUATION_FILE, PREDICTIONS_FILE, run_text, write_run_file
+from train.run_files import (
+    EVALUATION_FILE,
+    PREDICTIONS_FILE,
+    check_writable,
+    run_text,
+    write_run_file,
+)
 from train.run_json import EVALUATION_FORMAT
 
 
@@ -114,8 +120,10 @@ def judge_run(
         snippets, to ``predictions.csv``.
 
     Raises:
-        TrainError: the store is not the one the run was trained on, or `recall` is not in (0, 1].
+        TrainError: the store is not the one the run was trained on, `recall` is not in (0, 1], or
+            the run's folder cannot be written.
     """
+    check_writable(run.path)
     if not 0 < recall <= 1:
         raise TrainError(f"recall {recall}: expected a share over 0, and at most 1")
     check_recipe(run, store.recipe)

@@ -81,7 +81,7 @@ def share_plotly(folder: Path) -> str:
     """Put Plotly's program into a folder of pages, and return the file's name."""
     file, program = folder / f"plotly-{get_plotlyjs_version()}.min.js", _plotly()
     if not file.is_file() or file.stat().st_size != len(program):
-        file.write_bytes(program)
+        write_run_file(file, program)
     return file.name
 
 
