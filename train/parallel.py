@@ -111,11 +111,11 @@ def fit_groups(work: Work, groups: Sequence[Group], processes: int, on_epoch: On
     with ProcessPoolExecutor(count, context, _start, (epochs, *again, *rest)) as pool:
         try:
             # the processes are deaf to Ctrl-C until `_start`: importing, they print a traceback
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 futures = [pool.submit(_fit_group_here, group) for group in groups]
             finally:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             while not all(future.done() for future in futures) or not epochs.empty():
                 _pass_on(epochs, on_epoch)
             for future in futures:
