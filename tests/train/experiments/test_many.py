@@ -162,12 +162,17 @@ def test_a_killed_run_resumes_as_if_it_never_stopped(
 
 def test_a_damaged_checkpoint_is_named(world: tuple[list[Clip], Store], tmp_path: Path) -> None:
     path = tmp_path / "run"
-    path.mkdir()
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_run(*world, path, SMALL, on_epoch=stop)
     (path / "checkpoint-0.safetensors").write_bytes(b"rubbish")
     with pytest.raises(
         TrainError, match=r"checkpoint-0.* a training cannot resume from it.*delete it"
     ):
-        train_run(*world, path, SMALL)
+        train_run(*world, path, SMALL, resume=True)
 
 
 def test_sampling_by_class_and_augmentation_train(
