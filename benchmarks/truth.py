@@ -4,7 +4,7 @@ Sets of features whose answer is known: places of their own, slow drift and nois
 event adds a fixed direction to the rows of both streams. What decides is
 
 event       which of four events there is, 5 snippets of 40; or 7 of 650 (`event-long`); or faintly
-            throughout the clip (`event-throughout`)
+            throughout the clip (`throughout`)
 order       which of two events comes first
 weak        detection: an event in a twentieth of each anomalous clip, among others that are none;
             in places that differ much (`weak-scenes`); or for 3 snippets (`weak-short`)
@@ -56,7 +56,7 @@ class Kind(NamedTuple):
 SETS = {
     "event": Kind("event", 60, 200, (30, 50), 5, 5.0, 1.0),
     "event-long": Kind("event", 80, 100, (600, 700), 7, 6.0, 1.0),
-    "event-throughout": Kind("event", 60, 200, (30, 50), 1.0, 2.0, 1.0),
+    "throughout": Kind("event", 60, 200, (30, 50), 1.0, 2.0, 1.0),
     "order": Kind("order", 60, 200, (30, 50), 5, 6.0, 1.0),
     "weak": Kind("weak", 300, 150, (40, 240), 0.05, 4.0, 0.7),
     "weak-scenes": Kind("weak", 300, 150, (60, 400), 0.05, 4.0, 2.0),
