@@ -110,7 +110,7 @@ def fit_groups(work: Work, groups: Sequence[Group], processes: int, on_epoch: On
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(count, context, _start, (epochs, *again, *rest)) as pool:
         try:
-            # the processes are deaf to Ctrl-C until `_start`: importing, they print a traceback
+            # blocked in the processes until `_start`: they would print tracebacks of their imports
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 futures = [pool.submit(_fit_group_here, group) for group in groups]

@@ -8,9 +8,10 @@ import torch
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's own. Its methods are taken without what hides them from torch's compiler.
+    """torch's own, its methods without the wrappers that exempt them from being compiled.
 
-    Whether or not anything is compiled, that imports the compiler, which takes as long as torch.
+    The wrappers import torch's compiler, which takes as long as torch itself, even where nothing is
+    compiled.
     """
 
     step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
