@@ -301,7 +301,10 @@ def print_wrong_labels(metrics: CommonMetrics, run: Run) -> None:
     """
     found = metrics.get("wrong_labels", [])
     if found:
-        first = "; ".join(f"{f['clip']}: {f['label']}, likely {f['likely']}" for f in found[:3])
+        first = "; ".join(
+            f"{f['clip']}: {manifests.quoted(f['label'])}, likely {manifests.quoted(f['likely'])}"
+            for f in found[:3]
+        )
         more = "; ..." if len(found) > 3 else ""
         out.print_sentences(
             f"[yellow]labels that may be wrong:[/] {len(found)} ({plain(first)}{more}); a weak "

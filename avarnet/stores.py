@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import features
 from features.clip_means import cache_folder
+from features.several import several
 
 if TYPE_CHECKING:
     from train import Run
@@ -33,8 +34,7 @@ def open_stores(
     with warnings.catch_warnings():
         if not skip_unreadable:
             warnings.simplefilter("ignore", features.UnreadableShard)
-        several = [stores] if isinstance(stores, str | Path) else stores
-        opened = [features.Store(path) for path in several]
+        opened = [features.Store(path) for path in several(stores)]
     reasons = [why for store in opened for why in store.unreadable.values()]
     if reasons and not skip_unreadable:
         more = f" (and {len(reasons) - 1} more shards)" if len(reasons) > 1 else ""

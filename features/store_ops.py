@@ -18,6 +18,7 @@ from features.format.shard_name import file_hash
 from features.format.shard_writer import sync_folder, write_error
 from features.pending_clips import Spool
 from features.recipe import FeatureError
+from features.several import several
 from features.store import Store, create
 from features.store_files import open_regular
 from features.writer import SHARD_BYTES, pack, recover
@@ -130,7 +131,7 @@ def drop(path: str | Path, ids: str | Collection[str]) -> list[str]:
     """
     path = Path(path)
     recover(path)
-    store, unwanted = Store(path), {ids} if isinstance(ids, str) else set(ids)
+    store, unwanted = Store(path), set(several(ids))
     affected = [shard for shard in store.shards if not unwanted.isdisjoint(shard.ids)]
     clips = (
         (clip_id, shard.read(index))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from manifests.clip import ManifestError
+from manifests.names import listed, quoted
 
 NORMAL_LABELS = ("A", "Normal", "normal")  # of XD-Violence; of UCF-Crime and VAAR
 
@@ -25,8 +26,8 @@ def normal_label(labels: Iterable[str], named: str = "") -> str | None:
     known = set(labels)
     if named and named not in known:
         raise ManifestError(
-            f"no clip is labelled {named}, which --normal names; there are "
-            + ", ".join(sorted(known))
+            f"no clip is labelled {quoted(named)}, which --normal names; there are "
+            + listed(sorted(known))
         )
     fitting = [named] if named else [label for label in NORMAL_LABELS if label in known]
     if len(fitting) > 1:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from manifests.clip import Clip, ManifestError
 from manifests.jsonl import MAKE_ONE, parse
+from manifests.names import listed, quoted
 from manifests.normal import normal_label
 
 SIDE = re.compile(r"train|val|test")
@@ -185,7 +186,7 @@ def _labels(clips: list[_Numbered]) -> Iterator[Finding]:
             first["".join(label.split()).casefold()].setdefault(label, numbered)
         if len(set(labels)) < len(labels):
             yield numbered.warning(
-                "duplicate-label", f"a label is twice in {', '.join(labels)}", "keep it once"
+                "duplicate-label", f"a label is twice in {listed(labels)}", "keep it once"
             )
     for ways in first.values():
         one, *others = ways
@@ -211,7 +212,8 @@ def _labels(clips: list[_Numbered]) -> Iterator[Finding]:
             way_out = "if nobody has looked, take the field out of the line"
         else:
             continue
-        yield numbered.warning("label-against-intervals", f"a {clip.label} clip {problem}", way_out)
+        what = f"a {quoted(clip.label)} clip {problem}"
+        yield numbered.warning("label-against-intervals", what, way_out)
 
 
 def _file(numbered: _Numbered, root: Path, probe: Probe | None) -> Iterator[Finding]:

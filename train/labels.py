@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from features import Features, Recipe
-from manifests import NORMAL_LABELS, Clip, ManifestError, normal_label
+from manifests import NORMAL_LABELS, Clip, ManifestError, listed, normal_label
 from train.config import TrainError
 
 CLASSES = ["normal", "anomaly"]
@@ -45,7 +45,7 @@ def weak_labels(clips: Sequence[Clip], normal: str) -> list[Clip]:
     if taken is None:
         raise TrainError(
             f"detection needs normal clips too, and none is labelled {' or '.join(NORMAL_LABELS)}; "
-            f"name their label with --normal (there are {', '.join(sorted(labels))})"
+            f"name their label with --normal (there are {listed(sorted(labels))})"
         )
     return [replace(clip, labels=(CLASSES[clip.label != taken],)) for clip in clips]
 

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 
 from features import FeatureError, Joined, Recipe, Store, html_table, json_text, visible
-from manifests import NORMAL_LABELS, Clip
+from manifests import NORMAL_LABELS, Clip, listed
 from train.config import Config, TrainError
 from train.evaluation.anomaly_intervals import Hysteresis
 from train.evaluation.figures import DetectionMetrics, Metrics, RecognitionMetrics
@@ -286,7 +286,7 @@ class Run:
     def _shown(self) -> dict[str, str]:
         about = {
             "task": self.config.task,
-            "classes": ", ".join(self.classes),
+            "classes": listed(self.classes),
             "streams": " + ".join(self.config.streams),
             "model": f"{self.config.model}, {self.config.fusion} fusion",
             "models": f"{len(self.models)} (folds: {len(self.splits)}, seeds: {self.config.seeds})",

@@ -21,7 +21,7 @@ from typing import (
     is_typeddict,
 )
 
-from manifests import reason
+from manifests import listed, reason
 from train.config import GROUPS, TrainError, package_of
 from train.labels import CLASSES
 from train.run_files import CALIBRATION_FILE, EPOCHS_FILE, RUN_FILE, WAY_OUT, read_run_file
@@ -227,7 +227,7 @@ def check_run(run: Run) -> None:
         raise ValueError("its classes are not two or more different ones")
     "".join(run.classes).encode()  # or it is no text
     if run.config.task == "detection" and run.classes != CLASSES:
-        raise ValueError(f"detection of {', '.join(run.classes)}")
+        raise ValueError(f"detection of {listed(run.classes)}")
     if not set(run.labels.values()) <= set(run.classes):
         raise ValueError("a label that is no class")
     split_ids = [i for split in run.splits for i in (*split.train, *split.val, *split.test)]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from manifests import Clip, assign_folds, assign_split
+from manifests import Clip, assign_folds, assign_split, listed
 from train.config import Config, TrainError
 
 
@@ -59,11 +59,11 @@ def make_splits(clips: Sequence[Clip], config: Config) -> list[Split]:
         unseen = sorted({label[i] for i in (*split.val, *split.test)} - seen.keys())
         if unseen:
             raise TrainError(
-                f"no training clip of {', '.join(unseen)}, but clips to recognise; give the class "
+                f"no training clip of {listed(unseen)}, but clips to recognise; give the class "
                 "more clips (of more than one group), or divide the manifest differently"
             )
         if len(seen) < 2:
-            raise TrainError(f"all training clips are {next(iter(seen))}; two classes are needed")
+            raise TrainError(f"all training clips are {listed(seen)}; two classes are needed")
     return result
 
 

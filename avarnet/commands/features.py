@@ -161,7 +161,10 @@ def features_pull(
         Path | None, typer.Option(help="The manifest, for --split and --labels.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Only train, val or test clips.")] = None,
-    labels: Annotated[str | None, typer.Option(help="Only these classes, comma-separated.")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="Only these classes, comma-separated; one with a comma in quotes."),
+    ] = None,
     ids: Ids = None,
     trim: Annotated[
         bool, typer.Option("--trim", help="Fetch the clips alone, not their whole shards.")
@@ -199,10 +202,11 @@ def _chosen_clips(
     chosen = ids_in(ids) if ids else None
     if manifest:
         clips = manifests.read(manifest)
-        classes = set(labels.split(",")) if labels else {clip.label for clip in clips}
+        classes = set(manifests.names_in(labels)) if labels else {clip.label for clip in clips}
         unknown = classes - {clip.label for clip in clips}
         if unknown:
-            raise typer.BadParameter(f"no clip of {manifest} is {', '.join(sorted(unknown))}")
+            names = manifests.listed(sorted(unknown))
+            raise typer.BadParameter(f"no clip of {manifest} is {names}")
         listed = {c.id for c in clips if c.label in classes and split in (None, c.split)}
         if not listed:
             raise typer.BadParameter(f"no clip of {manifest} is in split {split}")

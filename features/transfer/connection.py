@@ -18,6 +18,7 @@ import fsspec
 from features.format.shard_name import SHARD_NAME
 from features.recipe import FeatureError
 from features.redaction import redacted
+from features.several import several
 from features.store_files import open_regular, replace_file
 from features.transfer.body_limits import MOST_BODY
 from features.transfer.response_limits import (
@@ -97,8 +98,7 @@ class Connection:
     @property
     def protocols(self) -> set[str]:
         """The names of the protocol."""
-        protocol = self.fs.protocol
-        return {protocol} if isinstance(protocol, str) else set(protocol)
+        return set(several(self.fs.protocol))
 
     def use(self, fs: Any, root: str) -> None:
         """Let this thread use the connection of another one, which waits meanwhile.

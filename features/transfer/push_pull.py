@@ -27,6 +27,7 @@ from features.format.shard_index import Table, clip_digest
 from features.format.shard_name import ShardName, file_hash
 from features.format.shard_writer import sync_folder, write_error
 from features.recipe import FeatureError
+from features.several import several
 from features.store import Store, create, read_recipe
 from features.store_files import open_regular, read_file, replace_file
 from features.transfer.parallel import Meter, Progress, at_once
@@ -153,8 +154,7 @@ def pull(
             replace_file(store / CARD_FILE, card)
     else:
         tables = remote.tables(sizes)
-        ids = [ids] if isinstance(ids, str) else ids
-        asked = {clip_id.encode("utf-8", "surrogatepass") for clip_id in ids}
+        asked = {clip_id.encode("utf-8", "surrogatepass") for clip_id in several(ids)}
         known = {clip_id for table in tables.values() for clip_id in table.ids}
         lacking = {clip_id for clip_id in asked & known if clip_id.decode() not in local}
         transfer.missing = sorted(clip_id.decode(errors="replace") for clip_id in asked - known)

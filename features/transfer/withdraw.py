@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 from features.card import CARD_FILE, write_card
 from features.recipe import FeatureError
+from features.several import several
 from features.store_files import read_file
 from features.transfer.push_pull import pull, push
 from features.transfer.remote import SMALL_FILE, Remote
@@ -35,8 +36,7 @@ def withdraw(store: str | Path, url: str, ids: str | Collection[str]) -> list[st
     remote = Remote(url)
     if remote.url.startswith(("http://", "https://")):
         raise FeatureError(f"{remote.name}: http can only be pulled from; give the place's own URL")
-    ids = [ids] if isinstance(ids, str) else ids
-    unwanted = {clip_id.encode("utf-8", "surrogatepass") for clip_id in ids}
+    unwanted = {clip_id.encode("utf-8", "surrogatepass") for clip_id in several(ids)}
     tables = remote.tables()
     holding = [name for name, table in tables.items() if not unwanted.isdisjoint(table.ids)]
     present = {clip_id for name in holding for clip_id in tables[name].ids}

@@ -41,6 +41,19 @@ class Found:
     unreadable: dict[Path, str] = field(default_factory=dict)
 
 
+class ClosedFolder(ManifestError):
+    """A folder that cannot be read, and why.
+
+    Args:
+        folder: that was to be read.
+        reason: what is wrong, and the way out.
+    """
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        super().__init__(f"{folder}: {reason}")
+        self.reason = reason
+
+
 class Listing(NamedTuple):
     """The clips of a folder or an official list, and what could not be one.
 
@@ -64,7 +77,7 @@ def videos_below(directory: str | Path) -> Found:
     too: a link back up, or a second way into a folder, adds nothing.
 
     Raises:
-        ManifestError: it is not a folder, or cannot be read.
+        ManifestError: it is not a folder; as a `ClosedFolder`, it cannot be read.
 
     Example::
 
@@ -98,7 +111,7 @@ def videos_below(directory: str | Path) -> Found:
                 entries = sorted(scanned, key=lambda entry: entry.name)
         except OSError as error:
             if folder == directory:
-                raise ManifestError(f"{directory}: {error.strerror}; ask its owner") from error
+                raise ClosedFolder(directory, f"{error.strerror}; ask its owner") from error
             found.unreadable[folder] = error.strerror or str(error)
             continue
         for entry in entries:
