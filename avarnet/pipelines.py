@@ -248,15 +248,17 @@ def evaluate(
     from extract.job.failures import read_failures
     from train import judge_run
     from train.report.run import write_report
+    from train.run_files import check_file
 
     if manifest is not None and not manifest.is_file():
         raise manifests.ManifestError(
             f"{manifest}: no such file; give the run's manifest, or leave it out"
         )
+    page = Path(page or run.path / "report.html")
+    check_file(page)
     store = open_stores_of(run, stores, skip_unreadable)
     evaluation = judge_run(run, store, _last_recall(run) if recall is None else recall)
     failures = {i: f.reason for path in store.paths for i, f in read_failures(path).items()}
-    page = Path(page or run.path / "report.html")
     with _pictures(run, store, manifest or run.manifest, root) as (preview, no_pictures):
         write_report(run, evaluation, page, preview, no_pictures, failures)
     return evaluation.metrics

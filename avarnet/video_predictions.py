@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import features
+import manifests
+from features.several import several
 
 if TYPE_CHECKING:
     from train import Prediction, Predictor, Run
@@ -21,13 +23,15 @@ class Scored:
         video: the file; of a clip of a store, its id.
         clip: its features.
         prediction: of the run.
-        page: that shows it, if one was asked for.
+        page: that shows it, if one was asked for and could be written.
+        page_error: why it could not be.
     """
 
     video: Path | str
     clip: features.Features
     prediction: Prediction
     page: Path | None = None
+    page_error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,11 @@ def predict(
     from extract import Extractor
     from train import Predictor
 
-    several = [videos] if isinstance(videos, str | Path) else videos
     extractor = Extractor(recipe or run.recipe, device, other_reading=True)
     own_pages = {Path(video): Path(page) for video, page in (pages or {}).items()}
     predictor = Predictor(run)
-    return _predict(extractor, predictor, [*map(Path, several)], own_pages, single_file, progress)
+    files = [*map(Path, several(videos))]
+    return _predict(extractor, predictor, files, own_pages, single_file, progress)
 
 
 def _predict(
@@ -88,21 +92,27 @@ def _predict(
         if isinstance(clip, ClipError):
             yield Unreadable(video, str(clip))
             continue
-        found = Scored(video, clip, predictor(clip), pages.get(video))
-        if found.page:
-            _write_page(predictor, video, found, found.page, single_file)
+        found = Scored(video, clip, predictor(clip))
+        if page := pages.get(video):
+            found = _with_page(found, page, predictor, single_file)
         yield found
 
 
-def _write_page(
-    predictor: Predictor, video: Path, scored: Scored, page: Path, single_file: bool
-) -> None:
+def _with_page(scored: Scored, page: Path, predictor: Predictor, single_file: bool) -> Scored:
+    """Write the page of a video; where that fails, what is predicted is not lost."""
+    from train import TrainError
     from train.report.prediction import write_prediction_page
 
     run, clip = predictor.run, scored.clip
     streams = [name for name in run.config.streams if clip.valid[name].any()]
     without = {name: predictor(clip, [name]) for name in streams if len(streams) > 1}
-    page.parent.mkdir(parents=True, exist_ok=True)
-    write_prediction_page(
-        page, video, clip, run, scored.prediction, without, single_file=single_file
-    )
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        write_prediction_page(
+            page, Path(scored.video), clip, run, scored.prediction, without, single_file=single_file
+        )
+    except TrainError as error:
+        return replace(scored, page_error=str(error))
+    except OSError as error:
+        return replace(scored, page_error=f"{page}: {manifests.reason(error)}")
+    return replace(scored, page=page)

@@ -96,8 +96,7 @@ def write(path: str | Path, clips: Iterable[Clip]) -> None:
     path = Path(path)
     if path.is_dir():
         raise ManifestError(f"{path} is a folder; give a file for the manifest")
-    irregular = path.exists() and not path.is_file()
-    if irregular or str(path) == "-" or str(path.absolute()).startswith(OPEN_FILES):
+    if is_irregular(path):
         raise ManifestError(
             f"{path} is no regular file; give one for the manifest, such as m.jsonl"
         )
@@ -116,6 +115,12 @@ def write(path: str | Path, clips: Iterable[Clip]) -> None:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_irregular(path: Path) -> bool:
+    """Return whether a path is a pipe, a device or standard output, which no file may replace."""
+    irregular = path.exists() and not path.is_file() and not path.is_dir()
+    return irregular or str(path) == "-" or str(path.absolute()).startswith(OPEN_FILES)
 
 
 def reason(error: Exception) -> str:

@@ -17,6 +17,7 @@ from manifests import reason
 from train.config import TrainError
 from train.losses import POOLING, SNIPPETS_PER_TOP, average
 from train.run import Run
+from train.run_files import check_file
 
 EXAMPLE_SNIPPETS = 24  # of the clip that is traced; any number goes in later
 SHORTEST = 3  # snippets; torch cannot export a length that may be 1
@@ -90,6 +91,7 @@ def export_run(run: Run, file: str | Path) -> float:
     writers = {".onnx": _to_onnx, ".pt2": _to_program}
     if file.suffix not in writers:
         raise TrainError(f"{file}: the ending says what to write, .onnx or .pt2")
+    check_file(file)
     if not file.parent.is_dir():
         raise TrainError(f"{file}: there is no folder {file.parent}; make it, or give another")
     about = {

@@ -27,6 +27,7 @@ from typing import TextIO
 from features import FeatureError
 from features.store_files import open_regular, read_file, replace_file, size_of
 from manifests import reason
+from manifests.jsonl import is_irregular
 from train.config import TrainError
 
 RUN_FILE = "run.json"
@@ -41,7 +42,6 @@ LOCK = ".lock"  # in a folder where a process trains
 MOST_JSON = 2**26  # bytes of a file of JSON
 MOST_HEADER = 2**20  # bytes of a file of weights that are none of the weights
 WAY_OUT = "take it again from whoever made it, or train again"
-NO_FILES = ("dev", "proc")  # folders of the root whose names are not replaced
 
 
 def read_run_file(file: Path, most: int = MOST_JSON) -> bytes:
@@ -62,30 +62,36 @@ def read_run_file(file: Path, most: int = MOST_JSON) -> bytes:
 
 
 def write_run_file(file: Path, content: str | bytes) -> None:
-    """Put a file into a run's folder, whole or not at all, in place of whatever has its name.
-
-    Where a user names what is no file, such as ``/dev/stdout``, that is written to.
+    """Put a file into a run's folder, whole or not at all, in place of the one of its name.
 
     Args:
         file: of the run's folder, or where a user wants one.
         content: of it; text is written in UTF-8.
 
     Raises:
-        TrainError: it is a folder, or cannot be written.
+        TrainError: it is a folder, a pipe or a device, or cannot be written.
     """
-    if file.is_dir():
-        raise TrainError(f"{file} is a folder; give a file")
+    check_file(file)
     try:
         content = content.encode() if isinstance(content, str) else content
-        if file.absolute().parts[1] in NO_FILES:
-            file.write_bytes(content)
-        else:
-            replace_file(file, content)
+        replace_file(file, content)
     except OSError as error:
         raise TrainError(
             f"{file}: cannot be written ({reason(error)}); what was there is as it was. Make room, "
             "or give another folder"
         ) from error
+
+
+def check_file(file: Path) -> None:
+    """Refuse what a file cannot be put in place of, before the work that it is to show.
+
+    Raises:
+        TrainError: it is a folder, or standard output, a pipe or a device.
+    """
+    if file.is_dir():
+        raise TrainError(f"{file} is a folder; give a file")
+    if is_irregular(file):
+        raise TrainError(f"{file} is no regular file; give a name for one")
 
 
 def check_writable(folder: Path) -> None:

@@ -125,12 +125,18 @@ def predict(
         )
         rows = [{"video": str(folder), "error": why} for folder, why in unreadable.items()]
         rows += _rows(found, loaded, quiet, listed)
+    whole = True
     if listed and html is not None and html.suffix != ".html":
         reasons = {row["video"]: row["error"] for row in rows if "error" in row}
-        index = write_index(html, listed, reasons)
-        if not quiet:
-            out.print(f"all pages: {shown(index)}", soft_wrap=True)
-    _end(rows, as_json, as_csv, fail_on_anomaly)
+        try:
+            index = write_index(html, listed, reasons)
+        except stage2.TrainError as error:  # what is predicted is printed all the same
+            whole = False
+            err.print(f"[red]no list of pages:[/] {shown(str(error))}", soft_wrap=True)
+        else:
+            if not quiet:
+                out.print(f"all pages: {shown(index)}", soft_wrap=True)
+    _end(rows, as_json, as_csv, fail_on_anomaly, whole)
 
 
 def _rows(
@@ -153,13 +159,22 @@ def _rows(
             print_prediction(one, run)
             if one.page:
                 out.print(f"page: {shown(one.page)}", soft_wrap=True)
+        if one.page_error:
+            err.print(f"[red]no page:[/] {shown(one.page_error)}", soft_wrap=True)
     return rows
 
 
 def _end(
-    rows: list[dict[str, Any]], as_json: bool, as_csv: bool, fail_on_anomaly: bool
+    rows: list[dict[str, Any]],
+    as_json: bool,
+    as_csv: bool,
+    fail_on_anomaly: bool,
+    whole: bool = True,
 ) -> NoReturn:
-    """Print all rows if they are for programs, and end with the exit code that they make."""
+    """Print all rows if they are for programs, and end with the exit code that they make.
+
+    It is that of some that failed where all was not `whole`: a page is missing.
+    """
     if as_json:
         print_json(rows)
     if as_csv:
@@ -169,6 +184,8 @@ def _end(
         raise typer.Exit(ANOMALY)
     if failed:
         raise typer.Exit(FAILED if failed == len(rows) else SOME_FAILED)
+    if not whole or any("page_error" in row for row in rows):
+        raise typer.Exit(SOME_FAILED)
     raise typer.Exit(DONE)
 
 
@@ -204,8 +221,8 @@ def _listed(videos: list[Path]) -> tuple[list[Path], dict[Path, str]]:
         if os.path.isdir(path):
             try:
                 below = manifests.videos_below(path)
-            except manifests.ManifestError as error:  # the other videos are scored all the same
-                below = manifests.Found(unreadable={path: str(error).removeprefix(f"{path}: ")})
+            except manifests.ClosedFolder as error:  # the other videos are scored all the same
+                below = manifests.Found(unreadable={path: error.reason})
             print_left_out(below, err)
             if not below.videos and not below.unreadable:
                 fail(f"{path}: no videos in this folder")
@@ -222,10 +239,20 @@ def _listed(videos: list[Path]) -> tuple[list[Path], dict[Path, str]]:
 
 
 def _pages(files: list[Path], html: Path | None) -> dict[Path, Path]:
-    """Return the page of each video."""
+    """Return the page of each video; refuse what cannot be written before they are read."""
+    from train.run_files import check_file
+
     if html is None:
         return {}
+    folder = html.parent if html.suffix == ".html" else html
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"--html {html}: {manifests.reason(error)}; give a folder that can be made")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        fail(f"--html {html}: {folder} cannot be written; give another folder")
     if html.suffix == ".html":
+        check_file(html)
         if len(files) > 1:
             fail(f"--html {html}: there are several videos; give a folder for their pages")
         return {files[0]: html}
@@ -257,6 +284,7 @@ def _in_index(scored: pipelines.Scored, page: Path) -> Row:
 
 def _row(scored: pipelines.Scored) -> dict[str, Any]:
     clip, prediction = scored.clip, scored.prediction
+    failed = {} if scored.page_error is None else {"page_error": scored.page_error}
     return {
         "video": str(scored.video),
         "label": prediction.label,
@@ -272,6 +300,7 @@ def _row(scored: pipelines.Scored) -> dict[str, Any]:
             name: [round(float(score), 4) for score in prediction.scores[:, column]]
             for column, name in enumerate(prediction.probabilities)
         },
+        **failed,
     }
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from command import as_a_user
+from command import as_a_user, avarnet
 
 from avarnet import pipelines
 from extract import Cluster
@@ -75,6 +76,51 @@ def test_a_run_that_cannot_be_written_is_refused_before_the_work(project: Path) 
             assert "copy it, and give the copy" in error
             assert "reading again" not in error
     assert sorted(run.iterdir()) == before
+
+
+def test_a_page_that_cannot_be_written_costs_no_prediction(project: Path, tmp_path: Path) -> None:
+    run, videos = project / "run", project / "videos" / "Crash"
+    pages = tmp_path / "pages"
+    (pages / "1.html").mkdir(parents=True)  # where the page of a video is to be
+    found = json.loads(avarnet("predict", run, videos, "--html", pages, "--json", code=3))
+    assert [row["video"] for row in found] == [str(videos / f"{n}.mp4") for n in range(4)]
+    assert all(row["label"] in ("Crash", "Explosion") for row in found)
+    reasons = {Path(row["video"]).stem: row.get("page_error") for row in found}
+    assert reasons.pop("1") == f"{pages / '1.html'} is a folder; give a file"
+    assert reasons == dict.fromkeys("023")
+    assert {page.name for page in pages.iterdir() if page.is_file()} >= {"0.html", "index.html"}
+    (pages / "index.html").unlink()
+    (pages / "index.html").mkdir()
+    words = ("predict", run, videos / "0.mp4", "--html", pages)
+    assert len(json.loads(avarnet(*words, "--json", code=3))) == 1
+    closed = tmp_path / "closed"
+    closed.mkdir(0o555)  # known before a video is read
+    error = as_a_user("predict", run, videos, "--html", closed, "--json", code=1)
+    assert error == f"error: --html {closed}: {closed} cannot be written; give another folder\n"
+
+
+@pytest.mark.parametrize("name", ["pipe.html", "/dev/stdout", "-"])
+def test_a_report_replaces_no_pipe(
+    project: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo(tmp_path / "pipe.html")
+    run = project / "run"
+    avarnet("evaluate", run)
+    before = (run / "evaluation.json").stat().st_mtime_ns
+    for words in (("report", run, "-o"), ("report", run, run, "--compare", "-o")):
+        error = avarnet(*words, name, code=1)
+        assert error == f"error: {name} is no regular file; give a name for one\n"
+    assert (run / "evaluation.json").stat().st_mtime_ns == before  # refused before the work
+    if name.endswith(".html"):
+        video = project / "videos" / "Crash" / "0.mp4"
+        words = ("predict", run, video, "--html", name, "--json")
+        assert "no regular file" in avarnet(*words, code=1)
+        os.mkfifo(tmp_path / "model.pt2")
+        assert "no regular file" in avarnet("export", run, "model.pt2", code=1)
+        assert (tmp_path / "model.pt2").is_fifo()
+        assert (tmp_path / name).is_fifo()
+    assert Path("/dev/stdout").is_symlink()
 
 
 def test_errors_name_the_file_that_a_user_knows(project: Path) -> None:
