@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from features import Features, Joined, Store
+from features import Features
 from train.config import TrainError
+from train.splits import Split
 
 
 @dataclass(frozen=True)
@@ -228,6 +229,43 @@ def _average(rows: NDArray[np.float16], crops: int) -> NDArray[np.float16]:
     return average
 
 
-def store_names(store: Store | Joined) -> str:
+def streams_to_learn(
+    features: Mapping[str, Features],
+    streams: Sequence[str],
+    splits: Sequence[Split],
+    named: Sequence[str] = (),
+) -> tuple[str, ...]:
+    """Return the streams that training clips of every split have: of others, models know nothing.
+
+    Args:
+        features: clip id -> features.
+        streams: all that the clips may have.
+        splits: one, or one for each fold.
+        named: those that a user wants; none for all that can be learned.
+
+    Raises:
+        TrainError: one that is named cannot be learned, or none can.
+    """
+    absent = {
+        name
+        for name in streams
+        for split in splits
+        if not any(features[clip_id].valid[name].any() for clip_id in split.train)
+    }
+    where = "training clip of a fold" if len(splits) > 1 else "training clip"
+    if absent >= {*streams}:
+        raise TrainError(
+            f"no {where} has any features in {store_names(features)}: all their rows are flagged "
+            "as missing; see 'avarnet features list STORE', and extract the clips again"
+        )
+    if lacking := [name for name in named if name in absent]:
+        raise TrainError(
+            f"no {where} has {', '.join(lacking)} in {store_names(features)}: a model would learn "
+            "nothing of it; leave it out (--streams), or extract the clips again"
+        )
+    return tuple(named or (name for name in streams if name not in absent))
+
+
+def store_names(store: Mapping[str, Features]) -> str:
     """Return the folders of a store."""
-    return " + ".join(map(str, store.paths))
+    return " + ".join(map(str, getattr(store, "paths", ["the store"])))

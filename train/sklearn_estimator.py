@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from features import Features
 from manifests import Clip
 from train.config import Config, TrainError
-from train.data import Clips
+from train.data import Clips, streams_to_learn
 from train.fitting.automatic import with_layers
 from train.fitting.restarts import fit
 from train.fitting.trainer import SplitIndices, TrainingSet
@@ -39,6 +39,7 @@ class MTCNClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Attributes:
         classes_: (classes,) names, in the order of `predict_proba`.
+        streams_: names of those that are learned; one that no training clip has is left out.
         model_: the trained `AVARNet`.
         history_: its epochs.
     """
@@ -82,7 +83,9 @@ class MTCNClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise TrainError("MTCNClassifier recognises; for detection, use train_run")
         (split,) = make_splits(known, replace(config, folds=0))
         self.classes_ = np.array(sorted({clip.label for clip in known}))
-        self.streams_ = config.streams or tuple(self.store_[known[0].id].streams)
+        self.streams_ = streams_to_learn(
+            store, list(store[known[0].id].streams), [split], config.streams
+        )
         data = self._clips([clip.id for clip in known])
         where = {clip.id: number for number, clip in enumerate(known)}
         config = with_layers(config, data.lengths)

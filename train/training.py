@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from features import Joined, Store, json_text, redacted
 from manifests import Clip, reason
 from train.config import GROUPS, Config, TrainError, package_of
-from train.data import Clips, store_names
+from train.data import Clips, store_names, streams_to_learn
 from train.evaluation.anomaly_intervals import Hysteresis, anomaly_scores
 from train.evaluation.bootstrap import group_numbers
 from train.fitting.automatic import with_layers
@@ -202,8 +202,8 @@ def _new_run(
     else:
         classes = sorted({clip.label for clip in stored})
         taken_as_normal(classes, config.normal)
-    if not config.streams:
-        config = replace(config, streams=_streams_of_training(store, splits))
+    streams = streams_to_learn(store, list(store.recipe.streams), splits, config.streams)
+    config = replace(config, streams=streams)
     return Run(
         path=path,
         config=config,
@@ -225,17 +225,18 @@ def _new_run(
     )
 
 
-def _streams_of_training(store: Store | Joined, splits: Sequence[Split]) -> tuple[str, ...]:
-    """Return the streams that a training clip has: of others, models would know nothing."""
-    ids = {clip_id for split in splits for clip_id in split.train}
-    streams = store.recipe.streams
-    found = tuple(name for name in streams if any(store[i].valid[name].any() for i in ids))
-    if not found:
-        raise TrainError(
-            f"no training clip has any features in {store_names(store)}: all their rows are "
-            "flagged as missing; see 'avarnet features list STORE', and extract the clips again"
-        )
-    return found
+def streams_of(clips: Sequence[Clip], store: Store | Joined, config: Config) -> tuple[str, ...]:
+    """Return the streams that `train_run` would train with.
+
+    Args:
+        clips: labelled clips.
+        store: their features.
+        config: settings.
+
+    Raises:
+        TrainError: as `train_run` does.
+    """
+    return _new_run(clips, store, Path(), config, None).config.streams
 
 
 def _indices(data: Clips, splits: Sequence[Split]) -> list[SplitIndices]:

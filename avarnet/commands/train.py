@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -40,6 +41,8 @@ from train.labels import taken_as_normal
 
 app = typer.Typer()
 if TYPE_CHECKING:
+    from features import Recipe
+
     Fusion = str
     Model = str
 else:  # what is installed decides
@@ -129,7 +132,7 @@ def train(
         config,
         task=task,
         normal=normal,
-        streams=streams.split(",") if streams else None,
+        streams=manifests.names_in(streams) if streams else None,
         fusion=fusion,
         model=model,
         causal=causal,
@@ -186,11 +189,8 @@ def train(
             f"[yellow]not in the store and left out: {what} of the manifest[/] "
             f"({first_few(trained.left_out)})"
         )
-    absent = [name for name in opened.recipe.streams if name not in trained.config.streams]
-    if absent and not settings.streams:
-        out.print_sentences(
-            f"[yellow]trained without {plain(', '.join(absent))}[/]: no training clip has it"
-        )
+    if not settings.streams:
+        _print_absent(opened.recipe, trained.config.streams)
     heard_ahead = trained.recipe.only(trained.config.streams).streams_with_lookahead
     if trained.config.causal and heard_ahead:
         out.print_sentences(
@@ -199,6 +199,16 @@ def train(
             "train on a store of 'avarnet extract --live'"
         )
     out.print(f"run in {plain(str(run))}; next: avarnet evaluate {plain(str(run))}")
+
+
+def _print_absent(recipe: Recipe, learned: Sequence[str]) -> None:
+    """Print which streams of a store were left out, as a model would learn nothing of them."""
+    if absent := [name for name in recipe.streams if name not in learned]:
+        names = plain(", ".join(absent))
+        out.print_sentences(
+            f"[yellow]trained without {names}[/]: no training clip (of one fold, if there are "
+            "several) has it"
+        )
 
 
 @app.command(epilog="Example: `avarnet ablate videos.jsonl store runs --folds 5 --seeds 5`")
@@ -261,6 +271,8 @@ def ablate(
             plain("+".join(row.streams)), plain(row.fusion), plain(row.model), *cost, *figures
         )
     out.print(table)
+    if not settings.streams:
+        _print_absent(opened.recipe, rows[0].streams)
     out.print(
         f"{plain(rows[0].metric)}; MFLOPs and ms of the clip of the median length, once forward, "
         f"one thread; runs in {plain(str(folder))}",
@@ -301,8 +313,10 @@ def sweep(
         value = "" if trial.value is None else f"{trial.value:.3f}"
         table.add_row(str(trial.number), *drawn, value, plain(trial.state))
     out.print(table)
-    best = plain(str(folder / f"trial-{trials[0].number}"))
-    out.print(f"the best is a run: avarnet evaluate {best}", soft_wrap=True)
+    best = folder / f"trial-{trials[0].number}"
+    if not (search.fixed.streams or "streams" in search.space):
+        _print_absent(opened.recipe, stage2.Run.load(best).config.streams)
+    out.print(f"the best is a run: avarnet evaluate {plain(str(best))}", soft_wrap=True)
 
 
 @app.command(epilog="Example: `avarnet export run model.onnx`")

@@ -15,7 +15,7 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from features import Features, Recipe, Store, Writer
 from manifests import Clip, assign_split
-from train import Config, Predictor, Run, TrainError, evaluate_run, train_run
+from train import Config, MTCNClassifier, Predictor, Run, TrainError, evaluate_run, train_run
 from train.config import MODEL_ALIASES, MODELS, installed_names
 from train.evaluation.recognition import recognition
 from train.run_files import write_run_file
@@ -172,10 +172,39 @@ def test_a_stream_that_no_training_clip_has_is_left_out(
     assert predict(own).probabilities == predict(loud).probabilities
     with pytest.raises(TrainError, match="no training clip has any features"):
         train_run(clips, Store(tmp_path / "empty"), tmp_path / "none", short)
-    # a user who names it has it
-    named = replace(short, streams=("video", "audio"))
-    run = train_run(clips, Store(tmp_path / "silent"), tmp_path / "named", named)
-    assert run.config.streams == ("video", "audio")
+    # also where a user names it
+    for streams in (("video", "audio"), ("audio",)):
+        named = replace(short, streams=streams)
+        with pytest.raises(TrainError, match=r"no training clip has audio .*--streams"):
+            train_run(clips, Store(tmp_path / "silent"), tmp_path / "named", named)
+    assert not (tmp_path / "named").exists()
+    learned = MTCNClassifier(config=short).fit(Store(tmp_path / "silent"), clips_of(clips, "train"))
+    assert learned.streams_ == ("video",)
+    with pytest.raises(TrainError, match="no training clip has audio"):
+        MTCNClassifier(config=named).fit(Store(tmp_path / "silent"), clips_of(clips, "train"))
+
+
+def clips_of(clips: list[Clip], split: str) -> list[Clip]:
+    return [clip for clip in clips if clip.split == split]
+
+
+def test_a_stream_that_is_absent_in_one_fold_is_left_out(
+    world: tuple[list[Clip], Store], tmp_path: Path
+) -> None:
+    """Its models would read the sound of the fold that has it all by what they never learned."""
+    clips = [replace(clip, split=f"fold-{n % 3 == 0:d}") for n, clip in enumerate(world[0])]
+    clips = [replace(clip, labels=("ab"[n % 2],)) for n, clip in enumerate(clips)]
+    with Writer(tmp_path / "store", RECIPE) as writer:
+        for clip in clips:
+            found = world[1][clip.id]
+            audio = found.valid["audio"] & (clip.split == "fold-0")
+            writer.add(clip.id, replace(found, valid={**found.valid, "audio": audio}))
+    short = replace(SMALL, epochs=1, starts=1)
+    run = train_run(clips, Store(tmp_path / "store"), tmp_path / "run", short)
+    assert run.config.streams == ("video",)
+    named = replace(short, streams=("audio",))
+    with pytest.raises(TrainError, match="no training clip of a fold has audio"):
+        train_run(clips, Store(tmp_path / "store"), tmp_path / "named", named)
 
 
 def test_mistakes_are_named_before_the_first_epoch(

@@ -24,7 +24,7 @@ from train.evaluation.figures import Metrics, baseline_values
 from train.fitting.history import Epoch
 from train.run import Run
 from train.run_files import RUN_FILE, write_run_file
-from train.training import train_run
+from train.training import streams_of, train_run
 
 # plain concatenation and MS-TCN as published, with nothing of what was added here
 PLAIN: dict[str, Any] = {
@@ -120,7 +120,8 @@ def ablate(
 ) -> list[Row]:
     """Train and judge all `variants`, each a run in the folder; plain baselines come last.
 
-    What is there already is not trained again, and what was interrupted is resumed.
+    What is there already is not trained again, and what was interrupted is resumed. A stream that
+    no training clip has is left out of all.
 
     Args:
         clips: labelled clips.
@@ -137,7 +138,7 @@ def ablate(
     rows = []
     # the plain baselines are trained once for all variants that they do not differ for
     plain: dict[tuple[tuple[str, ...], bool], PlainPredictions] = {}
-    for name, settings in variants(config.streams or list(store.recipe.streams), config).items():
+    for name, settings in variants(streams_of(clips, store, config), config).items():
         path = folder / name
         if (path / RUN_FILE).exists():
             run = Run.load(path)
