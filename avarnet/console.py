@@ -35,6 +35,7 @@ from avarnet.notebook import in_notebook, notebook_bar
 from features import escaped, json_text, visible
 
 DONE, FAILED, SOME_FAILED, ANOMALY = 0, 1, 3, 4  # exit codes; Typer takes 2 for wrong usage
+INTERRUPTED = 130  # by Ctrl-C, as shells have it
 PIPE_WIDTH = 100_000  # characters; a pipe or a file has no width at which lines are cut
 SENTENCE_WIDTH = 80  # characters; names longer than that stay whole
 # a bracket, and whether Rich would take it for the beginning of a tag
@@ -258,10 +259,7 @@ def bytes_bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     line = partial(_done_of_all, what, decimal)
     with progress_bar(TextColumn(what), *columns, line=line, quiet=quiet) as bar:
         task = bar.add_task("", total=None)
-        try:
-            yield lambda done, total: bar.update(task, completed=done, total=total)
-        except KeyboardInterrupt:
-            fail("interrupted; run the same command again to resume")
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager

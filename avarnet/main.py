@@ -34,7 +34,7 @@ from avarnet.commands import (
     watch,
 )
 from avarnet.commands import features as feature_commands
-from avarnet.console import FAILED, err, fail, one_line, out, plain
+from avarnet.console import FAILED, INTERRUPTED, err, fail, one_line, out, plain
 from features.garbage import collect_seldom
 
 ELSEWHERE = "; see who may read and write it, or give another place"
@@ -91,7 +91,14 @@ def main() -> None:
     try:
         with _unreadable_shards_named():
             app(prog_name="avarnet")
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # as Typer ends at Ctrl-C
+            _say_how_to_go_on()
+        raise
     except Exception as error:
+        if _by_ctrl_c(error):
+            _say_how_to_go_on()
+            sys.exit(INTERRUPTED)
         if debugging:
             text = traceback.format_exc()
             for word in sys.argv[1:]:
@@ -108,6 +115,19 @@ def main() -> None:
             f"{one_line(error)}. This is unexpected: 'avarnet doctor' may find the cause. If not, "
             f"send its output and that of '{again}' to avarnet's maintainers"
         )
+
+
+def _by_ctrl_c(error: BaseException | None) -> bool:
+    """Return whether it is what became of a Ctrl-C in a module that was being imported."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _say_how_to_go_on() -> None:
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    more = " with --resume" if command == "train" else ""
+    err.print(f"[red]error:[/] interrupted; run the same command again{more}", soft_wrap=True)
 
 
 @contextmanager

@@ -47,6 +47,7 @@ CODES = {
     USAGE: "wrong usage",
     console.SOME_FAILED: "done, but some clips, files or names could not be; each is listed",
     console.ANOMALY: "an anomaly was found (`--fail-on-anomaly`)",
+    console.INTERRUPTED: "interrupted by Ctrl-C (`extract`: 1, as what was begun is finished)",
 }
 VARIABLES = {
     "XDG_CACHE_HOME": "what can be made or fetched again is in its `avarnet`; else in `~/.cache`",

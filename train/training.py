@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from features import Joined, Store, json_text, redacted
-from manifests import Clip, reason
+from manifests import Clip, listed, reason
 from train.config import GROUPS, Config, TrainError, package_of
 from train.data import Clips, store_names, streams_to_learn
 from train.evaluation.anomaly_intervals import Hysteresis, anomaly_scores
@@ -253,6 +253,14 @@ def _begin(run: Run, resume: bool) -> None:
     file, whole = run.path / UNFINISHED, json.loads(json.dumps(run.to_json()))
     if resume and file.exists():
         begun = parse_json(read_run_file(file), dict[str, Any], str(file))
+        before = begun.get("labels")
+        changed = sorted(set(whole["labels"]) ^ set(before if isinstance(before, dict) else ()))
+        if changed:
+            raise TrainError(
+                f"{run.path} was begun with other clips: {len(changed)} ({listed(changed[:3])}) "
+                "came into the manifest and the store since, or went. Give both as they were; or "
+                f"delete {run.path}, and train anew"
+            )
         differing = sorted(key for key in whole if begun.get(key) != whole[key])
         if "config" in differing:
             old = dict(begun.get("config") or {})

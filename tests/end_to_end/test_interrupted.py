@@ -10,13 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command import as_json, avarnet
 from small_stores import clip, fill
 
 from avarnet import console as terminal
 from extract.synthetic import make_clip
-from features import Store, verify
+from features import Features, Recipe, Store, Writer, verify
 from manifests import Clip, write
 from train import Run
 
@@ -146,8 +147,11 @@ def children(pid: int) -> list[str]:
 
 def imports_torch(pid: str) -> bool:
     process = Path("/proc", pid)
-    started = "spawn_main" in (process / "cmdline").read_text()  # before, it is as its parent is
-    return started and "libtorch" in (process / "maps").read_text()
+    try:
+        started = "spawn_main" in (process / "cmdline").read_text()  # before, it is as its parent
+        return started and "libtorch" in (process / "maps").read_text()
+    except OSError:  # another one, which has ended
+        return False
 
 
 def test_ctrl_c_while_the_processes_of_a_training_start(tmp_path: Path) -> None:
@@ -167,8 +171,46 @@ def test_ctrl_c_while_the_processes_of_a_training_start(tmp_path: Path) -> None:
         process.wait(timeout=300)
     assert process.returncode == 130, output.read_text()
     assert not NOISE.search(output.read_text()), output.read_text()
+    told = "error: interrupted; run the same command again with --resume\n"
+    assert output.read_text().endswith(told)
     avarnet(*words, "--resume")
     assert len(Run.load(tmp_path / "run").all_models()) == 4
+
+
+@pytest.mark.parametrize(
+    "words", ["push {0} {1}", "pull {0} {1}", "merge {0} -o {1}", "compact {0}"]
+)
+def test_ctrl_c_while_shards_are_made_or_sent(tmp_path: Path, words: str) -> None:
+    """Nothing half-written is taken for whole; the message says how to go on."""
+    url, copy = tmp_path / "url", tmp_path / "copy"
+    rows = np.random.default_rng(0).normal(size=(400, 700)).astype(np.float16)
+    recipe = Recipe(0.25, "fp32", {"video": {"features": 700}})
+    one = Features({"video": rows}, {"video": np.ones(400, bool)}, 0.25, 100.0)
+    with Writer(url, recipe, shard_bytes=2_000_000) as writer:
+        for number in range(240):
+            writer.add(f"c{number}", one)
+    known = {"recipe.json", *(file.name for file in url.iterdir() if "compact" in words)}
+    command = [sys.executable, "-m", "avarnet", "features", *words.format(url, copy).split()]
+    with open(tmp_path / "output", "wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+        place = url if "compact" in words else copy
+        while process.poll() is None and {file.name for file in place.glob("*")} <= known:
+            time.sleep(0.001)
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(timeout=300)
+    output = (tmp_path / "output").read_text()
+    if process.returncode:  # it was not as fast as that
+        assert process.returncode == 130, output
+        assert output == "error: interrupted; run the same command again\n"
+    _, damaged = verify(place)
+    assert not damaged
+    assert len(Store(place)) <= 240
+    if "compact" in words:
+        assert len(Store(place)) == 240
+    avarnet(*command[3:])
+    assert len(Store(place)) == 240
+    assert verify(place) == (240, [])
+    assert not [f.name for f in place.iterdir() if f.name.startswith(".")]
 
 
 def test_a_line_a_minute_where_there_is_no_bar(

@@ -160,6 +160,33 @@ def test_a_killed_run_resumes_as_if_it_never_stopped(
     assert not (resumed.path / "unfinished.json").exists()
 
 
+def test_a_store_that_was_extended_before_a_resume(
+    world: tuple[list[Clip], Store], tmp_path: Path
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    clips, whole = world
+    late = ["c3", "c5", "c8", "c10"]
+    with Writer(tmp_path / "store", RECIPE) as writer:
+        for clip in clips:
+            if clip.id not in late:
+                writer.add(clip.id, whole[clip.id])
+    with pytest.raises(KeyboardInterrupt):
+        train_run(clips, Store(tmp_path / "store"), tmp_path / "run", SMALL, on_epoch=stop)
+    with Writer(tmp_path / "store", RECIPE) as writer:
+        writer.add("no clip of the manifest", whole["c3"])  # changes nothing
+    run = train_run(clips, Store(tmp_path / "store"), tmp_path / "run", SMALL, resume=True)
+    assert sorted(run.left_out) == sorted(late)
+    with pytest.raises(KeyboardInterrupt):
+        train_run(clips, Store(tmp_path / "store"), tmp_path / "next", SMALL, on_epoch=stop)
+    with Writer(tmp_path / "store", RECIPE) as writer:
+        for clip_id in late:
+            writer.add(clip_id, whole[clip_id])
+    with pytest.raises(TrainError, match=r"other clips: 4 \(c10, c3, c5\) came into the manifest"):
+        train_run(clips, Store(tmp_path / "store"), tmp_path / "next", SMALL, resume=True)
+
+
 def test_a_damaged_checkpoint_is_named(world: tuple[list[Clip], Store], tmp_path: Path) -> None:
     path = tmp_path / "run"
 
