@@ -31,6 +31,7 @@ class Damage(NamedTuple):
     clips: list[str]  # the damaged clips; empty if only the file's own bookkeeping is damaged
     readable: bool  # False if not even its table can be read: its clips are then unknown
     other_version: bool = False  # of the format: then it may be intact
+    closed: bool = False  # to this user: then, too
 
 
 class Verification(NamedTuple):
@@ -94,7 +95,8 @@ def _damage(file: Path, shard: Shard | None, reason: str) -> Damage | None:
             ) from error
         if shard and isinstance(error, OSError):  # a disk that fails, say
             return Damage(file, f"{file}: cannot be read ({error.strerror})", shard.ids, True)
-        return Damage(file, reason, [], False, other_version=isinstance(error, VersionError))
+        closed = not os.access(file, os.R_OK)
+        return Damage(file, reason, [], False, isinstance(error, VersionError), closed)
 
 
 def repair(path: str | Path, damages: list[Damage]) -> None:
@@ -124,10 +126,7 @@ def repair(path: str | Path, damages: list[Damage]) -> None:
             raise  # made by another version of avarnet: perhaps intact
         except FeatureError:
             if damage.shard.is_file() and not os.access(damage.shard, os.R_OK):
-                raise FeatureError(
-                    f"{damage.shard}: this user may not read it (permission denied), so it stays "
-                    "where it is; let its owner run 'chmod a+r' on it"
-                ) from None
+                raise  # it says so
             if ShardName.parse(damage.shard.name):  # else a file that is no shard of ours
                 repairable.append(damage)
     # rename all first: a new shard of intact clips may get the name of another damaged one

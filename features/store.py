@@ -16,7 +16,7 @@ from features.clip_features import Features
 from features.foreign_text import html_table, in_one_line
 from features.format.shard import Shard
 from features.recipe import MOST_BYTES, FeatureError, Recipe, UnreadableShard
-from features.store_files import read_file, replace_file
+from features.store_files import CLOSED, read_file, replace_file
 
 RECIPE_FILE = "recipe.json"
 UNFINISHED = f".{RECIPE_FILE}-"  # how the name begins of one that is being written
@@ -178,6 +178,8 @@ def read_recipe(path: str | Path) -> Recipe:
     path = Path(path)
     try:
         content = read_file(path / RECIPE_FILE, MOST_BYTES).decode()
+    except PermissionError as error:
+        raise FeatureError(f"{path / RECIPE_FILE}: {CLOSED}") from error
     except (OSError, UnicodeDecodeError) as error:
         way_out = "make one with 'avarnet extract MANIFEST STORE'"
         if any(path.glob("[!.]*.h5")):

@@ -15,6 +15,7 @@ from pathlib import Path
 from features.recipe import FeatureError
 
 MOST_TEXT = 2**28  # bytes of a log or journal
+CLOSED = "this user may not read it (permission denied); let its owner run 'chmod a+r' on it"
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:

@@ -46,7 +46,8 @@ def parse(path: str | Path) -> Iterator[Line]:
                         ),
                     )
     except OSError as error:
-        raise ManifestError(f"{path}: {error.strerror}; {MAKE_ONE}") from error
+        way_out = "ask its owner" if isinstance(error, PermissionError) else MAKE_ONE
+        raise ManifestError(f"{path}: {error.strerror}; {way_out}") from error
 
 
 def read(path: str | Path) -> list[Clip]:

@@ -10,7 +10,7 @@ from train.evaluation.alarms import threshold_for
 from train.evaluation.evaluate import check_recipe
 from train.predict import Predictor
 from train.run import Run
-from train.run_files import CALIBRATION_FILE, write_run_file
+from train.run_files import CALIBRATION_FILE, check_writable, write_run_file
 from train.run_json import Calibration
 
 CONFIDENCE = 0.95
@@ -41,7 +41,7 @@ def calibrate(
 
     Raises:
         TrainError: there is too little footage for so few alarms, the run knows no normal class, or
-            the features are of another recipe.
+            the features are of another recipe, or the run cannot be written.
     """
     from scipy.stats import chi2
 
@@ -53,6 +53,7 @@ def calibrate(
     if not 0 < false_alarms_per_hour < float("inf"):
         raise TrainError(f"{false_alarms_per_hour:g} false alarms an hour: expected more than 0")
     check_recipe(run, store.recipe)
+    check_writable(run.path)
     predictor, scores = Predictor(run), []
     for number, clip_id in enumerate(store, 1):
         anomaly = predictor(store[clip_id]).anomaly

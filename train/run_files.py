@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TextIO
 
 from features import FeatureError
-from features.store_files import open_regular, read_file, replace_file, size_of
+from features.store_files import CLOSED, open_regular, read_file, replace_file, size_of
 from manifests import reason
 from manifests.jsonl import is_irregular
 from train.config import TrainError
@@ -52,13 +52,15 @@ def read_run_file(file: Path, most: int = MOST_JSON) -> bytes:
         most: bytes that it may have.
 
     Raises:
-        TrainError: it is longer, or not a regular file.
+        TrainError: it is longer, not a regular file, or closed to this user.
         OSError: there is none, or it cannot be read.
     """
     try:
         return read_file(file, min(most, size_of(file)))  # for so much room is taken at once
     except FeatureError as error:
         raise TrainError(str(error)) from error
+    except PermissionError as error:
+        raise TrainError(f"{file}: {CLOSED}") from error
 
 
 def write_run_file(file: Path, content: str | bytes) -> None:

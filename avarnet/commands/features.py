@@ -114,7 +114,7 @@ def features_verify(store: StorePath, as_json: Json = False) -> None:
         print_json({"intact_clips": intact, "damaged_shards": rows})
     else:
         for damage in damages:
-            if damage.other_version:
+            if damage.other_version or damage.closed:
                 out.print(f"[red]not read[/] {plain(damage.reason)}", soft_wrap=True)
                 continue
             if not damage.readable:
@@ -124,7 +124,9 @@ def features_verify(store: StorePath, as_json: Json = False) -> None:
             else:
                 damaged = "no clip of it is damaged"
             out.print(f"[red]damaged[/] {plain(f'{damage.reason}; {damaged}')}", soft_wrap=True)
-        hurt = sum(not damage.other_version for damage in damages)
+        others = sum(damage.other_version for damage in damages)
+        closed = sum(damage.closed for damage in damages)
+        hurt = len(damages) - others - closed
         if hurt:
             place = plain(shlex.quote(str(store)))
             out.print(
@@ -132,8 +134,10 @@ def features_verify(store: StorePath, as_json: Json = False) -> None:
             )
             pull = f"avarnet features pull URL {place} --repair"
             out.print(f"or from a copy of the store: {pull}", soft_wrap=True)
-        if hurt < len(damages):
-            out.print(f"{counted(len(damages) - hurt, 'shard')} of another version of the format")
+        if others:
+            out.print(f"{counted(others, 'shard')} of another version of the format")
+        if closed:
+            out.print(f"{counted(closed, 'shard')} closed to this user")
         out.print(f"{counted(intact, 'clip')} intact, {counted(hurt, 'damaged shard')}")
     raise typer.Exit(FAILED if damages else DONE)
 

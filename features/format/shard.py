@@ -5,6 +5,7 @@ The format is written down in FORMAT.md.
 
 from __future__ import annotations
 
+import os
 import stat
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from features.format.mapped_file import map_file
 from features.format.shard_index import Table, clip_digest, read_table
 from features.format.shard_name import ShardName, file_hash
 from features.recipe import FeatureError, Recipe, VersionError
+from features.store_files import CLOSED
 
 FLAGS = [Flag(value) for value in range(256)]  # making one takes as long as finding a clip
 NO_SOURCE = bytes(32)
@@ -64,6 +66,8 @@ class Shard:
         except VersionError as error:
             raise VersionError(f"{path}: {error}") from error
         except (FeatureError, OSError) as error:
+            if os.path.isfile(path) and not os.access(path, os.R_OK):  # it may be intact
+                raise FeatureError(f"{path}: {CLOSED}") from error
             raise FeatureError(
                 f"{path}: {error}; copy it again, or delete it and extract its clips again"
             ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ def project(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of videos, their manifest, store and run."""
     folder = tmp_path_factory.mktemp("closed")
     manifest, store = folder / "m.jsonl", folder / "store"
-    for label in ("Crash", "Explosion"):
+    for label in ("Crash", "Normal"):
         for number in range(4):
             make_clip(folder / "videos" / label / f"{number}.mp4", label, number, seconds=1.0)
     clips = assign_split(from_folders(folder / "videos", folder).clips, test=0.5, val=0.25)
@@ -50,7 +51,7 @@ def mode(path: Path, bits: int) -> Iterator[None]:
 
 
 def test_what_is_closed_is_named_and_costs_no_other_clip(project: Path) -> None:
-    closed, other = project / "videos" / "Crash", project / "videos" / "Explosion" / "0.mp4"
+    closed, other = project / "videos" / "Crash", project / "videos" / "Normal" / "0.mp4"
     with mode(closed, 0):
         words = ("predict", project / "run", closed / "0.mp4", closed, other, "--json")
         rows = {row["video"]: row for row in json.loads(as_a_user(*words, code=3))}
@@ -70,7 +71,8 @@ def test_a_run_that_cannot_be_written_is_refused_before_the_work(project: Path) 
     run, manifest = project / "run", project / "m.jsonl"
     before = sorted(run.iterdir())
     with mode(run, 0o555):
-        for words in (("report", run, "-o", project / "r.html"), ("stress", run, manifest)):
+        alarms = ("calibrate", run, project / "store", "--false-alarms-per-hour", 1e6)
+        for words in (("report", run, "-o", project / "r.html"), ("stress", run, manifest), alarms):
             error = as_a_user(*words, code=1)
             assert f"error: {run}: cannot be written" in error
             assert "copy it, and give the copy" in error
@@ -84,7 +86,7 @@ def test_a_page_that_cannot_be_written_costs_no_prediction(project: Path, tmp_pa
     (pages / "1.html").mkdir(parents=True)  # where the page of a video is to be
     found = json.loads(avarnet("predict", run, videos, "--html", pages, "--json", code=3))
     assert [row["video"] for row in found] == [str(videos / f"{n}.mp4") for n in range(4)]
-    assert all(row["label"] in ("Crash", "Explosion") for row in found)
+    assert all(row["label"] in ("Crash", "Normal") for row in found)
     reasons = {Path(row["video"]).stem: row.get("page_error") for row in found}
     assert reasons.pop("1") == f"{pages / '1.html'} is a folder; give a file"
     assert reasons == dict.fromkeys("023")
@@ -121,6 +123,38 @@ def test_a_report_replaces_no_pipe(
         assert (tmp_path / "model.pt2").is_fifo()
         assert (tmp_path / name).is_fifo()
     assert Path("/dev/stdout").is_symlink()
+
+
+def test_files_that_are_closed_are_not_called_damaged(project: Path, tmp_path: Path) -> None:
+    store, run = Path(shutil.copytree(project / "store", tmp_path / "s")), tmp_path / "r"
+    shutil.copytree(project / "run", run)
+    (shard,) = store.glob("*.h5")
+    told = "this user may not read it (permission denied); let its owner run 'chmod a+r' on it"
+    train = ("train", project / "m.jsonl", store, tmp_path / "new", "--json")
+    evaluate = ("evaluate", run, "--store", store, "--json")
+    for file, words in {
+        shard: train,
+        store / "recipe.json": train,
+        run / "run.json": evaluate,
+        run / "model-0.safetensors": evaluate,
+        run / "known_clips.safetensors": ("predict", run, "--store", store, "--json"),
+    }.items():
+        with mode(file, 0):
+            error = as_a_user(*words, code=1)
+            assert f"error: {file}: {told}" in error
+            assert "damaged" not in error
+    with mode(shard, 0):
+        output = as_a_user("features", "verify", store, code=1)
+        assert output.splitlines() == [
+            f"not read {shard}: {told}",
+            "1 shard closed to this user",
+            "0 clips intact, 0 damaged shards",
+        ]
+    (tmp_path / "closed").mkdir()
+    manifest = shutil.copy(project / "m.jsonl", tmp_path / "closed" / "m.jsonl")
+    with mode(tmp_path / "closed", 0):
+        error = as_a_user("manifest", "check", manifest, "--json", code=1)
+        assert error == f"error: {manifest}: Permission denied; ask its owner\n"
 
 
 def test_errors_name_the_file_that_a_user_knows(project: Path) -> None:

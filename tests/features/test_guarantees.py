@@ -211,7 +211,7 @@ def test_a_shard_that_may_not_be_read_is_named(tmp_path: Path) -> None:
     sending.close()
     (damage,) = receiving.recv()
     assert damage.shard == closed
-    assert "Permission denied" in damage.reason
+    assert "permission denied" in damage.reason
     assert "permission denied" in receiving.recv()
     closed.chmod(0o644)
     assert verify(tmp_path) == (2, [])  # it was not taken out
