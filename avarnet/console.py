@@ -33,6 +33,7 @@ from rich.text import Text
 
 from avarnet.notebook import in_notebook, notebook_bar
 from features import escaped, json_text, visible
+from manifests import listed
 
 DONE, FAILED, SOME_FAILED, ANOMALY = 0, 1, 3, 4  # exit codes; Typer takes 2 for wrong usage
 INTERRUPTED = 130  # by Ctrl-C, as shells have it
@@ -294,7 +295,7 @@ def counted(number: int, noun: str, several: str = "") -> str:
 
 def first_few(names: Sequence[str]) -> str:
     """Return the first names of a list that may be long, for a message."""
-    return plain(", ".join(names[:3]) + (", ..." if len(names) > 3 else ""))
+    return plain(listed(names[:3]) + (", ..." if len(names) > 3 else ""))
 
 
 def print_json(document: Any) -> None:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     )
     from train.fitting.history import Epoch
 
+MOST_COLUMNS = 30  # classes of a table of confusions
 NAMED = 3  # clips with a flag that a summary names
 EPOCH_HEADER = " epoch  train loss  val loss  val accuracy  val recall"
 
@@ -265,6 +266,9 @@ def _print_classes(model: RecognitionFigures, run: Run) -> None:
 
 def _print_confusion(model: RecognitionFigures, run: Run) -> None:
     """Print how many clips of each class were taken for which."""
+    if len(run.classes) > MOST_COLUMNS:
+        out.print(f"the confusion of {len(run.classes)} classes is in the report")
+        return
     columns = map(str, range(1, len(run.classes) + 1))
     title = f"{plain(run.config.model)}, confusion"
     table = Table("is / taken for", *columns, title=title, padding=(0, 0, 0, 1))
@@ -322,6 +326,8 @@ def print_prediction(scored: pipelines.Scored, run: Run) -> None:
     """
     clip, answer = scored.clip, scored.prediction
     out.print(f"{shown(scored.video)}: [bold]{plain(answer.label)}[/] ({answer.confidence:.2f})")
+    if not any(clip.valid[name].any() for name in run.config.streams):
+        out.print("  [yellow]it has nothing that the run was trained on[/]: this is a guess")
     for name, valid in clip.valid.items():
         if not valid.any():
             out.print(f"  no {plain(name)} in this clip: predicted without it")

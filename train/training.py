@@ -198,7 +198,7 @@ def _new_run(
             for split in splits
             for clip_id in split.test
         }
-        check_annotations(truth)
+        check_annotations(truth, store, store.recipe.snippet_seconds)
     else:
         classes = sorted({clip.label for clip in stored})
         taken_as_normal(classes, config.normal)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import avarnet
+from command import as_json, avarnet
 from small_stores import clip, fill
 
 from features import Features, Store
-from manifests import Clip, write
+from manifests import Clip, Interval, write
 
 SMALL = "epochs = 1\nstarts = 1\nchannels = 8\nstages = 1\n"
 
@@ -71,3 +71,82 @@ def test_classes_with_commas_are_chosen_and_named(tmp_path: Path) -> None:
     error = avarnet(*words, "Fire, smoke", code=2)
     assert "is smoke" in " ".join(error.replace("│", "").split())
     assert "write commas between" in avarnet(*words, '"Fire', code=1)
+
+
+def test_clips_without_anything_in_the_streams_are_said(tmp_path: Path) -> None:
+    """As silent videos have nothing for a run of sound alone."""
+    known, manifest, store = lengths(*[8] * 30), tmp_path / "m.jsonl", tmp_path / "store"
+    for silent in ("c25", "c26"):
+        known[silent].valid["audio"][:] = False
+    fill(store, known)
+    sides = ["train"] * 18 + ["val"] * 4 + ["test"] * 8
+    clips = [Clip(i, "x", ("AB"[n % 2],), split=sides[n]) for n, i in enumerate(known)]
+    write(manifest, clips)
+    (tmp_path / "little.toml").write_text(SMALL + 'streams = ["audio"]\n')
+    avarnet("train", manifest, store, tmp_path / "run", "--config", tmp_path / "little.toml")
+    doubts = as_json("evaluate", tmp_path / "run")["doubts"]
+    assert any("clips of the run, 2 (c25, c26) have nothing in audio" in doubt for doubt in doubts)
+    told = "it has nothing that the run was trained on: this is a guess"
+    assert told in avarnet("predict", tmp_path / "run", "--store", store, "c25")
+    assert told not in avarnet("predict", tmp_path / "run", "--store", store, "c24")
+
+
+@pytest.mark.parametrize(
+    ("duration", "interval", "message"),
+    [
+        (
+            2000.0,
+            (0.5, 1.0),
+            "clip c20: the manifest says that it lasts 2000 s, and its features 2 s",
+        ),
+        (
+            0.2,
+            (0.5, 1.0),
+            "all frames of the held-out clips are normal, as all anomalies lie beyond",
+        ),
+        (
+            None,
+            (5.0, 6.0),
+            "all frames of the held-out clips are normal, as all anomalies lie beyond",
+        ),
+        (None, (0.0, 9.0), "all frames of the held-out clips are anomalous"),
+    ],
+)
+def test_annotations_that_do_not_fit_their_clips(
+    tmp_path: Path, duration: float | None, interval: tuple[float, float], message: str
+) -> None:
+    """They ended in an error of the report, or of memory, after the training."""
+    known = lengths(*[8] * 24)
+    fill(tmp_path / "store", known)
+    clips = []
+    for n, clip_id in enumerate(known):
+        split = "train" if n < 16 else "val" if n < 20 else "test"
+        crash = n % 2 == 0 or (split == "test" and interval[1] == 9.0)
+        when = (Interval(*interval),) if crash else ()
+        label = "Crash" if crash else "Normal"
+        clips.append(Clip(clip_id, "x", (label,), when, split=split, duration=duration))
+    write(tmp_path / "m.jsonl", clips)
+    words = ("train", tmp_path / "m.jsonl", tmp_path / "store", tmp_path / "run", "--json")
+    assert message in avarnet(*words, "--task", "detection", code=1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_many_classes_and_strange_ids(tmp_path: Path) -> None:
+    names = ("\N{SLIGHTLY SMILING FACE}/a b", "--help", "[red]x[/]", "a,b", "x" * 200, "~x", "*")
+    made = lengths(*[6] * 160)
+    known = dict(zip((*names, *list(made)[len(names) :]), made.values(), strict=True))
+    fill(tmp_path / "store", known)
+    clips = [Clip(i, "x", (f"class {n % 40}",)) for n, i in enumerate(known)]
+    sides = ("train", "train", "val", "test")
+    clips = [replace(clip, split=sides[n // 40]) for n, clip in enumerate(clips)]
+    absent = [Clip("gone, too", "x", ("class 1",)), Clip("gone", "x", ("class 1",))]
+    write(tmp_path / "m.jsonl", [*clips, *absent])
+    (tmp_path / "little.toml").write_text(SMALL)
+    run, words = tmp_path / "run", ("--config", tmp_path / "little.toml")
+    output = avarnet("train", tmp_path / "m.jsonl", tmp_path / "store", run, *words)
+    assert '("gone, too", gone)' in output
+    output = avarnet("evaluate", run)
+    assert "the confusion of 40 classes is in the report" in output
+    assert max(map(len, output.splitlines())) < 200
+    found = as_json("predict", run, "--store", tmp_path / "store")
+    assert [row["video"] for row in found] == list(Store(tmp_path / "store"))

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features import Joined, Recipe, Store, json_text
+from manifests import listed
 from train.baselines.logistic import linear_probabilities, linear_scores
 from train.baselines.snippet_pooling import Pooling, PoolingBaselines
 from train.config import TrainError
@@ -113,9 +114,9 @@ def judge_run(
         on its held-out clips, with mean and deviation); ``seeds`` (mean and deviation over the
         seeds, each pooled over the folds); ``without`` (stream -> accuracy, or frame-level AP, with
         it taken from every held-out clip; empty of a single stream); ``held_out`` ("test" or
-        "validation"); ``parts`` (the number of splits); ``doubts`` (see `Run.doubts`, and which
-        baselines do better); ``missing_streams`` (stream -> held-out clips that lack it);
-        ``wrong_labels`` (see `likely_wrong_labels`).
+        "validation"); ``parts`` (the number of splits); ``doubts`` (see `Run.doubts`, which clips
+        are empty, and which baselines do better); ``missing_streams`` (stream -> held-out clips
+        that lack it); ``wrong_labels`` (see `likely_wrong_labels`).
         The metrics are also written to ``evaluation.json``, the single predictions, of clips or of
         snippets, to ``predictions.csv``.
 
@@ -141,9 +142,22 @@ def judge_run(
         metrics = _detection(held_out, clips, plain, recall)
     else:
         metrics = _recognition(held_out, clips, plain)
-    metrics["doubts"] += better_baselines(metrics, run.config.model)
+    metrics["doubts"] += _empty_clips(held_out.data) + better_baselines(metrics, run.config.model)
     write_run_file(run.path / EVALUATION_FILE, json_text(metrics, indent=1) + "\n")
     return Evaluation(metrics, clips, held_out.data, plain)
+
+
+def _empty_clips(data: Clips) -> list[str]:
+    """Return a sentence on the clips that have no row of the run's streams; [] if all have some."""
+    both = zip(data.ids, data.valid, strict=True)
+    empty = [clip_id for clip_id, valid in both if not any(own.any() for own in valid.values())]
+    if not empty:
+        return []
+    return [
+        f"Of the {len(data.ids)} clips of the run, {len(empty)} ({listed(empty[:3])}) have nothing "
+        f"in {' or '.join(data.sizes)}: they teach nothing, and what is predicted of those that "
+        "are held out is a guess, and counts."
+    ]
 
 
 class HeldOut:
