@@ -24,8 +24,9 @@ def calibrate(
 ) -> Calibration:
     """Choose the lowest threshold that gives so few alarms an hour, and write it into the run.
 
-    Nothing is known of the footage but that anomalies are rare in it: every alarm counts as a
-    false one, so anomalies there make the threshold higher, never lower. Alarms are counted as in
+    Clips that have nothing in the run's streams are left out: they would count as hours without an
+    alarm. Nothing is known of the footage but that anomalies are rare in it: every alarm counts as
+    a false one, so anomalies there make the threshold higher, never lower. Alarms are counted as in
     `train.evaluation.alarms.false_alarms`.
 
     Args:
@@ -56,8 +57,10 @@ def calibrate(
     check_writable(run.path)
     predictor, scores = Predictor(run), []
     for number, clip_id in enumerate(store, 1):
-        anomaly = predictor(store[clip_id]).anomaly
-        if anomaly is not None and len(anomaly):
+        clip = store[clip_id]
+        anomaly = predictor(clip).anomaly
+        seen = any(clip.valid[name].any() for name in run.config.streams)  # else it is no footage
+        if seen and anomaly is not None and len(anomaly):
             scores.append(anomaly)
         progress(number, len(store))
     step = run.recipe.snippet_seconds
@@ -82,7 +85,7 @@ def calibrate(
         "hours": hours,
         "low": float(chi2.ppf(tail, 2 * alarms)) / 2 / hours if alarms else 0.0,
         "high": float(chi2.ppf(1 - tail, 2 * alarms + 2)) / 2 / hours,
-        "clips": len(store),
+        "clips": len(scores),
         "stores": [str(path) for path in store.paths],
     }
     write_run_file(run.path / CALIBRATION_FILE, json_text(chosen, indent=1) + "\n")

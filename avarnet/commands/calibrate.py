@@ -44,6 +44,9 @@ def calibrate(
         f"{counted(chosen['clips'], 'clip')}, {rate:.2g} an hour (95 % interval "
         f"{chosen['low']:.2g} to {chosen['high']:.2g})"
     )
+    if empty := len(opened) - chosen["clips"]:
+        what = counted(empty, "clip")
+        out.print_sentences(f"[yellow]left out:[/] {what} with nothing in the streams of the run")
     out.print_sentences(
         f"'avarnet predict' and 'avarnet watch' with {plain(str(run))} go by it from now on"
     )

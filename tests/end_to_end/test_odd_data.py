@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,12 +81,17 @@ def test_clips_without_anything_in_the_streams_are_said(tmp_path: Path) -> None:
         known[silent].valid["audio"][:] = False
     fill(store, known)
     sides = ["train"] * 18 + ["val"] * 4 + ["test"] * 8
-    clips = [Clip(i, "x", ("AB"[n % 2],), split=sides[n]) for n, i in enumerate(known)]
+    labels = ("Crash", "Normal")
+    clips = [Clip(i, "x", (labels[n % 2],), split=sides[n]) for n, i in enumerate(known)]
     write(manifest, clips)
     (tmp_path / "little.toml").write_text(SMALL + 'streams = ["audio"]\n')
     avarnet("train", manifest, store, tmp_path / "run", "--config", tmp_path / "little.toml")
     doubts = as_json("evaluate", tmp_path / "run")["doubts"]
     assert any("clips of the run, 2 (c25, c26) have nothing in audio" in doubt for doubt in doubts)
+    # they are no footage either: hours of a camera's outage are not hours without an alarm
+    run, alarms = tmp_path / "run", ("--false-alarms-per-hour", 3600)
+    assert "2 clips with nothing in the streams" in avarnet("calibrate", run, store, *alarms)
+    assert json.loads((run / "calibration.json").read_text())["hours"] == 28 * 2 / 3600
     told = "it has nothing that the run was trained on: this is a guess"
     assert told in avarnet("predict", tmp_path / "run", "--store", store, "c25")
     assert told not in avarnet("predict", tmp_path / "run", "--store", store, "c24")
