@@ -152,7 +152,7 @@ class Config:
         causal: let no prediction see the future, for live streams.
         stages, channels: of the MTCN; those of MS-TCN are 4 and 64. Further stages refine the
             predictions of snippets, of which a clip's label says nothing: they learn later, and no
-            more (benchmarks/RESULTS.md).
+            more (benchmarks/CHOICES.md).
         layers: dilated layers per stage; 0 takes the fewest whose receptive field covers most
             training clips (6 at most): layers beyond that see nothing but padding; in
             detection, 3.
