@@ -6,13 +6,14 @@ import errno
 import os
 import shlex
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -36,6 +37,7 @@ from avarnet.commands import (
 from avarnet.commands import features as feature_commands
 from avarnet.console import FAILED, INTERRUPTED, err, fail, one_line, out, plain
 from features.garbage import collect_seldom
+from features.transfer.stall_timeout import TRANSFER
 
 ELSEWHERE = "; see who may read and write it, or give another place"
 NO_ROOM = "; make room, or give another place; then run the same command again"
@@ -93,12 +95,11 @@ def main() -> None:
             app(prog_name="avarnet")
     except SystemExit as end:
         if end.code == INTERRUPTED:  # as Typer ends at Ctrl-C
-            _say_how_to_go_on()
+            _end_interrupted()
         raise
     except Exception as error:
         if _by_ctrl_c(error):
-            _say_how_to_go_on()
-            sys.exit(INTERRUPTED)
+            _end_interrupted()
         if debugging:
             text = traceback.format_exc()
             for word in sys.argv[1:]:
@@ -124,10 +125,20 @@ def _by_ctrl_c(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _say_how_to_go_on() -> None:
+def _end_interrupted() -> NoReturn:
+    """Say how to go on, and end.
+
+    A thread that is left behind in a transfer may hold a lock for which the interpreter would wait
+    at its end, so then it ends at once.
+    """
     command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
     more = " with --resume" if command == "train" else ""
     err.print(f"[red]error:[/] interrupted; run the same command again{more}", soft_wrap=True)
+    if any(thread.name == TRANSFER for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)
+    sys.exit(INTERRUPTED)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from features.recipe import FeatureError
+from features.transfer.stall_timeout import TRANSFER
 
 AT_ONCE = 4  # transfers
 JOIN = 5.0  # seconds to wait for what is under way, at an interruption
@@ -89,10 +90,12 @@ def at_once(work: Callable[[T], R], items: Iterable[T], meter: Meter | None = No
                     errors[number] = error
 
     # no pool of the standard library: the interpreter waits for their threads without a limit
-    threads = [threading.Thread(target=run, daemon=True) for _ in range(min(AT_ONCE, count))]
-    for thread in threads:
-        thread.start()
+    threads = [
+        threading.Thread(target=run, name=TRANSFER, daemon=True) for _ in range(min(AT_ONCE, count))
+    ]
     try:
+        for thread in threads:
+            thread.start()
         for thread in threads:
             while thread.is_alive():  # a step of a transfer has its own limit, see `stall_timeout`
                 thread.join(1.0)
@@ -103,7 +106,7 @@ def at_once(work: Callable[[T], R], items: Iterable[T], meter: Meter | None = No
         if meter:
             meter.stop()
         until = time.monotonic() + JOIN
-        for thread in threads:
+        for thread in filter(threading.Thread.is_alive, threads):
             thread.join(max(0.0, until - time.monotonic()))
         raise
     if errors:

@@ -13,6 +13,7 @@ SILENCE = 60.0  # seconds in which nothing moves, after which a transfer ends
 PROGRESS = 2**16  # bytes; fewer than that in `SILENCE` are none
 SLOWEST = 2**14  # bytes a second, where what moves cannot be counted
 POLL_SECONDS = 0.5  # between two looks at the bytes
+TRANSFER = "transfer"  # name of threads that an interruption may leave behind
 
 T = TypeVar("T")
 
@@ -47,7 +48,7 @@ def in_a_thread(call: Callable[[], T]) -> Future[T]:
             except BaseException as error:
                 future.set_exception(error)
 
-    threading.Thread(target=run, daemon=True).start()
+    threading.Thread(target=run, name=TRANSFER, daemon=True).start()
     return future
 
 

@@ -177,6 +177,35 @@ def test_ctrl_c_while_the_processes_of_a_training_start(tmp_path: Path) -> None:
     assert len(Run.load(tmp_path / "run").all_models()) == 4
 
 
+def test_ctrl_c_waits_for_no_thread_that_is_left_behind(tmp_path: Path) -> None:
+    """It may hold a lock for which Python, at its end, would wait for ever."""
+    code = """
+import atexit, sys, threading
+import features
+from avarnet import main
+from features.transfer.stall_timeout import in_a_thread
+
+def interrupted(*args):
+    raise KeyboardInterrupt
+
+in_a_thread(threading.Event().wait)
+atexit.register(threading.Event().wait)
+features.verify = interrupted
+sys.argv = ["avarnet", "features", "verify", sys.argv[1]]
+main()
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 130, ended.stderr
+    assert ended.stderr == "error: interrupted; run the same command again\n"
+
+
+def files_of(folder: Path) -> set[str]:
+    """Return the names of a folder but for the recipe's, without which it is no store yet."""
+    names = {file.name for file in folder.glob("*")}
+    return {name for name in names if "recipe.json" not in name}
+
+
 @pytest.mark.parametrize(
     "words", ["push {0} {1}", "pull {0} {1}", "merge {0} -o {1}", "compact {0}"]
 )
@@ -189,12 +218,12 @@ def test_ctrl_c_while_shards_are_made_or_sent(tmp_path: Path, words: str) -> Non
     with Writer(url, recipe, shard_bytes=2_000_000) as writer:
         for number in range(240):
             writer.add(f"c{number}", one)
-    known = {"recipe.json", *(file.name for file in url.iterdir() if "compact" in words)}
+    known = files_of(url) if "compact" in words else set()
     command = [sys.executable, "-m", "avarnet", "features", *words.format(url, copy).split()]
     with open(tmp_path / "output", "wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
         place = url if "compact" in words else copy
-        while process.poll() is None and {file.name for file in place.glob("*")} <= known:
+        while process.poll() is None and not files_of(place) - known:
             time.sleep(0.001)
         os.killpg(process.pid, signal.SIGINT)
         process.wait(timeout=300)
