@@ -120,9 +120,13 @@ def main() -> None:
 
 def _by_ctrl_c(error: BaseException | None) -> bool:
     """Return whether it is what became of a Ctrl-C in a module that was being imported."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
+    seen: set[int] = set()  # libraries raise errors that are each other's cause
+    while error is not None and id(error) not in seen:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
-    return error is not None
+    return False
 
 
 def _end_interrupted() -> NoReturn:

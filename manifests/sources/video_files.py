@@ -49,7 +49,7 @@ class ClosedFolder(ManifestError):
         reason: what is wrong, and the way out.
     """
 
-    def __init__(self, folder: Path, reason: str) -> None:
+    def __init__(self, folder: str | Path, reason: str) -> None:
         super().__init__(f"{folder}: {reason}")
         self.reason = reason
 
