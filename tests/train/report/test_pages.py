@@ -606,14 +606,15 @@ def test_clips_that_cannot_be_distinguished_have_no_map(
     tmp_path: Path, clips: int, why: str
 ) -> None:
     """Of streams that are silent in every held-out clip; t-SNE crashes the process there."""
-    made = []
+    made = [Clip(f"c{n}", "x.mp4", (("Normal", "Crash")[n % 2],)) for n in range(clips)]
+    made = assign_split(made, test=0.25, val=0.25)
     with Writer(tmp_path / "store", RECIPE) as writer:
-        for n in range(clips):
-            made.append(Clip(f"c{n}", "x.mp4", (("Normal", "Crash")[n % 2],)))
-            mute = {"video": np.ones(12, bool), "audio": np.zeros(12, bool)}
-            writer.add(f"c{n}", replace(features(n % 2, n), valid=mute))
+        for n, clip in enumerate(made):
+            heard = np.full(12, clip.split != "test")
+            valid = {"video": np.ones(12, bool), "audio": heard}
+            writer.add(clip.id, replace(features(n % 2, n), valid=valid))
     store = Store(tmp_path / "store")
     settings = Config(channels=8, epochs=1, layers=1, streams=("audio",), starts=1)
-    run = train_run(assign_split(made, test=0.25, val=0.25), store, tmp_path / "run", settings)
+    run = train_run(made, store, tmp_path / "run", settings)
     write_report(run, judge_run(run, store), tmp_path / "report.html")
     assert f"No map: {why}" in (tmp_path / "report.html").read_text()
