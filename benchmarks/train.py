@@ -88,7 +88,7 @@ def main() -> None:
             f"{config.layers} layers; {torch.get_num_threads()} threads; torch {torch.__version__}"
         )
         where = np.array([int(clip_id) for clip_id in clips.ids])
-        data = TrainingSet(clips, targets[where], CLASSES)
+        data = TrainingSet(clips, targets[where], CLASSES, where)
         keep_memory()  # as `fit` does
         about = (folder / "npy", targets, split, config)
         with ProcessPoolExecutor(1, get_context("spawn"), begin_plain, about) as child:

@@ -164,6 +164,9 @@ class Config:
             that what changes or stands out in it must tell; without effect if not ``centred``.
         offset_noise: deviation of a random constant that is added to each centred value of a
             training clip, in deviations of that value: what is constant is not to be learned.
+        linear_term: add class logits that are linear in the clip's averages, fitted by themselves,
+            as far as cross-validation among the training clips finds that they tell something;
+            without effect in detection, and if ``causal``. See `train.fitting.linear_fit`.
         outlier_limit: cut values off that are so many deviations from their mean; 0 for no limit.
             What is zero in nearly all training clips, as most values of a sound network are, would
             otherwise outweigh all else in the first clip where it is not.
@@ -216,6 +219,7 @@ class Config:
     scene_dropout: float = 0.5
     offset_noise: float = 0.5
     outlier_limit: float = 10.0
+    linear_term: bool = True
     dropout: float = 0.5
     context_dropout: float = AUTOMATIC
     scaled_context: bool = True
@@ -269,6 +273,11 @@ class Config:
             raise TrainError("mixup is for recognition: mixed clips have no highest snippets")
         if self.pooling == "top" and self.task != "detection":
             raise TrainError("pooling by the top snippets is for detection: it ranks two classes")
+
+    @property
+    def has_linear_term(self) -> bool:
+        """Whether there is a linear term: averages tell the class of whole clips."""
+        return self.linear_term and self.task == "recognition" and not self.causal
 
     @classmethod
     def load(cls, file: str | Path | None, **overrides: Any) -> Config:

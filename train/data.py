@@ -192,30 +192,40 @@ class Clips:
             self._known[index, name] = known
         return self._known[index, name]
 
-    def averages(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+    def averages(self, indices: NDArray[np.int64], lacking: float = 0.0) -> NDArray[np.float32]:
         """Return (clips, sum of 2 D + streams): the mean of each stream's values and changes.
 
-        Of what is valid; a stream that a clip lacks gives zeros, and the last columns say which
-        streams there were.
+        Args:
+            indices: of the clips.
+            lacking: what stands where a clip has no valid row, or no valid neighbours; the last
+                columns say which streams there were.
         """
         table = []
         for i in indices:
             known = [self._moments(int(i), name) for name in self.sizes]
-            means = [stream[part][1] for stream in known for part in ("value", "change")]
+            parts = [stream[part] for stream in known for part in ("value", "change")]
+            means = [mean if count else mean + lacking for count, mean, _ in parts]
             table.append(np.concatenate([*means, [stream["value"][0] > 0 for stream in known]]))
         return np.stack(table, dtype=np.float32)
 
-    def snippets(self, index: int) -> NDArray[np.float32]:
+    def snippets(self, index: int, lacking: float = 0.0) -> NDArray[np.float32]:
         """Return a table like `averages`, of the snippets of one clip: (T, sum of 2 D + streams).
 
         The first snippet's change is that to the second; one alone does not change.
+
+        Args:
+            index: of the clip.
+            lacking: what stands where a stream has nothing to say.
         """
         columns = []
         for name in self.sizes:
             rows, valid = self.rows[index][name].astype(np.float32), self.valid[index][name]
             neighbour = np.minimum(np.abs(np.arange(len(rows)) - 1), len(rows) - 1)
             change, both = np.abs(rows - rows[neighbour]), valid & valid[neighbour]
-            columns += [np.where(valid[:, None], rows, 0), np.where(both[:, None], change, 0)]
+            columns += [
+                np.where(valid[:, None], rows, lacking),
+                np.where(both[:, None], change, lacking),
+            ]
         present = [self.valid[index][name][:, None] for name in self.sizes]
         return np.concatenate([*columns, *present], axis=1, dtype=np.float32)
 

@@ -105,7 +105,8 @@ def fit_groups(work: Work, groups: Sequence[Group], processes: int, on_epoch: On
     epochs = context.Queue()
     clips = work.data.clips
     again = (work.stores, clips.ids, list(clips.sizes), clips.crops)
-    rest = (work.data.targets, work.data.num_classes, work.config, work.device)
+    learned = (work.data.targets, work.data.num_classes, work.data.groups)
+    rest = (*learned, work.config, work.device)
     count = min(processes, len(groups))
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(count, context, _start, (epochs, *again, *rest)) as pool:
@@ -167,6 +168,7 @@ def _start(
     crops: dict[str, int],
     targets: NDArray[np.int64],
     num_classes: int,
+    groups: NDArray[np.int64],
     config: Config,
     device: torch.device,
 ) -> None:
@@ -177,7 +179,7 @@ def _start(
     warnings.simplefilter("ignore", UnreadableShard)  # of which the first process warns
     opened = [Store(path) for path in stores]
     clips = Clips(opened[0] if len(opened) == 1 else join(*opened), ids, streams, crops)
-    data = TrainingSet(clips, targets, num_classes)
+    data = TrainingSet(clips, targets, num_classes, groups)
     _process.update(work=Work(data, stores, config, device), epochs=epochs)
 
 

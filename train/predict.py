@@ -19,7 +19,7 @@ from train.data import Batch, Clips
 from train.evaluation.anomaly_intervals import Anomaly, anomaly_scores
 from train.losses import POOLING
 from train.models.network import AVARNet
-from train.models.streams import Totals, totals_of
+from train.models.streams import StreamTotals, Totals, totals_of
 from train.novelty import load_known_clips
 
 if TYPE_CHECKING:
@@ -132,12 +132,13 @@ class Predictor:
             yield torch.cat(logits)[..., first - low : first - low + PIECE]
 
     def _totals(self, features: Features, first: int, last: int) -> Totals:
-        """Return sum and count of the valid rows of each stream in a stretch of a clip."""
-        parts = (
-            self._batch(features, start, min(last, start + PIECE))
-            for start in range(first, last, PIECE)
-        )
-        return reduce(_sum, (totals_of(part.streams, part.valid) for part in parts))
+        """Return what the snippets of each stream add up to in a stretch of a clip."""
+        totals = []
+        for start in range(first, last, PIECE):
+            before = min(start, 1)  # the change from one piece to the next counts too
+            part = self._batch(features, start - before, min(last, start + PIECE))
+            totals.append(totals_of(part.streams, part.valid, before))
+        return reduce(_sum, totals)
 
     def _batch(self, features: Features, first: int, last: int) -> Batch:
         """Return a stretch of a clip as a batch."""
@@ -153,4 +154,7 @@ class Predictor:
 
 
 def _sum(one: Totals, other: Totals) -> Totals:
-    return {name: (one[name][0] + other[name][0], one[name][1] + other[name][1]) for name in one}
+    return {
+        name: StreamTotals(*(a + b for a, b in zip(one[name], other[name], strict=True)))
+        for name in one
+    }

@@ -17,6 +17,7 @@ from features import Features
 from manifests import Clip
 from train.config import Config, TrainError
 from train.data import Clips, streams_to_learn
+from train.evaluation.bootstrap import group_numbers
 from train.fitting.automatic import with_layers
 from train.fitting.restarts import fit
 from train.fitting.trainer import SplitIndices, TrainingSet
@@ -93,7 +94,10 @@ class MTCNClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             np.array([where[i] for i in split.train]), np.array([where[i] for i in split.val])
         )
         targets = np.searchsorted(self.classes_, [clip.label for clip in known])
-        training_set = TrainingSet(data, targets, len(self.classes_))
+        recordings = group_numbers(
+            data.ids, {clip.id: clip.group for clip in known if clip.group is not None}
+        )
+        training_set = TrainingSet(data, targets, len(self.classes_), recordings)
         trained = fit(training_set, [indices], config.seed, config, torch.device(self.device))
         self.model_, self.history_ = trained[0]
         return self

@@ -15,7 +15,7 @@ from train.config import TrainError
 from train.models.mtcn import MTCN
 from train.models.mtcn_streaming import Memory, empty_memory, step
 from train.models.network import AVARNet
-from train.models.streams import Totals
+from train.models.streams import StreamTotals, Totals
 from train.run import Run
 
 WINDOW = 240  # snippets that networks without a memory are shown again and again
@@ -100,7 +100,7 @@ class LiveScorer:
         }
         present = {name: torch.tensor([[row.valid[name] for row in self._past]]) for name in names}
         totals = {
-            name: (torch.from_numpy(total)[None].float(), torch.tensor([count]))
+            name: StreamTotals.of_values(torch.from_numpy(total)[None].float(), count)
             for name, (total, count) in self._totals.items()
         }
         logits = [

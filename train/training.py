@@ -134,7 +134,9 @@ def _fit(
 ) -> None:
     """Train all models of a run; see `train_run`."""
     targets = np.array([run.classes.index(run.labels[clip_id]) for clip_id in data.ids])
-    work = Work(TrainingSet(data, targets, len(run.classes)), store.paths, run.config, device)
+    recordings = group_numbers(data.ids, run.groups)
+    training_set = TrainingSet(data, targets, len(run.classes), recordings)
+    work = Work(training_set, store.paths, run.config, device)
     groups = groups_of(data, _indices(data, run.splits), run.config, run.path)
     try:
         with open_run_text(run.path / EPOCHS_FILE) as lines:

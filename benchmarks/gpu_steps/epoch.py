@@ -22,7 +22,7 @@ def run(options: Options, findings: Findings) -> None:
     data = clips(40 if options.tiny else 3000, 8 if options.tiny else 704)
     targets = np.arange(len(data.ids)) % CLASSES
     split = SplitIndices(np.arange(len(data.ids)), np.arange(CLASSES))
-    training_set = TrainingSet(data, targets, CLASSES)
+    training_set = TrainingSet(data, targets, CLASSES, np.arange(len(targets)))
     config = Config(stages=4, layers=3 if options.tiny else 8)
     seconds = {}
     for device in {options.device: None, CPU: None}:

@@ -25,8 +25,8 @@ def linear_probabilities(
 
     Every class must be known.
     """
-    model = _trained(clips, targets, known, config)
-    return np.asarray(model.predict_proba(clips.averages(held_out)), np.float32)
+    model = logistic(clips.averages(known, np.nan), targets[known], config.class_weights)
+    return np.asarray(model.predict_proba(clips.averages(held_out, np.nan)), np.float32)
 
 
 def linear_scores(
@@ -40,20 +40,28 @@ def linear_scores(
 
     They are those of each snippet of the clips `held_out`, taken for a clip of its own.
     """
-    model = _trained(clips, targets, known, config)
-    return [model.predict_proba(clips.snippets(i))[:, 1].astype(np.float32) for i in held_out]
+    model = logistic(clips.averages(known, np.nan), targets[known], config.class_weights)
+    tables = (clips.snippets(i, np.nan) for i in held_out)
+    return [model.predict_proba(table)[:, 1].astype(np.float32) for table in tables]
 
 
-def _trained(
-    clips: Clips, targets: NDArray[np.int64], known: NDArray[np.int64], config: Config
-) -> Pipeline:
+def logistic(averages: NDArray[np.float32], targets: NDArray[np.int64], balanced: bool) -> Pipeline:
+    """Return a scaler, an imputer and a logistic regression that are fitted to some clips.
+
+    Args:
+        averages: (clips, values), NaN where a clip lacks something; that is taken to be average.
+        targets: (clips,) class of each.
+        balanced: weigh classes by the inverse of how often they occur.
+    """
+    from sklearn.impute import SimpleImputer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    balance = "balanced" if config.class_weights else None
-    averages = clips.averages(known)
     # a penalty that does not depend on how many values describe a clip: with the usual C of 1,
     # thousands of them and some hundred clips, it would learn the clips by heart
-    logistic = LogisticRegression(C=1 / averages.shape[1], max_iter=5000, class_weight=balance)
-    return make_pipeline(StandardScaler(), logistic).fit(averages, targets[known])
+    regression = LogisticRegression(
+        C=1 / averages.shape[1], max_iter=5000, class_weight="balanced" if balanced else None
+    )
+    imputer = SimpleImputer(strategy="constant", fill_value=0.0, keep_empty_features=True)
+    return make_pipeline(StandardScaler(), imputer, regression).fit(averages, targets)

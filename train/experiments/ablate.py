@@ -44,6 +44,7 @@ PLAIN: dict[str, Any] = {
     "label_smoothing": 0.0,
     "class_weights": False,
     "outlier_limit": 0.0,
+    "linear_term": False,
     "starts": 1,
 }
 TIMED = 30  # forward passes of which the median is the latency

@@ -47,11 +47,13 @@ class TrainingSet:
         clips: features of all clips.
         targets: (clips,) class of each.
         num_classes: number of classes.
+        groups: (clips,) number of the recording of each; clips of one are not independent.
     """
 
     clips: Clips
     targets: NDArray[np.int64]
     num_classes: int
+    groups: NDArray[np.int64]
 
 
 class Trainer:

@@ -1,4 +1,4 @@
-"""The whole network: streams, their fusion, and the model of their sequence."""
+"""The whole network: streams, their fusion, the model of their sequence, and a linear term."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from train.config import GROUPS, Config, TrainError, package_of
 from train.models.fusion import FUSIONS, Fusion
+from train.models.linear_term import LinearTerm
 from train.models.mtcn import MTCN
 from train.models.mtcn_alternatives import MODELS
 from train.models.streams import Streams, Totals
@@ -39,11 +40,13 @@ class AVARNet(nn.Module):
             config.outlier_limit,
         )
         self.sequence_model = SequenceModel(self.streams.out_sizes, num_classes, config)
+        self.linear_term = LinearTerm(sizes, num_classes) if config.has_linear_term else None
 
     @property
     def receptive_field(self) -> int | None:
         """How many snippets to each side decide on a prediction; None if the whole clip may."""
-        return None if self.streams.centred else self.receptive_field_with_totals
+        whole = self.streams.centred or self.linear_term is not None
+        return None if whole else self.receptive_field_with_totals
 
     @property
     def receptive_field_with_totals(self) -> int | None:
@@ -69,6 +72,8 @@ class AVARNet(nn.Module):
         """
         inside = {name: present & mask for name, present in valid.items()}
         logits: Tensor = self.sequence_model(self.streams(streams, inside, totals), mask)
+        if self.linear_term is not None:
+            logits = logits + self.linear_term(streams, inside, totals)[..., None]
         return logits
 
 

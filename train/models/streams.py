@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from train.models.random_numbers import drawable, dropout_mask, normal, uniform
 
-Totals = Mapping[str, tuple[Tensor, Tensor]]  # stream -> sum (batch, D) and count (batch,) of rows
+
+class StreamTotals(NamedTuple):
+    """Sums over the snippets of clips, of one stream.
+
+    Attributes:
+        values: (batch, D), of the valid rows.
+        rows: (batch,), how many these are.
+        changes: (batch, D), of how much valid neighbours differ.
+        pairs: (batch,), how many of these there are.
+    """
+
+    values: Tensor
+    rows: Tensor
+    changes: Tensor
+    pairs: Tensor
+
+    @classmethod
+    def of_values(cls, values: Tensor, rows: float) -> StreamTotals:
+        """Return those of one clip for a causal network, which reads no totals of changes."""
+        return cls(values, torch.tensor([rows]), torch.zeros_like(values), torch.zeros(1))
+
+
+Totals = Mapping[str, StreamTotals]  # by stream
 
 
 class Streams(nn.Module):
@@ -100,8 +123,8 @@ class Streams(nn.Module):
         Args:
             streams: name -> (batch, time, D).
             valid: name -> (batch, time), true where the stream has something to say.
-            totals: where the rows are a stretch of a clip: sum and count of all its valid rows;
-                if causal, of those before the stretch. See `totals_of`.
+            totals: where the rows are a stretch of a clip: those of all its rows; if causal, of
+                those before the stretch.
             out: where to write what is returned.
 
         Returns:
@@ -141,9 +164,7 @@ class Streams(nn.Module):
             absent.copy_(~present[..., None])
         return prepared
 
-    def _centre(
-        self, rows: Tensor, present: Tensor, totals: tuple[Tensor, Tensor] | None
-    ) -> Tensor:
+    def _centre(self, rows: Tensor, present: Tensor, totals: StreamTotals | None) -> Tensor:
         """Return the mean of valid rows (batch, time, D): (batch, 1, D), if causal (.., time, D).
 
         A clip without a valid row has a mean of zero.
@@ -155,7 +176,7 @@ class Streams(nn.Module):
         else:
             total, count = known.sum(1, keepdim=True), weight.sum(1, keepdim=True)
         if totals is not None:
-            others, number = totals[0][:, None], totals[1][:, None, None]
+            others, number = totals.values[:, None], totals.rows[:, None, None]
             total, count = (total + others, count + number) if self.causal else (others, number)
         return total / count.clamp(min=1)
 
@@ -183,12 +204,26 @@ class Streams(nn.Module):
         return hidden & (draw < draw.amax(1, keepdim=True))
 
 
-def totals_of(streams: Mapping[str, Tensor], valid: Mapping[str, Tensor]) -> Totals:
-    """Return sum (batch, D) and count (batch,) of the valid rows of each stream."""
-    return {
-        name: (
-            torch.where(valid[name][..., None], rows.double(), 0.0).sum(1).float(),
-            valid[name].sum(1).float(),
+def totals_of(
+    streams: Mapping[str, Tensor], valid: Mapping[str, Tensor], before: int = 0
+) -> Totals:
+    """Return what the snippets of each stream add up to.
+
+    Args:
+        streams: name -> (batch, time, D).
+        valid: name -> (batch, time), true where the stream has something to say.
+        before: 1 if the first row is only there for the change from it to the next one.
+    """
+    totals = {}
+    for name, rows in streams.items():
+        rows, present = rows.float(), valid[name]
+        both = present[:, 1:] & present[:, :-1]
+        change = (rows[:, 1:] - rows[:, :-1]).abs()
+        own = present[:, before:]
+        totals[name] = StreamTotals(
+            torch.where(own[..., None], rows[:, before:], 0.0).sum(1),
+            own.sum(1).float(),
+            torch.where(both[..., None], change, 0.0).sum(1),
+            both.sum(1).float(),
         )
-        for name, rows in streams.items()
-    }
+    return totals

@@ -26,7 +26,7 @@ def test_a_stack_trains_each_model_as_if_alone(model: str, fusion: str) -> None:
         epochs=1, batch_size=24, starts=1,
     )  # fmt: skip
     targets = np.arange(24) % 3
-    training_set = TrainingSet(data, targets, 3)
+    training_set = TrainingSet(data, targets, 3, np.arange(len(targets)))
     splits = [
         SplitIndices(np.arange(6, 24), np.arange(6)), SplitIndices(np.arange(18), np.arange(18, 24))
     ]  # fmt: skip
@@ -81,6 +81,8 @@ def test_threads_do_not_change_what_is_drawn(monkeypatch: pytest.MonkeyPatch) ->
 def trainer_of(config: Config) -> Trainer:
     rng = np.random.default_rng(0)
     clips = {f"c{n}": some_clip(rng, 5 + n % 7) for n in range(24)}
-    data = TrainingSet(Clips(clips, list(clips), list(SIZES), {}), np.arange(24) % 3, 3)
+    data = TrainingSet(
+        Clips(clips, list(clips), list(SIZES), {}), np.arange(24) % 3, 3, np.arange(24)
+    )
     splits = [SplitIndices(np.arange(6, 24), np.arange(6))]
     return Trainer(data, splits, 0, config, torch.device("cpu"))
