@@ -14,8 +14,7 @@ from train.fitting.trainer import SplitIndices, TrainingSet
 from train.models.linear_term import LinearTerm
 
 FOLDS = 5
-FACTORS = 2.0 ** np.arange(-3, 3.5, 0.5)  # of the regression's logits
-FOUND = 2.0  # standard errors by which it must be better than guessing
+FACTORS = np.r_[0, 2.0 ** np.arange(-3, 3.5, 0.5)]  # of the regression's logits
 
 
 def fit_linear_term(
@@ -63,8 +62,8 @@ def choose_factor(
     """Return by what the logits of a logistic regression are to be multiplied.
 
     Chosen on clips that a regression was not fitted on, whole groups at a time: the least factor
-    whose loss is within a standard error of the best one's; zero where the best one is not `FOUND`
-    standard errors better than guessing. Where averages tell nothing, nothing is to be added.
+    whose loss is within a standard error of the best one's (Breiman et al. 1984). It is zero where
+    averages tell nothing.
 
     Args:
         averages: (clips, values), NaN where a clip lacks something.
@@ -82,9 +81,6 @@ def choose_factor(
     weights = (1 / np.bincount(real))[real] if balanced else np.ones(len(real))
     weights /= weights.sum()
     best = (losses @ weights).argmin()
-    gain, error = _mean(math.log(num_classes) - losses[best], weights, groups)
-    if gain <= FOUND * error:
-        return 0.0
     for factor, more in zip(FACTORS, losses - losses[best], strict=True):
         lost, error = _mean(more, weights, groups)
         if lost <= error:

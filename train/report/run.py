@@ -76,9 +76,17 @@ def _facts(run: Run) -> dict[str, str]:
         "command": run.made.get("command", ""),
         "store": " + ".join(map(str, run.stores)),
         "manifest": "" if run.manifest is None else str(run.manifest),
+        "linear term": _linear_terms(run),
         "this report": _by({"date": now, "version": version("avarnet")}),
     }
     return {name: visible(text) for name, text in facts.items() if text}
+
+
+def _linear_terms(run: Run) -> str:
+    """Return in how many models the clips' averages tell something by themselves."""
+    terms = [model.linear_term for model in run.all_models()]
+    fitted = sum(term is not None and bool(term.weight.any()) for term in terms)
+    return f"in {fitted} of {len(terms)} models" if run.config.has_linear_term else ""
 
 
 def _by(made: Mapping[str, str]) -> str:

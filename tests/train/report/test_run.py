@@ -83,6 +83,7 @@ def test_old_and_changed_runs_are_reported(
     page = re.sub("</?span>", "", (tmp_path / "report.html").read_text())
     shown = "by a version that did not note when" if made is None else f"{made['date']}, by avarnet"
     assert f"<dt>trained</dt><dd>{shown}" in page
+    assert re.search(r"<dt>linear term</dt><dd>in [01] of 1 models</dd>", page)
 
 
 def test_every_plot_of_the_report_is_one_of_plotlys(run: Run, evaluation: Evaluation) -> None:
