@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 from train.baselines.logistic import logistic
 from train.fitting.trainer import SplitIndices, TrainingSet
 from train.models.linear_term import LinearTerm
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 FOLDS = 5
 FACTORS = np.r_[0, 2.0 ** np.arange(-3, 3.5, 0.5)]  # of the regression's logits
@@ -39,17 +43,19 @@ def fit_linear_term(
     if factor == 0:
         return
     model = logistic(averages, targets, balanced)
-    log_p = model.predict_log_proba(data.clips.averages(split.val, np.nan))
-    factor *= min(1.0, loss / float(_losses(factor * log_p, data.targets[split.val]).mean()))
+    logits = _logits(model, data.clips.averages(split.val, np.nan))
+    own_loss = float(_losses(factor * logits, data.targets[split.val]).mean())
+    factor *= min(1.0, loss / own_loss)
     scaler, _, regression = model
     weight, bias = regression.coef_, regression.intercept_
     if data.num_classes == 2:  # of which the second one's is given
         weight, bias = (np.concatenate([np.zeros_like(x), x]) for x in (weight, bias))
+    # of a value that no training clip has there is no mean
+    mean, scale = np.nan_to_num(scaler.mean_), np.nan_to_num(scaler.scale_, nan=1)
+    fitted = (mean, factor * weight / scale, factor * bias)
     with torch.no_grad():
-        # of a value that no training clip has there is no mean
-        term.mean.copy_(torch.from_numpy(np.nan_to_num(scaler.mean_)))
-        term.weight.copy_(torch.from_numpy(factor * weight / np.nan_to_num(scaler.scale_, nan=1)))
-        term.bias.copy_(torch.from_numpy(factor * bias))
+        for empty, values in zip((term.mean, term.weight, term.bias), fitted, strict=True):
+            empty.copy_(torch.from_numpy(values).float())
 
 
 def choose_factor(
@@ -72,44 +78,48 @@ def choose_factor(
         num_classes: number of classes.
         balanced: weigh classes by the inverse of how often they occur.
     """
-    log_p = _held_out_predictions(averages, targets, groups, num_classes, balanced)
-    judged = np.flatnonzero(~np.isnan(log_p).any(1))
+    logits = _held_out_logits(averages, targets, groups, num_classes, balanced)
+    judged = np.flatnonzero(~np.isnan(logits).any(1))
     if len(set(targets[judged])) < num_classes:
         return 0.0
     real, groups = targets[judged], groups[judged]
-    losses = _losses(FACTORS[:, None, None] * log_p[judged], real)  # (factors, clips)
+    losses = _losses(FACTORS[:, None, None] * logits[judged], real)  # (factors, clips)
     weights = (1 / np.bincount(real))[real] if balanced else np.ones(len(real))
     weights /= weights.sum()
     best = (losses @ weights).argmin()
-    for factor, more in zip(FACTORS, losses - losses[best], strict=True):
-        lost, error = _mean(more, weights, groups)
-        if lost <= error:
-            return float(factor)
-    raise AssertionError("the best factor loses nothing")
+    more = (_mean(difference, weights, groups) for difference in losses - losses[best])
+    as_good = [mean <= error for mean, error in more]
+    return float(FACTORS[as_good.index(True)])
 
 
-def _held_out_predictions(
+def _held_out_logits(
     averages: NDArray[np.float32],
     targets: NDArray[np.int64],
     groups: NDArray[np.int64],
     num_classes: int,
     balanced: bool,
 ) -> NDArray[np.float64]:
-    """Return (clips, classes) log-probabilities; NaN where a fold cannot learn every class."""
+    """Return (clips, classes) logits; NaN where a fold cannot learn every class."""
     from sklearn.model_selection import StratifiedGroupKFold
 
-    log_p = np.full((len(targets), num_classes), np.nan)
+    logits = np.full((len(targets), num_classes), np.nan)
     folds = min(FOLDS, len(set(groups)), int(np.bincount(targets).max()))
     if folds < 2:
-        return log_p
+        return logits
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class")  # of these few are judged
         splits = list(StratifiedGroupKFold(folds).split(averages, targets, groups))
     for known, held_out in splits:
         if len(held_out) and len(set(targets[known])) == num_classes:
             model = logistic(averages[known], targets[known], balanced)
-            log_p[held_out] = model.predict_log_proba(averages[held_out])
-    return log_p
+            logits[held_out] = _logits(model, averages[held_out])
+    return logits
+
+
+def _logits(model: Pipeline, averages: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return (clips, classes) logits of a logistic regression."""
+    found: NDArray[np.float64] = model.decision_function(averages)
+    return found if found.ndim == 2 else np.stack([np.zeros_like(found), found], 1)
 
 
 def _losses(logits: NDArray[np.float64], targets: NDArray[np.int64]) -> NDArray[np.float64]:
