@@ -12,3 +12,11 @@ from forked_workers import forked_workers
 def _forked_workers() -> Iterator[None]:
     with forked_workers():
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_steps() -> Iterator[None]:
+    """Of the attention pooling beside each run; what it learns is tested with the baselines."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.baselines.snippet_pooling.STEPS", 50)
+        yield
