@@ -164,10 +164,7 @@ def test_train_on_a_joined_store(store: Path, manifest: Path, tmp_path: Path) ->
     avarnet("evaluate", run, "--store", moved[0], "--store", moved[1])
 
 
-def test_many_models_and_what_becomes_of_them(
-    store: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("train.baselines.snippet_pooling.STEPS", 50)  # of what is beside each run
+def test_many_models_and_what_becomes_of_them(store: Path, manifest: Path, tmp_path: Path) -> None:
     run, little = tmp_path / "run", tmp_path / "little.toml"
     little.write_text("epochs = 2\nstarts = 1\nchannels = 8\nstages = 1\nvalidation = 0.3\n")
     options = ["--config", little, "--seeds", 2, "--fusion", "gated"]

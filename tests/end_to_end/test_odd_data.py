@@ -17,12 +17,6 @@ from manifests import Clip, Interval, write
 SMALL = "epochs = 1\nstarts = 1\nchannels = 8\nstages = 1\n"
 
 
-@pytest.fixture(autouse=True)
-def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the attention pooling beside each run; what it learns is tested with the baselines."""
-    monkeypatch.setattr("train.baselines.snippet_pooling.STEPS", 50)
-
-
 def lengths(*numbers: int) -> dict[str, Features]:
     """Clips of so many snippets, all of whose rows are real."""
     found = {}
