@@ -43,7 +43,7 @@ def run(options: Options, findings: Findings) -> None:
         error <= MOST_GRADIENT_ERROR,
     )
     clips, targets = world(60 if options.tiny else 240)
-    data = TrainingSet(clips, targets, CLASSES)
+    data = TrainingSet(clips, targets, CLASSES, np.arange(len(targets)))
     splits = [
         SplitIndices(np.flatnonzero(train), np.flatnonzero(~train))
         for train in np.arange(len(targets)) % 5 != np.arange(5)[:, None]
