@@ -224,9 +224,11 @@ def test_the_table_of_ablations(world: tuple[list[Clip], Store], tmp_path: Path)
     assert all(row.parameters and row.flops and row.std is not None for row in rows[:-2])
     by_name = {row.name: row for row in rows}
     assert by_name["video"].parameters < by_name["video+audio"].parameters
-    # a linear layer multiplies each value of each snippet once for each class
+    # a linear layer multiplies each value of each snippet once for each class, the linear term each
+    # of the clip's averages
     length = np.median([len(clip.video) for clip in world[1].values()])
-    assert by_name["snippet_linear"].flops == 2 * length * (3 * 6 + 1 + 3 * 4 + 1) * 3
+    products = length * (3 * 6 + 1 + 3 * 4 + 1) + 2 * (6 + 4) + 2
+    assert by_name["snippet_linear"].flops == 2 * products * 3
     table = json.loads((tmp_path / "ablation.json").read_text())
     assert [row["name"] for row in table] == names
     for name in ("lstm", "video", "plain"):  # the baselines are those of each run alone
