@@ -64,4 +64,5 @@ def logistic(averages: NDArray[np.float32], targets: NDArray[np.int64], balanced
         C=1 / averages.shape[1], max_iter=5000, class_weight="balanced" if balanced else None
     )
     imputer = SimpleImputer(strategy="constant", fill_value=0.0, keep_empty_features=True)
-    return make_pipeline(StandardScaler(), imputer, regression).fit(averages, targets)
+    with np.errstate(invalid="ignore"):  # what none of the clips has, has no mean
+        return make_pipeline(StandardScaler(), imputer, regression).fit(averages, targets)

@@ -96,6 +96,17 @@ def test_what_only_tells_the_recording_counts_for_nothing() -> None:
     assert choose_factor(averages, targets, np.arange(72), 2, True) > 0
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_value_that_no_clip_has_says_nothing() -> None:
+    averages = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    targets = np.arange(20) % 2
+    lacking = np.concatenate([averages, np.full((20, 1), np.nan, np.float32)], 1)
+    model = logistic(lacking, targets, True)
+    assert model[-1].coef_[0, 3] == 0
+    other = np.nan_to_num(lacking, nan=7)
+    assert (model.predict_proba(other) == model.predict_proba(lacking)).all()
+
+
 @pytest.mark.parametrize("targets", [[0, 0, 0, 0, 0, 1], [0, 1, 2, 0, 1, 2], [0, 1] * 3])
 def test_too_few_clips_to_know_count_for_nothing(targets: list[int]) -> None:
     averages = np.eye(6, dtype=np.float32)
