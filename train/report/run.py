@@ -84,9 +84,11 @@ def _facts(run: Run) -> dict[str, str]:
 
 def _linear_terms(run: Run) -> str:
     """Return in how many models the clips' averages tell something by themselves."""
+    if not run.config.has_linear_term:
+        return ""
     terms = [model.linear_term for model in run.all_models()]
     fitted = sum(term is not None and bool(term.weight.any()) for term in terms)
-    return f"in {fitted} of {len(terms)} models" if run.config.has_linear_term else ""
+    return f"in {fitted} of {len(terms)} models"
 
 
 def _by(made: Mapping[str, str]) -> str:
