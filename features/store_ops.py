@@ -50,6 +50,7 @@ def merge(sources: Collection[str | Path], target: str | Path) -> int:
                 + "; ".join(differing)
             )
     create(target, first.recipe)
+    recover(target)
     copied, damaged = 0, [file for store in stores for file in store.unreadable]
     with Spool(target) as scratch:
         for shard in (shard for store in stores for shard in store.shards):

@@ -44,8 +44,11 @@ def features_join(
     joined = features.join(*map(features.Store, stores), resample=resample)
     failed: dict[str, str] = {}
 
+    features.create(output, joined.recipe)
+    features.recover(output)
+    present = set(features.Store(output))
+
     def clips() -> Iterator[tuple[str, features.Features]]:
-        present = set(features.Store(output)) if (output / features.RECIPE_FILE).exists() else set()
         for clip_id in joined:
             if clip_id in present:
                 continue

@@ -33,7 +33,7 @@ from features.store_files import open_regular, read_file, replace_file
 from features.transfer.parallel import Meter, Progress, at_once
 from features.transfer.remote import SMALL_FILE, Remote
 from features.transfer.upload import PARTIAL
-from features.writer import pack
+from features.writer import pack, recover
 
 CLIPS_AHEAD = 64  # clips fetched before they are written
 SEND_AGAIN = "Whoever has it whole sends it again with 'avarnet features push STORE URL --repair'"
@@ -144,6 +144,7 @@ def pull(
     started = time.monotonic()
     remote = Remote(url)
     create(store, remote.recipe)
+    recover(store)
     sizes, local = remote.sizes(), Store(store)
     transfer = Transfer()
     meter = Meter(0, progress)

@@ -12,7 +12,7 @@ import pytest
 from kills import run_and_kill
 from small_stores import RECIPE, clip, same
 
-from features import Store, Writer, compact, pack, pull, push, verify
+from features import Store, Writer, compact, merge, pack, pull, push, verify
 from features.format.shard_name import ShardName, file_hash
 from features.store import UNFINISHED
 
@@ -24,6 +24,14 @@ Act = Callable[[Path, Path], object]
 
 def pull_all(ours: Path, theirs: Path) -> None:
     pull(str(theirs), ours)
+
+
+def pull_clips(ours: Path, theirs: Path) -> None:
+    pull(str(theirs), ours, list(CLIPS), trim=True)
+
+
+def merge_all(ours: Path, theirs: Path) -> None:
+    merge([theirs], ours)
 
 
 def push_all(ours: Path, theirs: Path) -> None:
@@ -61,7 +69,7 @@ def prepare(path: Path, theirs: Path) -> None:
 
 
 @pytest.mark.parametrize("kills", [20, pytest.param(300, marks=pytest.mark.soak)])
-@pytest.mark.parametrize("act", [pull_all, push_all, compact_all])
+@pytest.mark.parametrize("act", [pull_all, pull_clips, push_all, merge_all, compact_all])
 def test_killed_at_any_moment(kills: int, act: Act, tmp_path: Path) -> None:
     rng = np.random.default_rng(kills)
     theirs = tmp_path / "theirs"

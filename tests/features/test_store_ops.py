@@ -50,6 +50,16 @@ def test_merge(tmp_path: Path) -> None:
     assert merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c") == 0  # nothing new
 
 
+def test_merge_tidies_up_after_a_killed_writer(tmp_path: Path) -> None:
+    fill(tmp_path / "a", some(0, 5))
+    writer = Writer(tmp_path / "c", RECIPE)
+    writer.add("class/7", CLIPS["class/7"])
+    writer._spool.release()
+    merge([tmp_path / "a"], tmp_path / "c")
+    assert holds(tmp_path / "c", some(0, 5) | some(7, 8))
+    assert not list(tmp_path.glob("c/.*"))
+
+
 def test_merge_refuses_another_recipe(tmp_path: Path) -> None:
     fill(tmp_path / "a", some(0, 2))
     with Writer(tmp_path / "b", replace(RECIPE, precision="bf16")) as writer:
