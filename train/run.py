@@ -212,6 +212,7 @@ class Run:
                 raise ValueError("not finite numbers")
             # the name that runs of version 3 have for it
             weights = {re.sub("^reader[.]", "sequence_model.", n): x for n, x in weights.items()}
+            weights.setdefault("temperature", torch.ones(()))  # which runs before version 9 lack
             model = self._empty_model()
             model.load_state_dict(weights)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

@@ -29,9 +29,10 @@ from train.run_files import CALIBRATION_FILE, EPOCHS_FILE, RUN_FILE, WAY_OUT, re
 if TYPE_CHECKING:
     from train.run import Run
 
-VERSION = 8
+VERSION = 9
 # what the settings that runs of these versions do not know were then
-VERSION_7: dict[str, Any] = {"linear_term": False}
+VERSION_8: dict[str, Any] = {}  # its models have no temperature
+VERSION_7: dict[str, Any] = {**VERSION_8, "linear_term": False}
 VERSION_6: dict[str, Any] = {**VERSION_7, "scaled_context": False}
 VERSION_5: dict[str, Any] = {**VERSION_6, "time_warp": 1.0}
 VERSION_4: dict[str, Any] = {**VERSION_5, "outlier_limit": 0.0}
@@ -43,7 +44,7 @@ VERSION_3: dict[str, Any] = {
     "context_dropout": 0.0,
     "starts": 1,
 }
-FORMER = {3: VERSION_3, 4: VERSION_4, 5: VERSION_5, 6: VERSION_6, 7: VERSION_7}
+FORMER = {3: VERSION_3, 4: VERSION_4, 5: VERSION_5, 6: VERSION_6, 7: VERSION_7, 8: VERSION_8}
 EVALUATION_FORMAT = 2  # of evaluation.json; one more whenever its figures change
 LARGEST = 2.0**53  # number; from there on a float does not hold every whole one
 

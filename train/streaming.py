@@ -139,7 +139,7 @@ def _step(
         for part, x, memory in zip(sequence_model.models, parts, memories, strict=True)
         if isinstance(part, MTCN)
     ]
-    return torch.stack(logits).mean(0)[0]
+    return torch.stack(logits).mean(0)[0] / model.temperature
 
 
 def _again(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from small_stores import RECIPE, clip
 from features import Features, Store, Writer
 from manifests import Clip
 from train import Config, LiveScorer, Predictor, Run, TrainError, train_run
+from train.fitting import restarts
+from train.models.network import AVARNet
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +29,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Clip], Store]:
     sides = ("train", "train", "val", "test")
     clips = [Clip(f"c{n}", "x.mp4", ("ab"[n % 2],), split=sides[n // 2 % 4]) for n in range(24)]
     return clips, Store(path)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def overconfident() -> Iterator[None]:
+    """What is learned of noise is as sure as if it were true."""
+
+    def halve(model: AVARNet, *_: object) -> float:
+        model.temperature.fill_(2)
+        return 1.0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(restarts, "fit_temperature", halve)
+        yield
 
 
 def trained(world: tuple[list[Clip], Store], path: Path, **changes: Any) -> Run:

@@ -14,6 +14,7 @@ from train.fitting.checkpoint import load_checkpoint, save_checkpoint
 from train.fitting.history import Epoch, best_epoch
 from train.fitting.linear_fit import fit_linear_term
 from train.fitting.memory import keep_memory
+from train.fitting.temperature import fit_temperature
 from train.fitting.trainer import SplitIndices, Trainer, TrainingSet
 from train.models.network import AVARNet
 
@@ -34,8 +35,9 @@ def fit(
     """Train models side by side; return each as it was in its `best_epoch`, with all epochs.
 
     What is validated and kept is a running average of the weights. Models whose validation
-    stays near chance are started again with another seed, see `Config.starts`. The linear term is
-    fitted last: what it tells of the validation clips would hide that a start has found nothing.
+    stays near chance are started again with another seed, see `Config.starts`. Temperature and
+    linear term are fitted last: what the term tells of the validation clips would hide that a start
+    has found nothing.
 
     Args:
         data: the clips.
@@ -76,8 +78,10 @@ def fit(
         if not left:
             break
     for number, model in trained.items():
+        loss = best_epoch(histories[number]).val_loss
+        if config.task == "recognition":
+            loss = fit_temperature(model, data, splits[number].val, device, config.pooling)
         if model.linear_term is not None:
-            loss = best_epoch(histories[number]).val_loss
             fit_linear_term(model.linear_term, data, splits[number], loss, config.class_weights)
     return [(trained[number], history) for number, history in enumerate(histories)]
 

@@ -24,7 +24,13 @@ class AVARNet(nn.Module):
         sizes: stream name -> values per snippet.
         num_classes: number of classes.
         config: settings; ``layers`` must be settled (not 0).
+
+    Attributes:
+        temperature: the sequence model's logits are divided by it (Guo et al., ICML 2017); one,
+            until `train.fitting.temperature` has chosen it.
     """
+
+    temperature: Tensor
 
     def __init__(self, sizes: Mapping[str, int], num_classes: int, config: Config) -> None:
         super().__init__()
@@ -40,6 +46,7 @@ class AVARNet(nn.Module):
             config.outlier_limit,
         )
         self.sequence_model = SequenceModel(self.streams.out_sizes, num_classes, config)
+        self.register_buffer("temperature", torch.ones(()))
         self.linear_term = LinearTerm(sizes, num_classes) if config.has_linear_term else None
 
     @property
@@ -72,6 +79,7 @@ class AVARNet(nn.Module):
         """
         inside = {name: present & mask for name, present in valid.items()}
         logits: Tensor = self.sequence_model(self.streams(streams, inside, totals), mask)
+        logits = logits / self.temperature
         if self.linear_term is not None:
             logits = logits + self.linear_term(streams, inside, totals)[..., None]
         return logits

@@ -76,10 +76,19 @@ def _facts(run: Run) -> dict[str, str]:
         "command": run.made.get("command", ""),
         "store": " + ".join(map(str, run.stores)),
         "manifest": "" if run.manifest is None else str(run.manifest),
+        "temperature": _temperatures(run),
         "linear term": _linear_terms(run),
         "this report": _by({"date": now, "version": version("avarnet")}),
     }
     return {name: visible(text) for name, text in facts.items() if text}
+
+
+def _temperatures(run: Run) -> str:
+    """Return by what the logits of the models are divided."""
+    if run.config.task == "detection":
+        return ""
+    found = sorted({f"{float(model.temperature):.1f}" for model in run.all_models()}, key=float)
+    return found[0] if len(found) == 1 else f"{found[0]} to {found[-1]}"
 
 
 def _linear_terms(run: Run) -> str:
