@@ -30,6 +30,7 @@ from train.evaluation.bootstrap import (  # noqa: E402
     interval,
 )
 from train.evaluation.evaluate import judge_run  # noqa: E402
+from train.evaluation.recognition import calibration  # noqa: E402
 
 MODELS = ("default", "logistic", "attention pooling")
 
@@ -42,13 +43,14 @@ def main() -> None:
     parser.add_argument("--fusion", default="early")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--draws", type=int, default=10)
+    parser.add_argument("--first", type=int, default=0, help="seed of the first draw")
     options = parser.parse_args()
     if options.draws < 2:
         parser.error("--draws: at least 2")
     clips, store = manifests.read(options.manifest), join(*map(Store, options.store))
-    draws: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in MODELS}  # which are right
+    draws: dict[str, list[NDArray[np.float32]]] = {name: [] for name in MODELS}  # probabilities
     console = Console()
-    for seed in range(options.draws):
+    for seed in range(options.first, options.first + options.draws):
         config = Config(
             streams=tuple(options.streams), fusion=options.fusion, folds=options.folds, seed=seed
         )
@@ -56,24 +58,32 @@ def main() -> None:
             run = train_run(clips, store, Path(folder) / "run", config)
             judged = judge_run(run, store)
         order = np.argsort([clip.id for clip in judged.clips])  # the same clips in every draw
-        labels = np.array([run.classes.index(clip.label) for clip in judged.clips])
+        labels = np.array([run.classes.index(clip.label) for clip in judged.clips])[order]
         ours = [clip.probabilities for clip in judged.clips]
         for name, found in zip(
             MODELS, (ours, judged.plain.linear, judged.plain.pooled), strict=True
         ):
-            draws[name].append((np.stack(found).argmax(1) == labels)[order])
-        means = (f"{name} {own[-1].mean():.3f}" for name, own in draws.items())
+            draws[name].append(np.stack(found)[order])
+        means = (
+            f"{name} {(own[-1].argmax(1) == labels).mean():.3f}" for name, own in draws.items()
+        )
         console.print(f"draw {seed}", *means)
     groups = group_numbers(sorted(clip.id for clip in judged.clips), run.groups)
     weights = np.array(list(drawn_anew(groups, BOOTSTRAPS, np.random.default_rng(0))))
-    default = np.mean(draws[MODELS[0]], 0)  # (clips,), in how many draws each is right
-    table = Table("", "accuracy", "std", "default less it", "95 % interval")
-    for name, right in draws.items():
-        less = default - np.mean(right, 0)
+    right = {name: np.stack(own).argmax(2) == labels for name, own in draws.items()}
+    table = Table("", "accuracy", "std", "log loss", "ECE", "default less it", "95 % interval")
+    for name, own in draws.items():
+        less = right[MODELS[0]].mean(0) - right[name].mean(0)  # (clips,)
         low, high = interval(less.mean(), weights @ less / weights.sum(1), groups)
         difference = (f"{less.mean():+.3f}", f"{low:+.3f} to {high:+.3f}")
-        figures = f"{np.mean(right):.3f}", f"{np.mean(right, 1).std(ddof=1):.3f}"
-        table.add_row(name, *figures, *(difference if name != MODELS[0] else ()))
+        figures = (
+            right[name].mean(),
+            right[name].mean(1).std(ddof=1),
+            -np.log(np.stack(own)[:, np.arange(len(labels)), labels]).mean(),
+            np.mean([calibration(labels, probabilities)["ece"] for probabilities in own]),
+        )
+        shown = (f"{figure:.3f}" for figure in figures)
+        table.add_row(name, *shown, *(difference if name != MODELS[0] else ()))
     console.print(table)
 
 
