@@ -87,7 +87,7 @@ def choose_factor(
     weights = (1 / np.bincount(real))[real] if balanced else np.ones(len(real))
     weights /= weights.sum()
     best = (losses @ weights).argmin()
-    more = (_mean(difference, weights, groups) for difference in losses - losses[best])
+    more = (grouped_mean(difference, weights, groups) for difference in losses - losses[best])
     as_good = [mean <= error for mean, error in more]
     return float(FACTORS[as_good.index(True)])
 
@@ -131,10 +131,16 @@ def _losses(logits: NDArray[np.float64], targets: NDArray[np.int64]) -> NDArray[
     return found
 
 
-def _mean(
-    values: NDArray[np.float64], weights: NDArray[np.float64], groups: NDArray[np.int64]
+def grouped_mean(
+    values: NDArray[np.floating], weights: NDArray[np.float64], groups: NDArray[np.int64]
 ) -> tuple[float, float]:
-    """Return the weighted mean of clips and its standard error, where groups are independent."""
+    """Return the weighted mean of clips and its standard error, where groups are independent.
+
+    Args:
+        values: (clips,).
+        weights: (clips,), whose sum is one.
+        groups: (clips,) number of the recording of each.
+    """
     mean = float(weights @ values)
     _, numbers = np.unique(groups, return_inverse=True)
     deviations = np.bincount(numbers, weights * (values - mean))

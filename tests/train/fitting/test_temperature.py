@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, logsumexp
+from scipy.stats import sem
 from small_avarnet import SIZES, network, some_clip
 
 from train.data import Clips
@@ -17,8 +18,10 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("pooling", ["mean", "logsumexp"])
-@pytest.mark.parametrize(("sharper", "wrong"), [(20.0, 0.3), (60.0, 0.5), (0.5, 0.1)])
-def test_the_loss_is_the_least(pooling: str, sharper: float, wrong: float) -> None:
+@pytest.mark.parametrize(("sharper", "wrong"), [(20.0, 0.3), (10.0, 0.4), (0.5, 0.1)])
+def test_it_is_the_highest_of_those_that_are_as_good(
+    pooling: str, sharper: float, wrong: float
+) -> None:
     """Of a network that is surer than it is right, and of one that is not sure enough."""
     rng = np.random.default_rng(0)
     features = {f"c{n}": some_clip(rng, 3 + n % 9) for n in range(60)}
@@ -40,12 +43,22 @@ def test_the_loss_is_the_least(pooling: str, sharper: float, wrong: float) -> No
     other = rng.random(60) < wrong
     targets[other] = rng.integers(0, 4, other.sum())
 
-    def loss(temperature: float) -> float:
-        return float(-of_clips(temperature)[np.arange(60), targets].mean())
+    def losses(temperature: float) -> np.ndarray:
+        return -of_clips(temperature)[np.arange(60), targets]
 
-    best = minimize_scalar(loss, bounds=(1, TEMPERATURES[-1]), method="bounded").x
+    best = minimize_scalar(
+        lambda x: losses(x).mean(), bounds=(1, TEMPERATURES[-1]), method="bounded"
+    ).x
+
+    def as_good(temperature: float) -> bool:
+        more = losses(temperature) - losses(best)
+        beside_it = 1e-3  # the best may lie between two of the temperatures
+        return bool(more.mean() <= 0.5 * sem(more) + beside_it)
+
     data = TrainingSet(clips, targets, 4, np.arange(60))
     found = fit_temperature(model, data, np.arange(60), CPU, pooling)
-    assert found == pytest.approx(loss(float(model.temperature)), abs=1e-5)
-    assert found <= min(loss(1.0) + 1e-5, loss(best) + 0.02)
-    assert (model.temperature == 1) == (sharper < 1)
+    chosen = float(model.temperature)
+    assert found == pytest.approx(losses(chosen).mean(), abs=1e-5)
+    assert as_good(chosen)
+    assert not as_good(chosen * 2**0.5)
+    assert (chosen == 1) == (sharper < 1)
