@@ -85,8 +85,7 @@ def print_summary(summary: Summary, store: Path) -> None:
             f"{counted(len(summary.not_tried), 'clip')} (--retry-failed tries them)"
         )
     if len(summary.extracted) > len(summary.slowest) > 0:
-        slow = ", ".join(f"{clip_id} {seconds:.1f} s" for clip_id, seconds in summary.slowest)
-        out.print(f"slowest: {plain(slow)}", soft_wrap=True)
+        out.print(f"slowest: {plain(summary.slowest_listed())}", soft_wrap=True)
     if summary.not_finite:
         share = summary.not_finite / summary.rows
         out.print(
@@ -99,7 +98,7 @@ def print_summary(summary: Summary, store: Path) -> None:
             table.add_row(plain(clip_id), f"{share:.1%}")
         out.print(table)
     for flag, clip_ids in sorted(summary.flagged.items()):
-        names = ", ".join(clip_ids[:NAMED]) + (", ..." if len(clip_ids) > NAMED else "")
+        names = manifests.listed(clip_ids[:NAMED]) + (", ..." if len(clip_ids) > NAMED else "")
         out.print(
             f"[yellow]{flag.lower().replace('_', ' ')}[/]: {counted(len(clip_ids), 'clip')} "
             f"({plain(names)}); 'avarnet features list' shows all",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from manifests import quoted
+
 
 @dataclass
 class Summary:
@@ -51,6 +53,9 @@ class Summary:
         if self.not_finite:
             text += f"; {self.not_finite} of {self.rows} rows not finite"
         if self.slowest:
-            slow = ", ".join(f"{clip_id} {seconds:.1f} s" for clip_id, seconds in self.slowest)
-            text += f"; slowest: {slow}"
+            text += f"; slowest: {self.slowest_listed()}"
         return text
+
+    def slowest_listed(self) -> str:
+        """Return the slowest clips, and how long each took."""
+        return ", ".join(f"{quoted(clip_id)} {seconds:.1f} s" for clip_id, seconds in self.slowest)

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from manifests.clip import Clip, ManifestError
+from manifests.names import listed
 from manifests.sources.table import read_table
 
 
@@ -53,7 +54,7 @@ def with_groups(clips: Sequence[Clip], file: str | Path) -> Grouped:
     for name, source in sources.items():
         meant = {name} if name in ids else named.get(name, set())
         if len(meant) > 1:
-            some = ", ".join(sorted(meant)[:3])
+            some = listed(sorted(meant)[:3])
             raise ManifestError(
                 f"{file}: {name} may be any of {len(meant)} clips ({some}); write it so"
             )

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from manifests.clip import Interval, ManifestError
 from manifests.jsonl import reason
+from manifests.names import listed
 from manifests.sources.video_files import Found, videos_below
 
 
@@ -72,7 +73,7 @@ def check_annotated(file: Path, annotated: set[str], expected: set[str]) -> None
         (expected - annotated, "in the test list, but not annotated"),
     ):
         if names:
-            some = ", ".join(sorted(names)[:3])
+            some = listed(sorted(names)[:3])
             raise ManifestError(
                 f"{file}: clips {problem}: {len(names)} (first: {some}); take all lists from "
                 "one release"

@@ -336,3 +336,8 @@ def test_the_script_of_a_job(kind: str, tmp_path: Path) -> None:
     if queue:
         assert "long" in script
         assert "02:00" in script
+
+
+def test_ids_with_commas_are_told_apart() -> None:
+    summary = Summary(slowest=[("a,b", 2.0), ("c", 1.0)])
+    assert str(summary).endswith('; slowest: "a,b" 2.0 s, c 1.0 s')
