@@ -131,7 +131,9 @@ def export_webdataset(
     # webdataset's own ShardWriter cuts a shard only after it has grown too large
     samples = (_sample(number, clip_id, store[clip_id]) for number, clip_id in enumerate(store))
     sized = ((sample, sum(map(_tar_bytes, sample.values()))) for sample in samples)
-    most = shard_bytes - tarfile.RECORDSIZE  # archives are padded to whole records
+    # two empty blocks are an archive's end, and it is padded to whole records
+    records = shard_bytes // tarfile.RECORDSIZE
+    most = records * tarfile.RECORDSIZE - 2 * tarfile.BLOCKSIZE
     with _moved_when_complete(folder) as scratch:
         for number, batch in enumerate(_batches(sized, most)):
             path = scratch / f"{number:06}.tar"
