@@ -213,6 +213,8 @@ class Run:
             # the name that runs of version 3 have for it
             weights = {re.sub("^reader[.]", "sequence_model.", n): x for n, x in weights.items()}
             weights.setdefault("temperature", torch.ones(()))  # which runs before version 9 lack
+            if not weights["temperature"] > 0:
+                raise ValueError("a temperature that is not above zero")
             model = self._empty_model()
             model.load_state_dict(weights)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from features import Features, Recipe, Store, Writer
@@ -271,6 +273,15 @@ def test_features_of_another_recipe_are_refused(run: Run, tmp_path: Path) -> Non
         evaluate_run(run, Store(tmp_path))
 
 
+def with_temperature(path: Path, temperature: float | list[float]) -> None:
+    """Give a run's model another temperature, and the run no hash of it."""
+    weights = load_file(path / "model-0.safetensors")
+    weights["temperature"] = torch.tensor(temperature)
+    save_file(weights, path / "model-0.safetensors")
+    whole = json.loads((path / "run.json").read_text())
+    (path / "run.json").write_text(json.dumps({**whole, "weights": []}))
+
+
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
@@ -279,6 +290,8 @@ def test_features_of_another_recipe_are_refused(run: Run, tmp_path: Path) -> Non
         (lambda p: (p / "run.json").write_text('{"version": 99}'), "version 99"),
         (lambda p: (p / "model-0.safetensors").write_bytes(b"x" * 99), "not the weights"),
         (lambda p: (p / "model-0.safetensors").unlink(), "not the weights"),
+        (lambda p: with_temperature(p, 0.0), "not the weights.*not above zero"),
+        (lambda p: with_temperature(p, [2.0, 2.0]), "not the weights"),
     ],
 )
 def test_damaged_runs(run: Run, tmp_path: Path, break_it: object, message: str) -> None:

@@ -78,9 +78,9 @@ def fit(
         if not left:
             break
     for number, model in trained.items():
-        loss = best_epoch(histories[number]).val_loss
-        if config.task == "recognition":
-            loss = fit_temperature(model, data, splits[number].val, device, config.pooling)
+        if config.task == "detection":
+            continue
+        loss = fit_temperature(model, data, splits[number].val, device, config.pooling)
         if model.linear_term is not None:
             fit_linear_term(model.linear_term, data, splits[number], loss, config.class_weights)
     return [(trained[number], history) for number, history in enumerate(histories)]
