@@ -18,8 +18,8 @@ def network(**settings: Any) -> AVARNet:
     torch.manual_seed(0)
     options = {"stages": 3, "layers": 4, "channels": 8, **settings}
     model = AVARNet(SIZES, 4, Config(**options)).eval()
-    model.temperature.fill_(1.7)  # as if it were fitted
-    if model.linear_term is not None:  # as well
+    model.temperature.fill_(1.7)  # as if it were fitted, and the linear term
+    if model.linear_term is not None:
         for values in model.linear_term.state_dict().values():
             values.normal_()
     return model

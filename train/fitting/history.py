@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-AS_GOOD = 0.5  # standard errors above the least loss: such an epoch is as good as the best
+AS_GOOD = 0.5  # standard errors above the least loss: what is within them is as good as the best
 
 
 @dataclass(frozen=True)

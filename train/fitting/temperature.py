@@ -27,9 +27,9 @@ def fit_temperature(
     """Give a network its temperature; return its validation loss with it.
 
     The epoch that is kept is the last of those that are about as good, and by then a network that
-    learns few clips is surer than it is right (Guo et al., ICML 2017). It was chosen on the same
-    clips, which are too kind to it therefore: of temperatures within half a standard error of the
-    best, the highest is taken.
+    learns few clips is surer than it is right (Guo et al., ICML 2017). As it was chosen on the
+    same clips, their loss is optimistic: of temperatures within half a standard error of the best,
+    the highest is taken.
 
     Args:
         model: trained, on the device, without a linear term yet.

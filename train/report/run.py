@@ -76,28 +76,25 @@ def _facts(run: Run) -> dict[str, str]:
         "command": run.made.get("command", ""),
         "store": " + ".join(map(str, run.stores)),
         "manifest": "" if run.manifest is None else str(run.manifest),
-        "temperature": _temperatures(run),
-        "linear term": _linear_terms(run),
+        **_fitted_last(run),
         "this report": _by({"date": now, "version": version("avarnet")}),
     }
     return {name: visible(text) for name, text in facts.items() if text}
 
 
-def _temperatures(run: Run) -> str:
-    """Return by what the logits of the models are divided."""
+def _fitted_last(run: Run) -> dict[str, str]:
+    """Return by what the models' logits are divided, and how many have a linear term."""
     if run.config.task == "detection":
-        return ""
-    found = sorted({f"{float(model.temperature):.1f}" for model in run.all_models()}, key=float)
-    return found[0] if len(found) == 1 else f"{found[0]} to {found[-1]}"
-
-
-def _linear_terms(run: Run) -> str:
-    """Return in how many models the clips' averages tell something by themselves."""
-    if not run.config.has_linear_term:
-        return ""
-    terms = [model.linear_term for model in run.all_models()]
-    fitted = sum(term is not None and bool(term.weight.any()) for term in terms)
-    return f"in {fitted} of {len(terms)} models"
+        return {}
+    models = run.all_models()
+    found = sorted(float(model.temperature) for model in models)
+    lowest, highest = f"{found[0]:.1f}", f"{found[-1]:.1f}"
+    facts = {"temperature": lowest if lowest == highest else f"{lowest} to {highest}"}
+    if run.config.has_linear_term:
+        terms = [model.linear_term for model in models]
+        fitted = sum(term is not None and bool(term.weight.any()) for term in terms)
+        facts["linear term"] = f"in {fitted} of {len(terms)} models"
+    return facts
 
 
 def _by(made: Mapping[str, str]) -> str:
